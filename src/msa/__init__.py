@@ -1,0 +1,1 @@
+"""Memory Sparse Attention: language models with a memory inside their attention."""

@@ -1,0 +1,45 @@
+"""Every exception this package raises on purpose; a bad argument is a plain ``ValueError`` or ``TypeError``."""
+
+
+class MSAError(Exception):
+    """Base of all errors a user can act on; its message says what was expected, what was found and what to do."""
+
+
+class UnsupportedModelError(MSAError):
+    """A checkpoint whose family or options this package does not implement (for example a sliding window)."""
+
+
+class ModelNotFoundError(MSAError):
+    """A model name, folder, hub id or file that cannot be found or fetched."""
+
+
+class CheckpointError(MSAError):
+    """A checkpoint or adapter whose files are missing, damaged or do not fit the model."""
+
+
+class DocumentError(MSAError):
+    """An input file or line that cannot be read as documents; names the file and line."""
+
+
+class BankError(MSAError):
+    """Base of all errors about a memory folder."""
+
+
+class BankNotFoundError(BankError):
+    """A memory folder that does not exist, opened without ``create=True``."""
+
+
+class BankFormatError(BankError):
+    """A folder that is not a memory, or one of a format version this release does not know."""
+
+
+class BankMismatchError(BankError):
+    """A memory made by another model; both fingerprints are named."""
+
+
+class BankCorruptError(BankError):
+    """A memory file that is missing or whose checksum is wrong; the file is named."""
+
+
+class BankLockedError(BankError):
+    """Another process is writing to this memory; its process id is named."""

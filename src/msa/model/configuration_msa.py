@@ -1,0 +1,149 @@
+"""Configuration of an MSA model: the backbone's shape and the memory's settings, flat and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from msa.errors import UnsupportedModelError
+from msa.model.checkpoint import fields_from_published
+from msa.ops import RoutingSpec
+
+BACKBONES = ("llama", "mistral", "qwen2", "qwen3")
+# RoPE types whose angles do not depend on the sequence's length: an encoded document's keys stay valid
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+class MSAConfig(PreTrainedConfig):
+    """Settings of :class:`msa.MSAForCausalLM`; reads published checkpoints (``msa_config``) and our own flat fields.
+
+    Attributes:
+        backbone: family of the decoder: ``llama``, ``mistral``, ``qwen2`` or ``qwen3``.
+        attention_bias: biases on q/k/v (all families) and on o (Llama only).
+        mlp_bias: biases in the feed-forward layers (Llama only).
+        router_layers: indices of the router layers; None: the upper half; ``"all"`` or ``"2,3"`` are understood.
+        chunk_size: tokens pooled into one chunk, P.
+        top_k_docs: documents each router layer selects, k; also the question's position offset after the prefix.
+        decouple_router: separate router projections (the paper); False: the attention's own queries and keys route.
+        routing_similarity: ``cosine`` (the paper, the default) or ``dot`` (times head_dim^-0.5).
+        head_reduce, query_reduce, chunk_reduce: see :class:`msa.ops.RoutingSpec`.
+        routing_loss: the loss L_aux, one of ``msa.ops.ROUTING_LOSSES``.
+        routing_temperature: τ of the routing loss and the routing bias.
+        lm_loss_weight, routing_loss_weight, answer_loss_weight: weights of the training losses.
+        routing_bias: add α·(s_i − max s)/τ to the attention logits of selected document i (beyond the paper).
+        protocol: the transcript's strings (:class:`msa.documents.Protocol`); empty: the published ones.
+
+    Raises:
+        UnsupportedModelError: a family, RoPE type, sliding window or layer index this package does not implement.
+    """
+
+    model_type = "msa"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    backbone: str = "qwen3"
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    intermediate_size: int = 22016
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float | int = 0.0
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    router_layers: list[int] | str | None = None
+    chunk_size: int = 64
+    top_k_docs: int = 16
+    decouple_router: bool = True
+    routing_similarity: str | None = None
+    head_reduce: str = "mean"
+    query_reduce: str = "max"
+    chunk_reduce: str = "max"
+    routing_loss: str = "INFONCE_DECOUPLE"
+    routing_temperature: float = 0.1
+    lm_loss_weight: float = 1.0
+    routing_loss_weight: float = 0.1
+    answer_loss_weight: float = 1.0
+    routing_bias: bool = False
+    protocol: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        published = kwargs.pop("msa_config", None)
+        if published:
+            for field, value in fields_from_published(dict(published)).items():
+                if field != "routing_similarity" or self.routing_similarity is None:
+                    setattr(self, field, value)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self.router_layers = _parse_layers(self.router_layers, self.num_hidden_layers)
+        self.routing_similarity = self.routing_similarity or "cosine"
+        self._refuse_unsupported(kwargs)
+        super().__post_init__(**kwargs)
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in _ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"RoPE type {rope_type!r} changes its angles with the length of the text, so keys of encoded "
+                f"documents would not stay valid; supported are {', '.join(_ROPE_TYPES)}"
+            )
+
+    def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
+        if self.backbone not in BACKBONES:
+            raise UnsupportedModelError(
+                f"backbone family must be one of {', '.join(BACKBONES)}, found {self.backbone!r}"
+            )
+        window = kwargs.get("sliding_window")
+        if window and kwargs.get("use_sliding_window", True):
+            raise UnsupportedModelError(
+                f"this checkpoint attends through a sliding window of {window} tokens, which is not implemented: "
+                f"documents would be encoded differently from how the backbone reads them"
+            )
+        if self.chunk_size < 1 or self.top_k_docs < 1:
+            raise ValueError(
+                f"chunk_size and top_k_docs must be at least 1, got {self.chunk_size} and {self.top_k_docs}"
+            )
+        self.routing_spec()
+
+    def routing_spec(self, *, training: bool = False) -> RoutingSpec:
+        """How scores are made; with ``training`` the InfoNCE losses score by cosine, as the published trainer does."""
+        similarity = "cosine" if training and "INFONCE" in self.routing_loss else self.routing_similarity
+        assert similarity is not None
+        assert self.head_dim is not None
+        scaled = similarity == "dot" or not self.decouple_router
+        return RoutingSpec(
+            similarity=similarity,
+            scale=self.head_dim**-0.5 if scaled else 1.0,
+            head_reduce=self.head_reduce,
+            query_reduce=self.query_reduce,
+            chunk_reduce=self.chunk_reduce,
+        )
+
+
+def _parse_layers(layers: list[int] | str | None, num_layers: int) -> list[int]:
+    """None, ``"all"``, ``"2,3"`` or a list → sorted layer indices, each checked to exist."""
+    if layers is None:
+        return list(range(num_layers // 2, num_layers))
+    if isinstance(layers, str):
+        try:
+            layers = list(range(num_layers)) if layers.strip() == "all" else [int(part) for part in layers.split(",")]
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"router layers must be 'all' or indices like '18,19', found {layers!r}"
+            ) from error
+    chosen = sorted(set(layers))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= num_layers:
+        raise UnsupportedModelError(f"router layers {chosen} do not lie in 0..{num_layers - 1}")
+    return chosen

@@ -1,0 +1,58 @@
+"""Training losses on a forward pass's outputs: next token, and routing averaged over layers and samples.
+
+Axes: B rows, T tokens, V vocabulary, N documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msa.ops import Routing, routing_loss
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of ``logits`` ``[B, T, V]`` against the next label ``[B, T]``, mean over labels that are not −100.
+
+    Zero, still connected to the graph, where there is no label at all.
+    """
+    targets = labels[:, 1:]
+    labelled = targets != -100
+    predicted = logits[:, :-1][labelled].float()
+    if predicted.shape[0] == 0:
+        return logits.float().sum() * 0.0
+    return torch.nn.functional.cross_entropy(predicted, targets[labelled])
+
+
+def routing_loss_over_layers(
+    routing: dict[int, Routing], positives: list[list[int]], temperature: Tensor, method: str
+) -> Tensor:
+    """L_aux: the routing loss averaged over router layers and over the rows that have positives.
+
+    Args:
+        routing: router layer → routing of the batch.
+        positives: per row the indices of its relevant documents.
+        temperature: τ, clamped to [0.001, 0.5] as in the published trainer.
+        method: one of :data:`msa.ops.ROUTING_LOSSES`.
+
+    Raises:
+        ValueError: no routing to score, not one list per row, or an index that is no document.
+    """
+    if not routing:
+        raise ValueError("the routing loss needs a memory and a router layer in the upper half of the decoder")
+    first = next(iter(routing.values())).doc_scores
+    num_rows, num_docs = first.shape
+    if len(positives) != num_rows:
+        raise ValueError(f"positives must have one list per row: {num_rows} rows, {len(positives)} lists")
+    pairs = [(row, doc) for row, docs in enumerate(positives) for doc in docs]
+    if any(not 0 <= doc < num_docs for _, doc in pairs):
+        raise ValueError(f"positives must be document indices in 0..{num_docs - 1}, got {positives}")
+    mask = torch.zeros(num_rows, num_docs, dtype=torch.bool, device=first.device)
+    if pairs:
+        rows, docs = torch.tensor(pairs, device=first.device).T
+        mask[rows, docs] = True
+    tau = temperature.detach().float().clamp(0.001, 0.5)
+    with_positives = (mask & (first > float("-inf"))).any(1)
+    count = (with_positives.sum() * len(routing)).clamp(min=1)
+    total = torch.stack([routing_loss(layer.doc_scores, mask, tau, method).sum() for layer in routing.values()]).sum()
+    return total / count
