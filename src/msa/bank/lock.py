@@ -29,7 +29,7 @@ class WriterLock:
             self._file = open(folder / LOCK_NAME, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the lock
         except OSError as error:
             raise BankError(
-                f"the memory {folder} cannot be opened for writing ({error}). "
+                f"the memory {folder} cannot be opened for writing ({error.strerror or error}). "
                 "Open it with read_only=True, or grant write permission"
             ) from error
         try:

@@ -193,7 +193,8 @@ def check_documents(put: Sequence[StoredDocument], delete: Sequence[str]) -> Non
 
     Raises:
         ValueError: an empty or repeated id, an id both put and deleted, text that is not valid Unicode,
-            metadata that is not JSON, or parts with impossible spans or repeated numbers.
+            metadata that are not JSON with string keys, or parts with impossible spans or repeated numbers.
+        TypeError: ``delete`` is one string, or a part's fields are not ``int``.
     """
     if isinstance(delete, str):
         raise TypeError(f"delete must be a sequence of document ids, found the string {delete!r}")
@@ -207,7 +208,12 @@ def check_documents(put: Sequence[StoredDocument], delete: Sequence[str]) -> Non
             _check_unicode(getattr(document, name), f"{name} of document {document.id!r}")
         if not all(isinstance(key, str) for key in document.metadata):
             raise ValueError(f"metadata keys of document {document.id!r} must be strings")
+        text = dump_json(document.metadata, f"the metadata of document {document.id!r}")
+        if dump_json(json.loads(text), "metadata") != text:
+            raise ValueError(f"keys inside the metadata of document {document.id!r} must be strings")
         for part in document.parts:
+            if any(type(value) is not int for value in vars(part).values()):
+                raise TypeError(f"the fields of a part must be int, found {part}")
             if part.number < 1 or part.number in numbers:
                 raise ValueError(f"part numbers must be distinct and at least 1, found {part.number}")
             numbers.add(part.number)

@@ -120,9 +120,7 @@ def write_segment(
     Raises:
         BankError: the disk is full or failed; neither the temporary nor the final file is left behind.
     """
-    counts = SegmentInfo(
-        name=name, checksum="", num_bytes=0, num_parts=len(numbers), num_chunks=int(chunk_offsets[-1])
-    )
+    counts = SegmentInfo(name=name, checksum="", num_bytes=0, num_parts=len(numbers), num_chunks=int(chunk_offsets[-1]))
     file = folder / counts.file_name
     temporary = file.with_name(f".{file.name}{TEMPORARY_SUFFIX}")
     try:
@@ -223,4 +221,4 @@ def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -345,10 +345,8 @@ class MSAForCausalLM(PreTrainedModel):
             cache.local_mask = reader._local_columns(earlier, tokens, positions.device)
         # rows end at their last real token's position: padding repeats its neighbour's
         cache.next_position = positions.amax(1) + 1
-        if mask is not None and reader.cache is not None:
-            # a row that only got padding stays where it was
-            stayed = ~mask.any(1)
-            cache.next_position = torch.where(stayed, positions[:, 0], cache.next_position)
+        if mask is not None:  # a row that only got padding stays where it was
+            cache.next_position = torch.where(mask.any(1), cache.next_position, positions[:, 0])
         return cache
 
     def _with_losses(

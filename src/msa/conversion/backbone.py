@@ -1,0 +1,121 @@
+"""Where backbones come from: a Hugging Face folder, a hub id or a GGUF file, of the families the decoder implements."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from msa.errors import ModelNotFoundError, UnsupportedModelError
+from msa.model.configuration_msa import BACKBONES, MSAConfig
+
+log = logging.getLogger(__name__)
+
+_SHAPE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+@dataclass
+class Backbone:
+    """A plain causal language model before conversion."""
+
+    config: Any
+    weights: dict[str, Tensor]
+    tokenizer: Any
+
+
+def config_from_backbone(config: Any, **memory_fields: Any) -> MSAConfig:
+    """The MSA config of a transformers config of a supported family.
+
+    Args:
+        config: a Llama, Mistral, Qwen2 or Qwen3 config.
+        memory_fields: fields of :class:`MSAConfig` such as ``router_layers`` or ``chunk_size``.
+
+    Raises:
+        UnsupportedModelError: another family, a sliding window, or a RoPE type that depends on the text's length.
+    """
+    family = config.model_type
+    if family not in BACKBONES:
+        raise UnsupportedModelError(
+            f"family {family!r} is not supported; convert a checkpoint of one of: {', '.join(BACKBONES)}"
+        )
+    shape = {name: getattr(config, name) for name in _SHAPE_FIELDS if getattr(config, name, None) is not None}
+    # Qwen2 has q/k/v biases without a field that says so
+    bias = True if family == "qwen2" else bool(getattr(config, "attention_bias", False))
+    window = getattr(config, "sliding_window", None)
+    if family in ("qwen2", "qwen3") and not getattr(config, "use_sliding_window", False):
+        window = None
+    return MSAConfig(
+        backbone=family,
+        head_dim=getattr(config, "head_dim", None),
+        attention_bias=bias,
+        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        sliding_window=window,
+        **shape,
+        **memory_fields,
+    )
+
+
+def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a backbone and its tokenizer.
+
+    Args:
+        source: a Hugging Face folder, a ``.gguf`` file or a hub id.
+        dtype: dtype of the weights returned.
+
+    Raises:
+        ModelNotFoundError: nothing there, or the hub cannot be reached.
+        UnsupportedModelError: a family that is not implemented (before any weight is read).
+    """
+    where, options = _locate(source)
+    try:
+        if not options:
+            config_from_backbone(AutoConfig.from_pretrained(where))
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        if options:
+            # packed GGUF weights are slower than the plain ones: unpack once
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelNotFoundError(f"cannot load a backbone from {str(source)!r}: {first_line}") from error
+    except ValueError as error:
+        raise UnsupportedModelError(f"cannot read {str(source)!r} as a causal language model: {error}") from error
+    config_from_backbone(model.config)
+    return Backbone(config=model.config, weights=model.state_dict(), tokenizer=tokenizer)
+
+
+def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
+    """What to hand to ``from_pretrained``: a folder or hub id, and for a GGUF file its folder and name."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelNotFoundError(f"no such GGUF file: {path}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(f"{path} has no config.json; expected a Hugging Face model folder")
+        return str(path), {}
+    if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+        raise ModelNotFoundError(f"{source} is neither a model folder, a .gguf file nor a hub id like 'owner/name'")
+    return str(source), {}

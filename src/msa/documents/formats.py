@@ -1,0 +1,298 @@
+"""From the bytes of one file to its text: plain text of any kind, HTML and PDF.
+
+Every function here works on bytes already read and raises :class:`NotTextError` with the reason, as half a sentence;
+:mod:`msa.documents.readers` decides whether that skips the file or stops the user.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+# bs4 and pypdf are imported where they are used: together they take 0.3 s, and most runs meet neither HTML nor PDF
+
+MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx", ".qmd", ".rmd"})
+RST_SUFFIXES = frozenset({".rst", ".rest"})
+HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+PDF_SUFFIXES = frozenset({".pdf"})
+# text whatever its first bytes look like; a file of any other name must look like text (see _looks_binary)
+_TEXT_SUFFIXES = MARKDOWN_SUFFIXES | RST_SUFFIXES | frozenset({".txt", ".text", ".log", ".csv", ".tsv", ".tex", ".org"})
+
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACED = "utf-8 with replacements"
+_SNIFFED_BYTES = 65_536
+_FEW = 16  # this many odd characters are forgiven in a text of any length
+_BINARY = "is a binary file. Convert it to PDF, HTML or plain text first"
+_NOT_UTF8 = "is not UTF-8 text. Convert it first, for example: iconv -f ENCODING -t UTF-8 IN > OUT"
+_MAX_TITLE_CHARS = 200
+
+
+class NotTextError(Exception):
+    """Bytes that hold no readable text; the message is half a sentence such as ``is encrypted. Decrypt it first``."""
+
+
+@dataclass
+class FileText:
+    """The text of one file, its title where the file states one, and what else the format knows about it."""
+
+    text: str
+    title: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def extract(data: bytes, name: str) -> FileText:
+    """Read the bytes of a file as its suffix and first bytes say.
+
+    Args:
+        data: the whole file.
+        name: its name; only the suffix is looked at.
+
+    Raises:
+        NotTextError: a binary file, a damaged or encrypted PDF, a PDF without a text layer.
+    """
+    suffix = PurePath(name).suffix.lower()
+    if suffix in PDF_SUFFIXES or data.startswith(b"%PDF-"):
+        return _extract_pdf(data)
+    if suffix in HTML_SUFFIXES:
+        return _extract_html(data)
+    text, metadata = decode(data)
+    if not is_utf16(data):
+        _require_text(data[:_SNIFFED_BYTES], strict=suffix not in _TEXT_SUFFIXES)
+    title = None
+    if suffix in MARKDOWN_SUFFIXES:
+        title = markdown_title(text)
+    elif suffix in RST_SUFFIXES:
+        title = rst_title(text)
+    return FileText(text, title, metadata)
+
+
+def clean_text(text: str) -> str:
+    r"""Make any Python string storable: no lone surrogates, no NUL characters, line ends as LF.
+
+    >>> clean_text("a\r\nb\ud800\x00")
+    'a\nb\ufffd'
+    """
+    text = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    return clean_surrogates(text)
+
+
+def clean_surrogates(text: str) -> str:
+    """Join surrogate pairs into the character they encode and replace each lone surrogate by U+FFFD."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    joined = _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+    return _SURROGATE.sub("\ufffd", joined)
+
+
+def decode(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Decode bytes as UTF-8, or as UTF-16 where a byte order mark says so.
+
+    Returns:
+        The cleaned text (see :func:`clean_text`), and ``{"decoding": ...}`` if invalid bytes became U+FFFD.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return clean_text(data.decode("utf-16")), {}
+        except UnicodeDecodeError:
+            return clean_text(data.decode("utf-16", "replace")), {"decoding": "utf-16 with replacements"}
+    try:
+        return clean_text(data.decode("utf-8-sig")), {}
+    except UnicodeDecodeError:
+        return clean_text(data.decode("utf-8-sig", "replace")), {"decoding": _REPLACED}
+
+
+def is_utf16(data: bytes) -> bool:
+    """Whether the bytes begin with a UTF-16 byte order mark."""
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def _require_text(head: bytes, *, strict: bool) -> None:
+    """Refuse the first bytes of a file that are plainly not text; ``strict`` for names that do not promise text."""
+    # tab, LF, form feed, CR, backspace (man pages) and escape (terminal colours) do occur in text
+    num_controls = len(head) - len(head.translate(None, bytes(set(range(32)) - {8, 9, 10, 12, 13, 27})))
+    if strict and (b"\0" in head or num_controls > max(4, 0.02 * len(head))):
+        raise NotTextError(_BINARY)
+    if num_controls > max(_FEW, 0.3 * len(head)):
+        raise NotTextError(_BINARY)
+    # few bytes of Western text in an old encoding are invalid as UTF-8, most of Cyrillic or Asian text is
+    if len(head) - len(head.decode("utf-8", "ignore").encode()) > max(_FEW, 0.3 * len(head)):
+        raise NotTextError(_NOT_UTF8)
+
+
+def markdown_title(text: str) -> str | None:
+    """The ``title:`` of a front matter, else the first heading (``# …`` or underlined) outside code fences."""
+    lines = text[:_SNIFFED_BYTES].split("\n")
+    start = 0
+    if lines[0].strip() == "---" and "---" in [line.strip() for line in lines[1:]]:
+        start = next(i for i, line in enumerate(lines) if i and line.strip() == "---") + 1
+        for line in lines[1:start]:
+            if match := re.match(r"title:\s*(['\"]?)(.+?)\1\s*$", line):
+                return _one_line(match[2])
+    fence = ""
+    previous = ""
+    for line in lines[start:]:
+        if fence:
+            if line.strip().startswith(fence):
+                fence = ""
+        elif match := re.match(r" {0,3}(```|~~~)", line):
+            fence = match[1]
+        elif match := re.match(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$", line):
+            if title := _plain_markdown(match[1]):
+                return title
+        elif re.match(r"(=+|-+)\s*$", line) and re.match(r"[^\s>*+|`-]", previous):
+            return _plain_markdown(previous)
+        previous = line
+    return None
+
+
+def _plain_markdown(heading: str) -> str | None:
+    heading = re.sub(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])", r"\1", heading)
+    return _one_line(re.sub(r"[*`]+|<[^>]*>", "", heading))
+
+
+def rst_title(text: str) -> str | None:
+    """The first line underlined by at least as many punctuation marks."""
+    lines = [line.rstrip() for line in text[:_SNIFFED_BYTES].split("\n")]
+    for line, underline in itertools.pairwise(lines):
+        if line.strip() and re.fullmatch(r"([^\w\s])\1*", underline) and len(underline) >= len(line.strip()) > 1:
+            if re.fullmatch(r"([^\w\s])\1*", line):
+                continue  # two lines of marks: an overline
+            return _one_line(line)
+    return None
+
+
+def _one_line(title: str | None) -> str | None:
+    title = " ".join(clean_text(title or "").split())
+    return title[:_MAX_TITLE_CHARS] or None
+
+
+# HTML
+
+# not "head": the parser leaves an unclosed one open, and then the whole page is inside it
+_HIDDEN_TAGS = frozenset(
+    {"title", "script", "style", "template", "noscript", "svg", "math", "iframe", "object", "canvas", "audio", "video"}
+)
+_PARAGRAPH_TAGS = frozenset(
+    {"h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "blockquote", "ul", "ol", "dl", "table", "figure", "hr"}
+    | {"address", "article", "aside", "body", "details", "dialog", "fieldset", "footer", "form", "header", "main"}
+    | {"nav", "section"}
+)
+_LINE_TAGS = frozenset({"caption", "dd", "div", "dt", "figcaption", "legend", "option", "summary", "tr"})
+_CELL_TAGS = frozenset({"td", "th"})
+
+
+def _extract_html(data: bytes) -> FileText:
+    import bs4
+
+    declared = None if is_utf16(data) else bs4.dammit.EncodingDetector.find_declared_encoding(data, is_html=True)
+    text, metadata = decode(data)
+    if metadata and declared:
+        # UTF-8 came first, since pages that are UTF-8 but claim latin-1 outnumber the reverse
+        with contextlib.suppress(LookupError, UnicodeDecodeError):
+            text, metadata = clean_text(data.decode(declared)), {}
+    soup = bs4.BeautifulSoup(text, "html.parser")
+    titles = [tag.get_text() for tag in soup.find_all("title") if not tag.find_parent("svg")]
+    titles += [tag.get_text() for tag in soup.find_all("h1")]
+    title = next(filter(None, map(_one_line, titles)), None)
+    return FileText(_visible_text(soup), title, metadata)
+
+
+def _visible_text(soup: Any) -> str:
+    """Text as a browser would show it: white space folded, paragraphs apart, ``<pre>`` kept as it is."""
+    import bs4
+
+    pieces: list[str] = []
+    # an explicit stack, since pages may nest deeper than Python recurses; a string on the stack closes its element
+    stack: list[tuple[Any, bool]] = [(soup, False)]
+    while stack:
+        node, in_pre = stack.pop()
+        if type(node) is str:
+            pieces.append(node)
+        elif isinstance(node, bs4.Tag):
+            if _is_hidden(node):
+                continue
+            opening, closing = _breaks(node.name)
+            pieces.append(opening)
+            stack.append((closing, False))
+            in_pre = in_pre or node.name in ("pre", "textarea")
+            stack.extend((child, in_pre) for child in reversed(node.contents))
+        elif type(node) in (bs4.NavigableString, bs4.CData):  # comments, doctypes and scripts are subclasses
+            text = re.sub("[\x01-\x04]", "", node)
+            pieces.append(
+                text.replace(" ", _PRE_SPACE).replace("\n", _PRE_NEWLINE) if in_pre else re.sub(r"\s+", " ", text)
+            )
+    text = re.sub("[ \t\n\x03\x04]+", lambda run: _fold(run[0]), "".join(pieces))
+    text = re.sub(r"(?m)^-\n+", "- ", text)  # an item of a list that begins with a paragraph
+    lines = text.replace(_PRE_SPACE, " ").replace(_PRE_NEWLINE, "\n").split("\n")
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+# In a text being put together, spaces and line ends inside <pre>, and the borders of lines and of paragraphs.
+_PRE_SPACE, _PRE_NEWLINE, _LINE, _PARAGRAPH = "\x01", "\x02", "\x03", "\x04"
+
+
+def _fold(run: str) -> str:
+    """What to show for a run of white space and borders."""
+    if _PARAGRAPH in run or run.count("\n") > 1:
+        return "\n\n"
+    if _LINE in run or "\n" in run:
+        return "\n"
+    return "\t" if "\t" in run else " "
+
+
+def _breaks(tag: str) -> tuple[str, str]:
+    if tag in _PARAGRAPH_TAGS:
+        return _PARAGRAPH, _PARAGRAPH
+    if tag == "li":
+        return f"{_LINE}- ", _LINE
+    if tag in _LINE_TAGS:
+        return _LINE, _LINE
+    if tag == "br":
+        return "\n", ""
+    return ("", "\t") if tag in _CELL_TAGS else ("", "")
+
+
+def _is_hidden(tag: Any) -> bool:
+    if tag.name in _HIDDEN_TAGS or tag.has_attr("hidden"):
+        return True
+    return re.search(r"display\s*:\s*none", str(tag.get("style") or ""), re.IGNORECASE) is not None
+
+
+# PDF
+
+
+def _extract_pdf(data: bytes) -> FileText:
+    import pypdf
+
+    if not data.strip(b"\0 \r\n\t"):
+        raise NotTextError("is empty")
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise NotTextError("is encrypted. Remove its password first: qpdf --decrypt --password=... IN.pdf OUT.pdf")
+        pages = [clean_text(page.extract_text()).strip() for page in reader.pages]
+        title = reader.metadata.title if reader.metadata else None
+    except NotTextError:
+        raise
+    except pypdf.errors.DependencyError as error:
+        raise NotTextError("is encrypted with AES. Decrypt it first: qpdf --decrypt IN.pdf OUT.pdf") from error
+    # a damaged PDF surfaces in pypdf as almost any exception (KeyError, TypeError, RecursionError, ...)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NotTextError(
+            f"is not a PDF that can be read ({reason}). Try to repair it: qpdf IN.pdf OUT.pdf"
+        ) from error
+    text = "\n\n".join(page for page in pages if page)
+    if not text:
+        raise NotTextError(
+            f"holds no text on its {len(pages)} page{'s' * (len(pages) != 1)}, so it is probably scanned. "
+            "Add a text layer first: ocrmypdf IN.pdf OUT.pdf"
+        )
+    return FileText(text, _one_line(str(title)) if title else None, {"pages": len(pages)})

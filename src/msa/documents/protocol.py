@@ -1,0 +1,226 @@
+"""The transcript: every string the model and the engine exchange, and their token ids. The only file that knows them.
+
+A template is plain text with control tokens and ``{fields}``. Control tokens are recognised in the template alone:
+what fills a field is encoded as plain text, so a document or a question cannot forge a part of the transcript.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from msa.errors import CheckpointError
+
+RETRIEVALS = ("generative", "routed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolStrings:
+    """Strings of one checkpoint's transcript; the defaults are the published checkpoint's.
+
+    Attributes:
+        document: a document as it is encoded; its id stands at both ends, so in its first and last chunk.
+        prefix: what precedes every question; its keys and values are kept and reused.
+        question: the user's turn after the prefix.
+        question_end: ends the user's turn and opens the model's.
+        reference_end: token that ends a list of ids, and the engine's insertions.
+        end_of_retrieve: what the model writes when it has enough.
+        expanded_document: a document's original text as the engine inserts it.
+        answer_request: inserted before the answer.
+        answer_lead: opening of the answer that is not shown to the user.
+        answer_end: token that ends the answer.
+        route_whole_turn: True: the whole user turn routes (as published); False: only the user's own words.
+        retrieval: ``generative``: the model writes ids; ``routed``: the best documents by the mean of the router
+            layers' scores, for models not trained to write ids.
+        reader_prompt: routed mode: what the model is given to answer from; ``{documents}`` holds the documents.
+        reader_document: routed mode: one document inside ``reader_prompt``.
+        reader_lead: routed mode: opening of the answer, shown to the user; ``{title}`` is chosen by the model among
+            the documents it was given. Empty: none.
+        reader_documents: routed mode: how many documents the model is given, best first.
+        max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
+    """
+
+    document: str = "<|im_start|>[{id}]. {text}[{id}]<|im_end|>"
+    prefix: str = "<|im_start|>user\n"
+    question: str = (
+        "\nPlease answer the question based on the above historical document information\n\n{question}\n"
+        "Please return all documents related to the question\n"
+    )
+    question_end: str = "<|im_end|>\n<|im_start|>"
+    reference_end: str = "<|object_ref_end|>"
+    end_of_retrieve: str = "<End-of-Retrieve>"
+    expanded_document: str = "[{id}]. {text}\n"
+    answer_request: str = "<|im_start|>The user's question is: {question}\n<|object_ref_end|>"
+    answer_lead: str = "The answer to the question is:"
+    answer_end: str = "<|im_end|>"
+    route_whole_turn: bool = True
+    retrieval: str = "generative"
+    reader_prompt: str = "{documents}\nQuestion: {question}<|im_end|>\n<|im_start|>"
+    reader_document: str = "{text}\n\n"
+    reader_lead: str = ""
+    reader_documents: int = 3
+    max_document_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.retrieval not in RETRIEVALS:
+            raise ValueError(f"retrieval must be one of {', '.join(RETRIEVALS)}, got {self.retrieval!r}")
+        for name, needed in (("document", ("{id}", "{text}")), ("question", ("{question}",))):
+            missing = [part for part in needed if part not in getattr(self, name)]
+            if missing:
+                raise ValueError(f"the protocol's {name!r} must contain {' and '.join(missing)}")
+
+    @classmethod
+    def from_config(cls, settings: dict[str, Any] | None) -> ProtocolStrings:
+        """Strings from a checkpoint's ``protocol`` field; what it leaves out is as published.
+
+        Raises:
+            CheckpointError: a key that is not one of these.
+        """
+        unknown = sorted(set(settings or {}) - {field.name for field in fields(cls)})
+        if unknown:
+            raise CheckpointError(f"unknown key(s) in the config's protocol: {', '.join(unknown)}")
+        return cls(**(settings or {}))
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` reads."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids, and for each whether it belongs to the marked field."""
+
+    ids: list[int]
+    marked: list[bool]
+
+
+class Protocol:
+    """A transcript's strings compiled with a tokenizer.
+
+    Args:
+        strings: the checkpoint's strings.
+        tokenizer: a transformers tokenizer with a ``tokenizers`` backend.
+
+    Raises:
+        CheckpointError: the tokenizer has no backend, or a control string of one token is not in its vocabulary.
+    """
+
+    def __init__(self, strings: ProtocolStrings, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CheckpointError(
+                f"{type(tokenizer).__name__} has no fast backend; save the tokenizer as tokenizer.json and load it again"
+            )
+        self.strings = strings
+        self.tokenizer = tokenizer
+        self._control = {token: index for token, index in tokenizer.get_added_vocab().items() if token.strip()}
+        self._control_ids = frozenset(self._control.values())
+        parts = sorted(map(re.escape, self._control), key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(parts)})") if parts else None
+        # encodes control tokens as the plain text they are; a copy, because the setting is the tokenizer's own state
+        self._plain = Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True
+        self._plain.no_padding()
+        self._plain.no_truncation()
+        self.prefix_ids = self.template_ids(strings.prefix)
+        self.question_end_ids = self.template_ids(strings.question_end)
+        self.answer_end_id = self._single(strings.answer_end)
+        self.reference_end_id = self._single(strings.reference_end)
+
+    def _single(self, text: str) -> int:
+        ids = self.template_ids(text)
+        if len(ids) != 1:
+            raise CheckpointError(
+                f"the protocol's control string {text!r} is {len(ids)} tokens in this vocabulary; name one that is a "
+                f"single token, for instance one of {', '.join(sorted(self._control)[:8])}"
+            )
+        return ids[0]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text that is nothing but text, whatever it contains."""
+        return self._encode_plain(text)[0]
+
+    def plain_starts(self, text: str) -> list[int]:
+        """Start offset in characters of each token of a plain text."""
+        return [start for start, _ in self._encode_plain(text)[1]]
+
+    def template_ids(self, template: str, **values: str) -> list[int]:
+        """Token ids of a template whose fields are filled with plain text."""
+        return self.encode_template(template, None, **values).ids
+
+    def encode_template(self, template: str, mark: str | None, /, **values: str) -> EncodedText:
+        """Token ids of a template whose fields are filled with plain text; tokens of field ``mark`` are marked.
+
+        Text between two control tokens is encoded in one piece, template and fields together, as a model that was
+        trained on whole transcripts has seen it.
+        """
+        ids: list[int] = []
+        marked: list[bool] = []
+        for piece in self._split.split(template) if self._split else [template]:
+            if piece in self._control:
+                ids.append(self._control[piece])
+                marked.append(False)
+                continue
+            text, span = _fill(piece, mark, values)
+            piece_ids, offsets = self._encode_plain(text)
+            ids += piece_ids
+            marked += [start < span[1] and end > span[0] for start, end in offsets]
+        return EncodedText(ids, marked)
+
+    def document_ids(self, number: int, text: str) -> list[int]:
+        """A document as it is encoded into memory."""
+        return self.template_ids(self.strings.document, id=str(number), text=text)
+
+    def question_turn(self, question: str) -> EncodedText:
+        """The user's turn after the prefix up to the opening of the model's; routing tokens are marked."""
+        turn = self.encode_template(self.strings.question, "question", question=question)
+        marked = [True] * len(turn.ids) if self.strings.route_whole_turn else turn.marked
+        end = self.question_end_ids
+        return EncodedText(turn.ids + end, marked + [False] * len(end))
+
+    def expansion(self, documents: Sequence[tuple[int, str]]) -> EncodedText:
+        """Original texts of ``(number, text)`` as inserted into the transcript; all but the closing token routes."""
+        ids: list[int] = []
+        for number, text in documents:
+            ids += self.template_ids(self.strings.expanded_document, id=str(number), text=text)
+        return EncodedText([*ids, self.reference_end_id], [True] * len(ids) + [False])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, control tokens left out."""
+        kept = [index for index in ids if index not in self._control_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, control tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _encode_plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if not text:
+            return [], []
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        for (start, end), index in zip(offsets, ids, strict=True):
+            # an added token that the tokenizer does not call special: cut it in two, so that it is not seen
+            if index in self._control_ids and end - start > 1:
+                left_ids, left = self._encode_plain(text[: start + 1])
+                right_ids, right = self._encode_plain(text[start + 1 :])
+                moved = [(a + start + 1, b + start + 1) for a, b in right]
+                return left_ids + right_ids, left + moved
+        return ids, offsets
+
+
+def _fill(piece: str, mark: str | None, values: dict[str, str]) -> tuple[str, tuple[int, int]]:
+    """Fill ``{fields}`` of one piece of a template; also the character span the field ``mark`` takes."""
+    text, span = "", (0, 0)
+    for part in re.split(r"(\{\w+\})", piece):
+        name = part[1:-1]
+        if part.startswith("{") and part.endswith("}") and name in values:
+            if name == mark:
+                span = (len(text), len(text) + len(values[name]))
+            part = values[name]
+        text += part
+    return text, span

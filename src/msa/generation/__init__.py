@@ -1,0 +1,1 @@
+"""Sparse generation (stage 3) and Memory Interleave."""

@@ -1,0 +1,62 @@
+"""Logits → token: greedy, temperature, top-k, top-p; one random generator per row, so that rows do not disturb each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens whose probability reaches this much; 1: all.
+        top_k: most probable tokens kept; 0: all.
+        seed: for repeatable draws; None: fresh randomness.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise ValueError(f"temperature must lie in 0..100, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+
+    def generator(self) -> torch.Generator | None:
+        """A generator for one row; None where nothing is random."""
+        if self.temperature == 0:
+            return None
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Draw one token from logits ``[V]``; drawn on the CPU, so a seed gives the same token on every device."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    scores = logits.float().cpu() / sampling.temperature
+    if sampling.top_k and sampling.top_k < scores.shape[0]:
+        scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[-1], float("-inf"))
+    probabilities = scores.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(0) - ordered  # probability of the tokens ahead of each
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(before >= sampling.top_p, 0))
+    return int(torch.multinomial(probabilities, 1, generator=generator))

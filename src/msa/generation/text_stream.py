@@ -1,0 +1,73 @@
+"""Tokens → text pieces: whole characters only, stop strings found across tokens, the hidden lead left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msa.documents import Protocol
+
+_UNFINISHED = "\ufffd"  # what a cut UTF-8 sequence decodes to
+
+
+class TextStream:
+    """Text of one answer as its tokens arrive.
+
+    Args:
+        protocol: decodes tokens.
+        stop: strings that end the answer; neither they nor what follows is shown.
+        hidden_lead: opening that is dropped if the text starts with it.
+
+    Attributes:
+        text: everything shown so far.
+        stopped: whether a stop string was met.
+    """
+
+    def __init__(self, protocol: Protocol, stop: Sequence[str] = (), hidden_lead: str = "") -> None:
+        self._protocol = protocol
+        self._stop = [string for string in stop if string]
+        self._hidden_lead = hidden_lead.strip()
+        self._tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is certain to be shown and was not returned before."""
+        if self.stopped:
+            return ""
+        self._tokens.append(token)
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """The rest of the text, once no token follows."""
+        return "" if self.stopped else self._advance(final=True)
+
+    def _advance(self, final: bool) -> str:
+        whole = self._visible(self._protocol.decode(self._tokens), final)
+        for string in self._stop:
+            at = whole.find(string)
+            if at >= 0:
+                whole, self.stopped = whole[:at], True
+        if not final and not self.stopped:
+            whole = whole[: len(whole) - self._held(whole)]
+        piece = whole[len(self.text) :]
+        self.text += piece
+        return piece
+
+    def _visible(self, text: str, final: bool) -> str:
+        """Without the hidden lead; empty while it may still be coming."""
+        text = text.lstrip()
+        if not self._hidden_lead:
+            return text
+        if text.startswith(self._hidden_lead):
+            return text[len(self._hidden_lead) :].lstrip()
+        return "" if not final and self._hidden_lead.startswith(text) else text
+
+    def _held(self, text: str) -> int:
+        """Characters at the end that may still change: a cut character, the beginning of a stop string."""
+        held = len(text) - len(text.rstrip(_UNFINISHED))
+        for string in self._stop:
+            for size in range(min(len(string) - 1, len(text)), 0, -1):
+                if text.endswith(string[:size]):
+                    held = max(held, size)
+                    break
+        return held

@@ -1,0 +1,114 @@
+"""What answering returns and the events it streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A document found in the memory.
+
+    Attributes:
+        id: the user's id.
+        text: the original text; of a long document the part that was found.
+        score: mean over router layers of the document's routing score.
+        metadata: the user's metadata; parts of a long document also have ``part``, ``parts`` and ``offset`` (in
+            characters).
+        number: the document's number inside the memory, as the model writes it.
+    """
+
+    id: str
+    text: str
+    score: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+
+    @property
+    def title(self) -> str:
+        """Title, else path, else id: what to call the document."""
+        return str(self.metadata.get("title") or self.metadata.get("path") or self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of Memory Interleave.
+
+    Attributes:
+        retrieved: the users' ids of the documents this round added, best first.
+        numbers: their numbers inside the memory.
+        generated: what the model wrote; empty in routed mode.
+    """
+
+    retrieved: list[str]
+    numbers: list[int]
+    generated: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one question: ``prompt_tokens`` given to the model (the last prefill), ``completion_tokens`` written."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Sum of both."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        text: what the model wrote.
+        sources: the documents it was given, best first.
+        rounds: the rounds of Memory Interleave.
+        finish_reason: ``stop``, ``length`` or ``cancelled``.
+        usage: token counts.
+        timings: seconds: ``route`` (prefills that routed and writing ids), ``first_token``, ``total``.
+        notes: what the reader should know, such as documents shortened to fit the model's context.
+    """
+
+    text: str
+    sources: list[Hit]
+    rounds: list[Round]
+    finish_reason: str
+    usage: Usage
+    timings: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundStarted:
+    """Event: a round of retrieval begins; rounds count from 1."""
+
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRetrieved:
+    """Event: a document was retrieved and is given to the model."""
+
+    round: int
+    hit: Hit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPiece:
+    """Event: the next piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """Event: the last one; carries the whole answer."""
+
+    answer: Answer
+
+
+Event = RoundStarted | DocumentRetrieved | TextPiece | Done

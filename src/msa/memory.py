@@ -1,0 +1,372 @@
+"""The user's memory: documents in a folder that can be added to, changed, searched and asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
+from msa.documents import Document
+from msa.documents.readers import documents_from_mappings
+from msa.documents.splitting import split_text
+from msa.encoding import encode_in_batches
+from msa.engine import AskOptions, Engine
+from msa.errors import BankError
+from msa.generation.sampling import Sampling
+from msa.generation.types import Answer, Event, Hit
+from msa.model.bundle import MSAModel
+from msa.routing import BankView
+from msa.zoo import load
+
+_COMMIT_TOKENS = 65536  # encoded between two commits: what a kill can cost, and what is held in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddProgress:
+    """How far an :meth:`Memory.add` has come; all counts since its start.
+
+    Attributes:
+        documents: documents read so far, unchanged ones included.
+        encoded: documents committed after encoding.
+        unchanged: documents that were already there, with the same text.
+        tokens: tokens encoded.
+        characters: characters of the documents read.
+    """
+
+    documents: int = 0
+    encoded: int = 0
+    unchanged: int = 0
+    tokens: int = 0
+    characters: int = 0
+
+
+class Memory:
+    """A memory folder with the model that reads it; a context manager. Open one with :meth:`open`."""
+
+    def __init__(self, bank: MemoryBank, model: MSAModel | None) -> None:
+        self._bank = bank
+        self._model = model
+        self._engine: tuple[int, Engine] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: MSAModel | str | None = None,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+    ) -> Self:
+        """Open a memory folder, creating it if need be.
+
+        Args:
+            path: the folder.
+            model: the model that encodes and answers: loaded, or a name for :func:`msa.load`. None: the one the
+                memory was made with, or the default for a new memory; loaded when first needed.
+            create: make an empty memory where there is none.
+            read_only: refuse changes; any number of readers may have a memory open while one process writes.
+
+        Raises:
+            BankNotFoundError: no memory there and ``create`` is False (or ``read_only`` is True).
+            BankMismatchError: the memory was made by another model.
+            BankLockedError: another process is writing to it.
+            BankFormatError, BankCorruptError: it is no memory, or a damaged one.
+        """
+        if isinstance(model, str):
+            model = load(model)
+        if create and not read_only and not MemoryBank.exists(path):
+            model = model or load()
+            return cls(MemoryBank.create(path, fingerprint=model.fingerprint, spec=_spec_of(model)), model)
+        bank = MemoryBank.open(
+            path,
+            fingerprint=None if model is None else model.fingerprint,
+            model_name=None if model is None else model.name,
+            read_only=read_only,
+        )
+        return cls(bank, model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._bank.close()
+
+    @property
+    def model(self) -> MSAModel:
+        """The model; loaded now if it was not given.
+
+        Raises:
+            BankMismatchError: the model of that name is no longer the one the memory was made with.
+        """
+        if self._model is None:
+            model = load(self._bank.spec.model_name)
+            self._bank.check_fingerprint(model.fingerprint, model.name)
+            self._model = model
+        return self._model
+
+    @property
+    def bank(self) -> MemoryBank:
+        """The bank underneath."""
+        return self._bank
+
+    def __len__(self) -> int:
+        return len(self._bank)
+
+    def __contains__(self, doc_id: object) -> bool:
+        return doc_id in self._bank
+
+    def get(self, doc_id: str) -> Document | None:
+        """One document as it was added; None if it is not there."""
+        stored = self._bank.get(doc_id)
+        return None if stored is None else Document(id=stored.id, text=stored.text, metadata=stored.metadata)
+
+    def list(self, *, limit: int | None = None, after: str | None = None) -> list[Document]:
+        """Documents in the order they were first added, ``limit`` of them after document ``after``."""
+        stored = self._bank.list(limit=limit, after=after)
+        return [Document(id=item.id, text=item.text, metadata=item.metadata) for item in stored]
+
+    def add(
+        self,
+        documents: Iterable[Mapping[str, Any] | Document | str],
+        *,
+        progress: Callable[[AddProgress], None] | None = None,
+    ) -> list[str]:
+        """Encode documents into the memory.
+
+        The same id with the same text costs nothing; with new text it updates the document; of an id given several
+        times the last one stays. Work is committed as it goes: what an interrupted call had committed is kept, and
+        calling again goes on from there.
+
+        Args:
+            documents: mappings with ``text`` and optionally ``id`` and ``metadata``, :class:`Document` objects, or
+                plain strings; any iterable, read as it is needed.
+            progress: called after each batch and commit.
+
+        Returns:
+            The ids, one per document given.
+
+        Raises:
+            DocumentError: an item that is no document; names its position.
+        """
+        ids: list[str] = []
+        done = AddProgress()
+        for window in self._windows(documents_from_mappings(documents), ids):
+            done = self._add_window(window, done, progress)
+        return ids
+
+    def _windows(self, documents: Iterator[Document], ids: list[str]) -> Iterator[list[Document]]:
+        """Documents in groups of about one commit's size; notes every id."""
+        window: list[Document] = []
+        size = 0
+        for document in documents:
+            ids.append(document.id)
+            window.append(document)
+            size += len(document.text) // 3 + 16  # tokens, roughly
+            if size >= _COMMIT_TOKENS:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def _add_window(
+        self, window: list[Document], done: AddProgress, progress: Callable[[AddProgress], None] | None
+    ) -> AddProgress:
+        put: list[StoredDocument] = []
+        sequences: list[list[int]] = []
+        unchanged = len(window)
+        number = self._bank.next_number
+        for document in {document.id: document for document in window}.values():
+            digest = hashlib.sha256(document.text.encode()).hexdigest()
+            if self._bank.content_hash(document.id) == digest:
+                stored = self._bank.get(document.id)
+                assert stored is not None
+                if stored.metadata != document.metadata:
+                    put.append(_stored(document, digest, stored.parts))
+                continue
+            parts, encoded = self._split(document.text, number)
+            number += len(parts)
+            sequences += encoded
+            put.append(_stored(document, digest, parts))
+            unchanged -= 1
+
+        tokens_done = done.tokens
+
+        def report(tokens: int) -> None:
+            nonlocal tokens_done
+            tokens_done += tokens
+            if progress:
+                progress(AddProgress(**{**vars(done), "tokens": tokens_done}))
+
+        latents = self._encode(put, sequences, report) if sequences else None
+        if put:
+            self._bank.commit(put=put, latents=latents)
+        done = AddProgress(
+            documents=done.documents + len(window),
+            encoded=done.encoded + len(window) - unchanged,
+            unchanged=done.unchanged + unchanged,
+            tokens=tokens_done,
+            characters=done.characters + sum(len(document.text) for document in window),
+        )
+        if progress:
+            progress(done)
+        return done
+
+    def _split(self, text: str, number: int) -> tuple[tuple[Part, ...], list[list[int]]]:
+        """Parts of a text, numbered from ``number``, and the token ids each is encoded as."""
+        protocol, chunk_size = self.model.protocol, self._bank.spec.chunk_size
+        spans = split_text(text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts)
+        parts, sequences = [], []
+        for offset, (start, end) in enumerate(spans):
+            ids = protocol.document_ids(number + offset, text[start:end])
+            sequences.append(ids)
+            parts.append(
+                Part(
+                    number=number + offset,
+                    start=start,
+                    end=end,
+                    num_tokens=len(ids),
+                    num_chunks=-(-len(ids) // chunk_size),
+                )
+            )
+        return tuple(parts), sequences
+
+    def _encode(
+        self, put: Sequence[StoredDocument], sequences: Sequence[Sequence[int]], report: Callable[[int], None]
+    ) -> Latents:
+        """Stage 1 over the new parts, in the order of their numbers, in the bank's dtype on the CPU."""
+        memory = encode_in_batches(self.model.lm, sequences, progress=report)
+        dtype = getattr(torch, self._bank.spec.dtype)
+        first = self._bank.next_number
+
+        def stored(states: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+            return {layer: tensor.to("cpu", dtype) for layer, tensor in states.items()}
+
+        return Latents(
+            routing_keys=stored(memory.routing_keys),
+            keys=stored(memory.keys),
+            values=stored(memory.values),
+            numbers=torch.arange(first, first + len(sequences)),
+            chunk_offsets=memory.chunk_offsets.cpu(),
+        )
+
+    def delete(self, ids: Iterable[str]) -> list[str]:
+        """Remove documents; returns the ids that were there. Unknown ids are ignored."""
+        if isinstance(ids, str):
+            raise TypeError("delete expects several ids, as in memory.delete(['a']); got one string")
+        present = [doc_id for doc_id in dict.fromkeys(ids) if doc_id in self._bank]
+        if present:
+            self._bank.commit(delete=present)
+        return present
+
+    def search(self, query: str, top_k: int = 16, where: Mapping[str, Any] | None = None) -> list[Hit]:
+        """The best documents for a query by the mean of the router layers' scores; nothing is generated.
+
+        Args:
+            query: the user's words.
+            top_k: documents to return, at most; of a long document its best part.
+            where: metadata a document must have, ``{"lang": "en"}``.
+
+        Raises:
+            ValueError: an empty query or ``top_k`` below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        engine = self._current_engine()
+        wanted = top_k
+        while True:
+            hits = engine.search([query], wanted, where)[0]
+            best: dict[str, Hit] = {}
+            for hit in hits:
+                best.setdefault(hit.id, hit)
+            if len(best) >= top_k or len(hits) < wanted:
+                return [*best.values()][:top_k]
+            wanted *= 4  # parts of the same documents crowd the list: look further
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Answer one question; ``options`` as for :meth:`stream`."""
+        return self._current_engine().ask([question], _options(**options))[0]
+
+    def ask_many(self, questions: Sequence[str], **options: Any) -> list[Answer]:
+        """Answer several questions as one batch; each gets the answer it would get alone."""
+        return self._current_engine().ask(questions, _options(**options))
+
+    def stream(
+        self, question: str, *, cancelled: Callable[[], bool] | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """Answer one question, event by event.
+
+        Args:
+            question: the user's words.
+            cancelled: asked between tokens; True ends the answer with ``finish_reason="cancelled"``.
+            options: fields of :class:`msa.AskOptions` (``max_rounds``, ``max_new_tokens``, ``retrieval``, ``where``,
+                ``stop``, …) and of :class:`msa.Sampling` (``temperature``, ``top_p``, ``top_k``, ``seed``).
+
+        Yields:
+            :class:`msa.RoundStarted`, :class:`msa.DocumentRetrieved`, :class:`msa.TextPiece`, and one
+            :class:`msa.Done` with the whole :class:`msa.Answer`.
+
+        Raises:
+            ValueError: an empty question, or one too long for the model's context.
+            BankError: the memory holds no documents.
+        """
+        return self._current_engine().stream(question, _options(**options), cancelled)
+
+    def _current_engine(self) -> Engine:
+        """An engine over the memory's latest version."""
+        if len(self._bank) == 0:
+            raise BankError(f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…")
+        version = self._bank.version
+        if self._engine is None or self._engine[0] != version:
+            view = BankView(self._bank, self.model.device)
+            self._engine = (view.version, Engine(self.model, view))
+        return self._engine[1]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes: documents, parts, chunks, tokens, bytes on disk, and the model it was made with."""
+        return self._bank.stats()
+
+    def verify(self) -> list[str]:
+        """Check every checksum; returns one line per problem, naming the file. Empty: all is sound."""
+        return self._bank.verify()
+
+    def compact(self) -> dict[str, Any]:
+        """Rewrite the memory without deleted documents; returns what was gained."""
+        return self._bank.compact()
+
+
+def _spec_of(model: MSAModel) -> BankSpec:
+    config = model.lm.config
+    return BankSpec(
+        layers=tuple(config.router_layers),
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        chunk_size=config.chunk_size,
+        dtype=str(model.lm.dtype).removeprefix("torch."),
+        model_name=model.name,
+    )
+
+
+def _stored(document: Document, digest: str, parts: tuple[Part, ...]) -> StoredDocument:
+    return StoredDocument(
+        id=document.id, text=document.text, metadata=document.metadata, content_hash=digest, parts=parts
+    )
+
+
+def _options(**options: Any) -> AskOptions:
+    """Ask options from one flat set of keywords."""
+    drawn = {key: options.pop(key) for key in ("temperature", "top_p", "top_k", "seed") if key in options}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    if drawn:
+        options["sampling"] = Sampling(**drawn)
+    return AskOptions(**options)

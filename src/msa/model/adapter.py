@@ -1,0 +1,79 @@
+"""Adapters: a small safetensors file of routers and LoRA pairs laid over a backbone's weights.
+
+The file holds whole tensors under the model's own names (routers, routing bias) and LoRA pairs
+``<module>.lora_A.weight`` ``[r, in]`` and ``<module>.lora_B.weight`` ``[out, r]``, and in its metadata ``lora_scale``
+and ``backbone``, the fingerprint of the weights it was trained over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from msa.errors import CheckpointError
+
+_LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.no_grad()
+def apply_adapter(model: nn.Module, path: str | Path, *, checksum: str | None = None, backbone: str | None = None) -> None:
+    """Lay an adapter over a model's weights, in place.
+
+    Args:
+        model: the model; every tensor of the adapter must fit one of its parameters or linear layers.
+        path: the adapter's safetensors file.
+        checksum: expected SHA-256 of the file; None: not checked.
+        backbone: fingerprint of the model's weights, compared with the one the adapter names; None: not compared.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, of another checksum or backbone, or that does not fit. The
+            model is unchanged then.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such adapter file: {path}")
+    if checksum is not None and (found := file_checksum(path)) != checksum:
+        raise CheckpointError(f"adapter {path} is damaged: its SHA-256 is {found}, expected {checksum}; fetch it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"adapter {path} is not a readable safetensors file: {error}") from error
+    named = metadata.get("backbone")
+    if backbone is not None and named is not None and named != backbone:
+        raise CheckpointError(f"adapter {path} was trained over backbone {named}, these weights are {backbone}")
+    updates = _updates(dict(model.named_parameters()), tensors, float(metadata.get("lora_scale", 1.0)), path)
+    for parameter, value in updates:
+        parameter.copy_(value)
+
+
+def _updates(
+    parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], scale: float, path: Path
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """New value of every parameter the adapter touches; all checked before any is written."""
+    updates = []
+    for name, tensor in tensors.items():
+        if name.endswith(_LORA_B):
+            continue
+        target, value = name, tensor
+        if name.endswith(_LORA_A):
+            target = name.removesuffix(_LORA_A) + ".weight"
+            other = tensors.get(name.removesuffix(_LORA_A) + _LORA_B)
+            if other is None or target not in parameters:
+                raise CheckpointError(f"adapter {path}: {name} has no counterpart in the adapter or the model")
+            value = parameters[target].float() + scale * (other.float() @ tensor.float()).to(parameters[target].device)
+        if target not in parameters or parameters[target].shape != value.shape:
+            raise CheckpointError(f"adapter {path}: {name} {list(tensor.shape)} does not fit this model")
+        updates.append((parameters[target], value))
+    return updates

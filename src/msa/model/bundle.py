@@ -1,0 +1,143 @@
+"""A model ready for use: network, tokenizer and transcript together, loaded from one checkpoint folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from msa.documents import Protocol, ProtocolStrings
+from msa.errors import CheckpointError, ModelNotFoundError
+from msa.model.attention import PrefixMemory
+from msa.model.configuration_msa import MSAConfig
+from msa.model.modeling_msa import MSAForCausalLM
+
+_FINGERPRINT_SAMPLES = 65536  # elements read per tensor
+# settings that change what a document's latents are
+_FINGERPRINT_FIELDS = ("backbone", "router_layers", "chunk_size", "decouple_router", "rope_parameters", "protocol")
+
+
+class MSAModel:
+    """What :func:`msa.load` returns.
+
+    Attributes:
+        lm: the network.
+        tokenizer: its transformers tokenizer.
+        protocol: the transcript's strings and token ids.
+        name: what it was loaded as.
+    """
+
+    def __init__(self, lm: MSAForCausalLM, tokenizer: Any, name: str = "unnamed") -> None:
+        self.lm = lm.eval()
+        self.tokenizer = tokenizer
+        self.protocol = Protocol(ProtocolStrings.from_config(lm.config.protocol), tokenizer)
+        self.name = name
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.lm.parameters())
+        return f"MSAModel({self.name!r}, {size / 1e6:.1f}M parameters, {self.lm.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm.device
+
+    @cached_property
+    def prefix(self) -> PrefixMemory:
+        """Keys and values of the template prefix, computed once."""
+        with torch.inference_mode():
+            return self.lm.encode_prefix(torch.tensor(self.protocol.prefix_ids, device=self.device))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell whether two models make the same memory, whatever dtype they run in."""
+        return model_fingerprint(self.lm)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights, config (with the protocol) and tokenizer to ``folder``."""
+        self.lm.config.protocol = self.protocol.strings.to_config()
+        self.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+@torch.inference_mode()
+def model_fingerprint(lm: MSAForCausalLM) -> str:
+    """Hash of the settings and of up to 64K evenly spaced elements of every tensor, rounded to bfloat16."""
+    digest = hashlib.sha256()
+    settings = {field: getattr(lm.config, field) for field in _FINGERPRINT_FIELDS}
+    if settings["protocol"] is not None:
+        settings["protocol"] = {key: settings["protocol"].get(key) for key in ("document",)}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for name, parameter in sorted(lm.named_parameters()):
+        values = parameter.detach().flatten()
+        sampled = values[:: -(-values.numel() // _FINGERPRINT_SAMPLES)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        digest.update(sampled.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_checkpoint(
+    folder: str | Path, *, device: str = "auto", dtype: str = "auto", name: str | None = None
+) -> MSAModel:
+    """Load an MSA checkpoint folder.
+
+    Args:
+        folder: a folder with an MSA ``config.json``, weights and tokenizer, or a hub id of one.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:n``.
+        dtype: ``auto`` (see :func:`resolve_dtype`), ``bfloat16`` or ``float32``.
+        name: what to call it; None: the folder's name.
+
+    Raises:
+        ModelNotFoundError: no such folder, or files are missing.
+        CheckpointError: weights or tokenizer are damaged or do not fit the config.
+    """
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    try:
+        config = MSAConfig.from_pretrained(folder)
+        lm = MSAForCausalLM.from_pretrained(folder, config=config, dtype=kind)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ModelNotFoundError(f"cannot load {str(folder)!r}: {str(error).strip().splitlines()[0]}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"cannot read the weights in {str(folder)!r}: {error}") from error
+    return MSAModel(lm.to(where), tokenizer, name or Path(folder).name)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:n`` → a device that exists.
+
+    Raises:
+        ValueError: another word, or a CUDA device that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:n, got {device!r}") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} was asked for, but {torch.cuda.device_count()} CUDA device(s) are visible")
+    return chosen
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` → bfloat16 where the device computes in it natively, else float32.
+
+    Raises:
+        ValueError: a dtype that is not ``auto``, ``bfloat16`` or ``float32``.
+    """
+    if dtype == "auto":
+        native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+

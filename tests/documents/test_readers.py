@@ -1,0 +1,435 @@
+import io
+import json
+import logging
+import os
+
+import pypdf
+import pytest
+from pypdf.generic import DictionaryObject, NameObject, StreamObject
+
+from msa.documents.readers import read_documents
+from msa.errors import DocumentError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(path, content=""):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+
+
+def read(*paths):
+    skipped = []
+    documents = list(read_documents(paths, on_skip=skipped.append))
+    return documents, skipped
+
+
+def read_one(path):
+    (document,), skipped = read(path)
+    assert skipped == []
+    return document
+
+
+def pdf(*pages, title=None, password=None):
+    """A small PDF with one line of text on each page."""
+    writer = pypdf.PdfWriter()
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        font = DictionaryObject(
+            {NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")}
+            | {NameObject("/BaseFont"): NameObject("/Helvetica")}
+        )
+        page[NameObject("/Resources")] = DictionaryObject(
+            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
+        )
+        content = StreamObject()
+        content.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode() if text else b"")
+        page[NameObject("/Contents")] = content
+    if title:
+        writer.add_metadata({"/Title": title})
+    if password:
+        writer.encrypt(password, algorithm="RC4-128")
+    stream = io.BytesIO()
+    writer.write(stream)
+    return stream.getvalue()
+
+
+# folders and ids
+
+
+def test_a_folder_is_read_in_order_without_hidden_files_and_junk():
+    for path in ("b.txt", "a/z.md", "a/a.py", "B.txt", "Makefile"):
+        write(f"notes/{path}", "text")
+    for path in (".hidden", ".git/config", "node_modules/x.js", "a/__pycache__/x.txt", "draft.txt~", "env/pyvenv.cfg"):
+        write(f"notes/{path}", "text")
+    write("notes/env/readme.txt", "text")
+    documents, skipped = read("notes")
+    assert [d.id for d in documents] == ["notes/B.txt", "notes/Makefile", "notes/a/a.py", "notes/a/z.md", "notes/b.txt"]
+    assert skipped == []
+
+
+def test_a_hidden_file_is_read_when_it_is_named():
+    write(".notes/.todo", "text")
+    assert read_one(".notes/.todo").id == ".notes/.todo"
+    assert [d.id for d in read(".notes")[0]] == []
+
+
+def test_the_same_folder_elsewhere_gives_the_same_ids(tmp_path, monkeypatch):
+    write("one/notes/sub/a.md", "text")
+    write("two/notes/sub/a.md", "text")
+    ids = {read_one(path).id for path in ("one/notes", "two/notes/", tmp_path / "one" / "notes", "./two/../one/notes")}
+    monkeypatch.chdir("one/notes")
+    ids.add(read_one(".").id)
+    monkeypatch.chdir("sub")
+    ids.add(read_one("..").id)
+    assert ids == {"notes/sub/a.md"}
+
+
+def test_a_single_file_is_named_by_its_path(tmp_path):
+    write("notes/a.md", "text")
+    assert read_one("notes/a.md").id == "notes/a.md"
+    assert read_one("./notes/a.md").id == "notes/a.md"
+    assert read_one(tmp_path / "notes" / "a.md").id == f"{tmp_path.as_posix()}/notes/a.md"
+    assert read_one("./notes/a.md").metadata["path"] == "notes/a.md"
+
+
+def test_one_file_given_twice_is_one_document():
+    write("notes/a.md", "text")
+    write("notes/b.jsonl", '{"text": "b"}')
+    documents, _ = read("notes", "notes/a.md", "./notes", "notes/b.jsonl")
+    assert len(documents) == 2
+
+
+def test_two_files_with_one_id_are_refused_before_reading():
+    write("one/docs/a.md", "text")
+    write("two/docs/a.md", "text")
+    write("two/docs/b.md", "text")
+    with pytest.raises(DocumentError, match=r"one/docs/a\.md and two/docs/a\.md would both be .*'docs/a\.md'"):
+        read_documents(["one/docs", "two/docs"])
+
+
+def test_symbolic_links_are_followed_once():
+    write("notes/real/a.txt", "a")
+    write("elsewhere/b.txt", "b")
+    os.symlink("..", "notes/real/up")
+    os.symlink(".", "notes/here")
+    os.symlink("real", "notes/again")
+    os.symlink("../elsewhere", "notes/beside")
+    os.symlink("gone.txt", "notes/broken.txt")
+    documents, skipped = read("notes")
+    assert [d.id for d in documents] == ["notes/beside/b.txt", "notes/real/a.txt"]
+    assert len(skipped) == 1
+    assert skipped[0].startswith("notes/broken.txt cannot be read (No such file")
+
+
+def test_what_cannot_be_read_in_a_folder_is_skipped_and_reported(caplog):
+    write("notes/a.txt", "text")
+    write("notes/empty.md", " \n")
+    write("notes/image.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    write("notes/noise.bin", bytes(range(256)) * 20)
+    write("notes/page.html", "<script>1</script>")
+    write("notes/scan.pdf", pdf("", ""))
+    os.mkfifo("notes/pipe")
+    with caplog.at_level(logging.INFO, "msa.documents.readers"):
+        documents, skipped = read("notes")
+    assert [d.id for d in documents] == ["notes/a.txt"]
+    assert [message.split(" ", 1) for message in skipped] == [
+        ["notes/empty.md", "is empty"],
+        ["notes/image.png", "is a binary file. Convert it to PDF, HTML or plain text first"],
+        ["notes/noise.bin", "is a binary file. Convert it to PDF, HTML or plain text first"],
+        ["notes/page.html", "holds no text"],
+        ["notes/pipe", "is not a regular file"],
+        [
+            "notes/scan.pdf",
+            "holds no text on its 2 pages, so it is probably scanned. Add a text layer first: ocrmypdf IN.pdf OUT.pdf",
+        ],
+    ]
+    assert [record.message for record in caplog.records if record.name == "msa.documents.readers"] == [
+        f"skipped: {message}" for message in skipped
+    ]
+
+
+def test_an_empty_folder_is_reported():
+    os.mkdir("notes")
+    assert read("notes") == ([], ["notes holds no files to read"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_permissions():
+    write("notes/secret/a.txt", "text")
+    write("notes/b.txt", "text")
+    os.chmod("notes/secret", 0)
+    os.chmod("notes/b.txt", 0)
+    try:
+        assert len(read("notes")[1]) == 2
+        with pytest.raises(DocumentError, match=r"notes/secret cannot be listed \(Permission denied\)"):
+            read("notes/secret")
+        with pytest.raises(DocumentError, match=r"notes/b.txt cannot be read \(Permission denied\)"):
+            read("notes/b.txt")
+    finally:
+        os.chmod("notes/secret", 0o700)
+
+
+def test_a_file_name_that_is_not_utf8():
+    write(b"notes/caf\xe9.txt", b"text")
+    document = read_one("notes")
+    assert document.id == r"notes/caf\xe9.txt"
+    assert document.metadata == {"path": r"notes/caf\xe9.txt", "title": r"caf\xe9.txt"}
+
+
+# files the user named
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gone.txt", "gone.txt does not exist. It was looked for from /"),
+        ("https://example.org/a.html", "a.html does not exist. Download it first"),
+        ("dangling", "dangling does not exist. It is a symbolic link to something that is gone"),
+        ("image.png", "image.png is a binary file. Convert it to PDF, HTML or plain text first"),
+        ("noise.txt", "noise.txt is a binary file. Convert it to PDF, HTML or plain text first"),
+        ("russian.txt", "russian.txt is not UTF-8 text. Convert it first, for example: iconv -f"),
+        ("broken.pdf", "broken.pdf is not a PDF that can be read ("),
+        ("empty.pdf", "empty.pdf is empty"),
+        ("locked.pdf", "locked.pdf is encrypted. Remove its password first: qpdf --decrypt"),
+        ("scan.pdf", "scan.pdf holds no text on its 1 page, so it is probably scanned"),
+    ],
+)
+def test_a_named_file_that_cannot_be_read_says_what_to_do(path, message):
+    os.symlink("gone.txt", "dangling")
+    write("image.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    write("noise.txt", bytes(range(32)) * 50)
+    write("russian.txt", ("Все счастливые семьи похожи друг на друга " * 3).encode("cp1251"))
+    write("broken.pdf", b"%PDF-1.7\nnothing of the kind")
+    write("empty.pdf")
+    write("locked.pdf", pdf("text", password="secret"))
+    write("scan.pdf", pdf(""))
+    with pytest.raises(DocumentError) as caught:
+        read(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_named_empty_file_is_an_empty_document():
+    write("empty.md")
+    document = read_one("empty.md")
+    assert (document.text, document.metadata) == ("", {"path": "empty.md", "title": "empty.md"})
+
+
+def test_one_path_instead_of_a_list_is_refused(tmp_path):
+    for path in ("notes", tmp_path):
+        with pytest.raises(TypeError, match="put it into a list"):
+            read_documents(path)
+
+
+def test_files_are_read_one_by_one():
+    write("a.txt", "first")
+    write("b.txt", "second")
+    documents = read_documents(["a.txt", "b.txt"])
+    assert next(documents).text == "first"
+    write("b.txt", "changed")
+    assert next(documents).text == "changed"
+
+
+# decoding
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "decoding"),
+    [
+        ("naïve\r\nline\rend".encode(), "naïve\nline\nend", None),
+        ("\ufeffwith a mark".encode(), "with a mark", None),
+        ("漢字 and 👍".encode("utf-16"), "漢字 and 👍", None),
+        (b"\xfe\xff" + "big end\r\n".encode("utf-16-be"), "big end\n", None),
+        (b"caf\xe9 au lait", "caf\ufffd au lait", "utf-8 with replacements"),
+        (b"\xff\xfea\0b", "a\ufffd", "utf-16 with replacements"),
+        (b"nul\0character", "nulcharacter", None),
+    ],
+)
+def test_decoding(data, text, decoding):
+    write("a.txt", data)
+    document = read_one("a.txt")
+    assert document.text == text
+    assert document.metadata.get("decoding") == decoding
+
+
+# formats
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        ("a.md", "intro\n\n```sh\n# a comment\n```\n## The `title` of [this](x.md) ##\n# Later", "The title of this"),
+        ("a.md", "---\ntitle: 'From the front matter'\nx: 1\n---\n# Heading", "From the front matter"),
+        ("a.md", "---\nx: 1\n---\n# Heading", "Heading"),
+        ("a.markdown", "Underlined\n==========\n", "Underlined"),
+        ("a.md", "#hashtag\nno heading", "a.md"),
+        ("a.rst", ".. note:: x\n\n=====\nTitle\n=====\n\nSub\n---\n", "Title"),
+        ("a.rst", "no title\n--\n", "a.rst"),
+        ("a.txt", "# not a heading", "a.txt"),
+        ("sub/a.py", "# code", "a.py"),
+    ],
+)
+def test_titles(name, text, title):
+    write(name, text)
+    document = read_one(name)
+    assert document.text == text
+    assert document.metadata == {"path": name, "title": title}
+
+
+def test_html_is_its_visible_text():
+    write(
+        "a.html",
+        """<!DOCTYPE html><html><head><title> The
+        title </title><style>p {}</style></head><body><!-- comment --><nav hidden>menu</nav>
+        <h1>Heading</h1><p>One
+        <b>bold</b>, <i>two</i>&nbsp;&amp;<br>three</p><script>var x</script><div>four</div><div>five</div>
+        <ul><li>six</li><li><p>seven</p></li></ul><pre>def f():
+    return  1
+
+    # end</pre><table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>
+        <p style="color: red; display: none">invisible</p></body></html>""",
+    )
+    document = read_one("a.html")
+    assert document.metadata["title"] == "The title"
+    assert document.text == (
+        "Heading\n\nOne bold, two &\nthree\n\nfour\nfive\n\n- six\n- seven\n\n"
+        "def f():\n    return  1\n\n    # end\n\na\tb\nc\td"
+    )
+
+
+def test_html_with_a_declared_encoding():
+    write("a.htm", '<meta charset="windows-1252"><h1>Café</h1>'.encode("cp1252"))
+    document = read_one("a.htm")
+    assert (document.text, document.metadata) == ("Café", {"path": "a.htm", "title": "Café"})
+    write("a.htm", '<meta charset="no-such-thing"><p>Café'.encode("cp1252"))
+    assert read_one("a.htm").metadata["decoding"] == "utf-8 with replacements"
+
+
+def test_html_with_tags_left_open():
+    write("a.html", "<html><head><title>T</title><body><svg><title>icon</title></svg><p>one<p>two<ul><li>three<li>four")
+    document = read_one("a.html")
+    assert (document.text, document.metadata["title"]) == ("one\n\ntwo\n\n- three\n- four", "T")
+
+
+def test_html_nested_deeper_than_python_recurses():
+    write("a.html", "<div>" * 5_000 + "deep")
+    assert read_one("a.html").text == "deep"
+
+
+def test_pdf():
+    write("a.pdf", pdf("Page one", "Page two", title="A title"))
+    document = read_one("a.pdf")
+    assert document.text == "Page one\n\nPage two"
+    assert document.metadata == {"path": "a.pdf", "title": "A title", "pages": 2}
+    write("b.pdf", pdf("Page", "", password=""))  # encrypted, but for nobody
+    document = read_one("b.pdf")
+    assert (document.text, document.metadata["title"], document.metadata["pages"]) == ("Page", "b.pdf", 2)
+
+
+# JSON lines
+
+
+def test_jsonl():
+    lines = [{"id": "a", "text": "x\ud800", "metadata": {"lang": "en", "title": "own"}, "title": "T"}, {"text": "y"}]
+    write("sub/a.jsonl", "\ufeff\n" + "\r\n".join(json.dumps(line) for line in lines) + "\n\n")
+    write("sub/b.ndjson", b'{"id": 7, "text": "caf\xe9"}')
+    documents, skipped = read("sub")
+    assert [(d.id, d.text, d.metadata) for d in documents] == [
+        ("a", "x\ufffd", {"title": "own", "lang": "en"}),
+        ("sha256-a1fce4363854ff88", "y", {}),
+        ("7", "caf\ufffd", {"decoding": "utf-8 with replacements"}),
+    ]
+    assert skipped == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "a.jsonl, line 2: not JSON (Expecting ',' delimiter at column 13). Write one object on each"),
+        ("[" * 100_000, "a.jsonl, line 2: not JSON (nested too deeply)"),
+        ("[1]", 'a.jsonl, line 2: expected an object such as {"id": "a", "text": "..."}, found a list'),
+        ('"text"', "line 2: expected an object such as"),
+        ('{"title": "a", "body": "b"}', 'a.jsonl, line 2: has no "text" (its keys: "title", "body")'),
+        ('{"text": null}', 'a.jsonl, line 2: "text" is null. Give it as a string'),
+        ('{"text": 1}', '"text" is a number'),
+        ('{"text": "a", "metadata": [1]}', '"metadata" is a list. Give it as an object'),
+        ('{"text": "a", "id": true}', '"id" is a boolean. Give it as a string'),
+        ('{"text": "a", "id": 1.0}', '"id" is a number'),
+        ('{"text": "a", "id": ""}', '"id" is an empty string'),
+    ],
+)
+def test_a_broken_line_is_named(line, message):
+    write("a.jsonl", '{"text": "fine"}\n' + line)
+    documents = read_documents(["a.jsonl"])
+    assert next(documents).text == "fine"
+    with pytest.raises(DocumentError) as caught:
+        next(documents)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_jsonl_in_utf16():
+    write("a.jsonl", '{"text": "漢"}\r\n{"text": "字"}\r\n'.encode("utf-16"))
+    assert [d.text for d in read("a.jsonl")[0]] == ["漢", "字"]
+
+
+# standard input
+
+
+class Input:
+    closed = False
+
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+
+
+def read_input(monkeypatch, data):
+    monkeypatch.setattr("sys.stdin", Input(data) if isinstance(data, bytes) else io.StringIO(data))
+    return read("-")[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'\n \r\n{"text": "a"}\n{"text": "b"}',
+        b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n',
+        '\n{"text": "a"}\n{"text": "b"}\n'.encode("utf-16"),
+        '{"text": "a"}\n{"text": "b"}\n',
+    ],
+)
+def test_json_lines_on_standard_input(monkeypatch, data):
+    assert [d.text for d in read_input(monkeypatch, data)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("data", [b"\nline\r\nline {\n", "\ufeff\nline\nline {\n".encode("utf-16"), "\nline\nline {\n"])
+def test_a_text_on_standard_input(monkeypatch, data):
+    (document,) = read_input(monkeypatch, data)
+    assert document.text.strip("\ufeff") == "\nline\nline {\n"
+    assert document.id.startswith("stdin-")
+    assert len(document.id) == len("stdin-") + 16
+    assert document.metadata == {"path": "standard input", "title": "standard input"}
+
+
+def test_standard_input_errors(monkeypatch):
+    with pytest.raises(DocumentError, match=r"standard input is empty\. Pipe a text"):
+        read_input(monkeypatch, b" \n")
+    with pytest.raises(DocumentError, match="standard input, line 2: not JSON"):
+        read_input(monkeypatch, b"\n{oops\n")
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DocumentError, match="standard input is closed"):
+        read("-")
+
+
+def test_a_named_pipe_is_read_like_standard_input(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b'{"id": "a", "text": "piped"}\n')
+    os.close(writing)
+    try:
+        assert read_one(f"/dev/fd/{reading}").id == "a"
+    finally:
+        os.close(reading)

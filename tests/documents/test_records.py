@@ -1,0 +1,74 @@
+import datetime
+
+import pytest
+
+from msa.documents.readers import documents_from_mappings
+from msa.documents.types import Document
+from msa.errors import DocumentError
+
+
+def test_mappings_documents_and_texts():
+    items = [
+        {"id": 7, "text": "a\r\nb\0", "metadata": {"n": 1}, "title": "T"},
+        Document(id="d", text="\ud83d\ude00\udc00", metadata={"tags": ("x", "y")}),
+        "bare",
+        {"text": "bare", "id": None, "metadata": None},
+    ]
+    documents = list(documents_from_mappings(items))
+    assert documents[0] == Document(id="7", text="a\nb", metadata={"n": 1, "title": "T"})
+    assert documents[1] == Document(id="d", text="😀\ufffd", metadata={"tags": ["x", "y"]})
+    assert documents[2] == documents[3]
+    assert documents[2].id.startswith("sha256-")
+
+
+def test_metadata_is_a_copy():
+    metadata = {"list": [1]}
+    (document,) = documents_from_mappings([{"text": "a", "metadata": metadata}])
+    metadata["list"].append(2)
+    assert document.metadata == {"list": [1]}
+
+
+def test_surrogates_in_ids_and_metadata():
+    (document,) = documents_from_mappings([{"id": "a\ud800", "text": "", "metadata": {"k\udc00": ["v\ud800"]}}])
+    assert (document.id, document.metadata) == ("a\ufffd", {"k\ufffd": ["v\ufffd"]})
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (3, "upload: item 1: expected an object such as .*, found a number"),
+        ({"body": "b"}, r'upload: item 1: has no "text" \(its keys: "body"\)'),
+        ({}, r'has no "text" \(its keys: none\)'),
+        ({"text": b"b"}, '"text" is of type bytes. Give it as a string'),
+        ({"text": "a", "id": 1.5}, '"id" is a number'),
+        ({"text": "a", "metadata": "m"}, '"metadata" is a string'),
+        ({"text": "a", "when": datetime.date(2026, 1, 1)}, "cannot be stored as JSON .*date is not JSON serializable"),
+        (Document(id="", text="a"), '"id" is an empty string'),
+    ],
+)
+def test_an_item_in_error_is_named_by_its_position(item, message):
+    documents = documents_from_mappings(["fine", item], source="upload")
+    assert next(documents).text == "fine"
+    with pytest.raises(DocumentError, match=message):
+        next(documents)
+
+
+def test_metadata_that_contains_itself():
+    metadata = {}
+    metadata["self"] = metadata
+    with pytest.raises(DocumentError, match="cannot be stored as JSON"):
+        list(documents_from_mappings([{"text": "a", "metadata": metadata}]))
+
+
+@pytest.mark.parametrize("items", ["a text", {"text": "a"}, Document(id="a", text="a")])
+def test_one_document_instead_of_a_list_is_refused(items):
+    with pytest.raises(TypeError, match="put it into a list"):
+        documents_from_mappings(items)
+
+
+def test_items_are_checked_one_by_one():
+    def endless():
+        while True:
+            yield "text"
+
+    assert next(documents_from_mappings(endless())).text == "text"
