@@ -262,9 +262,7 @@ class Engine:
             strings.reader_document.replace("{id}", str(number)).replace("{text}", text)
             for number, text in fitted.documents
         )
-        return self.model.protocol.template_ids(
-            strings.reader_prompt, documents=documents, question=session.question
-        )
+        return self.model.protocol.template_ids(strings.reader_prompt, documents=documents, question=session.question)
 
     def _end_round(self, session: _Session, hits: list[Hit], fitted: Fitted) -> Iterator[Event]:
         """Note what a finished round brought."""
@@ -388,5 +386,3 @@ def _as_list(token: int | list[int] | None) -> list[int]:
     if token is None:
         return []
     return [token] if isinstance(token, int) else list(token)
-
-

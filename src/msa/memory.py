@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,14 +34,16 @@ class AddProgress:
 
     Attributes:
         documents: documents read so far, unchanged ones included.
-        encoded: documents committed after encoding.
-        unchanged: documents that were already there, with the same text.
+        encoded: documents committed with a new text.
+        updated: documents committed with new metadata only.
+        unchanged: documents that were already there, or given again before the commit.
         tokens: tokens encoded.
         characters: characters of the documents read.
     """
 
     documents: int = 0
     encoded: int = 0
+    updated: int = 0
     unchanged: int = 0
     tokens: int = 0
     characters: int = 0
@@ -130,7 +133,7 @@ class Memory:
         stored = self._bank.get(doc_id)
         return None if stored is None else Document(id=stored.id, text=stored.text, metadata=stored.metadata)
 
-    def list(self, *, limit: int | None = None, after: str | None = None) -> list[Document]:
+    def list(self, *, limit: int | None = None, after: str | None = None) -> builtins.list[Document]:
         """Documents in the order they were first added, ``limit`` of them after document ``after``."""
         stored = self._bank.list(limit=limit, after=after)
         return [Document(id=item.id, text=item.text, metadata=item.metadata) for item in stored]
@@ -140,7 +143,7 @@ class Memory:
         documents: Iterable[Mapping[str, Any] | Document | str],
         *,
         progress: Callable[[AddProgress], None] | None = None,
-    ) -> list[str]:
+    ) -> builtins.list[str]:
         """Encode documents into the memory.
 
         The same id with the same text costs nothing; with new text it updates the document; of an id given several
@@ -158,15 +161,15 @@ class Memory:
         Raises:
             DocumentError: an item that is no document; names its position.
         """
-        ids: list[str] = []
+        ids: builtins.list[str] = []
         done = AddProgress()
         for window in self._windows(documents_from_mappings(documents), ids):
             done = self._add_window(window, done, progress)
         return ids
 
-    def _windows(self, documents: Iterator[Document], ids: list[str]) -> Iterator[list[Document]]:
+    def _windows(self, documents: Iterator[Document], ids: builtins.list[str]) -> Iterator[builtins.list[Document]]:
         """Documents in groups of about one commit's size; notes every id."""
-        window: list[Document] = []
+        window: builtins.list[Document] = []
         size = 0
         for document in documents:
             ids.append(document.id)
@@ -179,11 +182,11 @@ class Memory:
             yield window
 
     def _add_window(
-        self, window: list[Document], done: AddProgress, progress: Callable[[AddProgress], None] | None
+        self, window: builtins.list[Document], done: AddProgress, progress: Callable[[AddProgress], None] | None
     ) -> AddProgress:
-        put: list[StoredDocument] = []
-        sequences: list[list[int]] = []
-        unchanged = len(window)
+        put: builtins.list[StoredDocument] = []
+        sequences: builtins.list[builtins.list[int]] = []
+        encoded = updated = 0
         number = self._bank.next_number
         for document in {document.id: document for document in window}.values():
             digest = hashlib.sha256(document.text.encode()).hexdigest()
@@ -192,12 +195,13 @@ class Memory:
                 assert stored is not None
                 if stored.metadata != document.metadata:
                     put.append(_stored(document, digest, stored.parts))
+                    updated += 1
                 continue
-            parts, encoded = self._split(document.text, number)
+            parts, token_ids = self._split(document.text, number)
             number += len(parts)
-            sequences += encoded
+            sequences += token_ids
             put.append(_stored(document, digest, parts))
-            unchanged -= 1
+            encoded += 1
 
         tokens_done = done.tokens
 
@@ -212,8 +216,9 @@ class Memory:
             self._bank.commit(put=put, latents=latents)
         done = AddProgress(
             documents=done.documents + len(window),
-            encoded=done.encoded + len(window) - unchanged,
-            unchanged=done.unchanged + unchanged,
+            encoded=done.encoded + encoded,
+            updated=done.updated + updated,
+            unchanged=done.unchanged + len(window) - encoded - updated,
             tokens=tokens_done,
             characters=done.characters + sum(len(document.text) for document in window),
         )
@@ -221,7 +226,7 @@ class Memory:
             progress(done)
         return done
 
-    def _split(self, text: str, number: int) -> tuple[tuple[Part, ...], list[list[int]]]:
+    def _split(self, text: str, number: int) -> tuple[tuple[Part, ...], builtins.list[builtins.list[int]]]:
         """Parts of a text, numbered from ``number``, and the token ids each is encoded as."""
         protocol, chunk_size = self.model.protocol, self._bank.spec.chunk_size
         spans = split_text(text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts)
@@ -259,7 +264,7 @@ class Memory:
             chunk_offsets=memory.chunk_offsets.cpu(),
         )
 
-    def delete(self, ids: Iterable[str]) -> list[str]:
+    def delete(self, ids: Iterable[str]) -> builtins.list[str]:
         """Remove documents; returns the ids that were there. Unknown ids are ignored."""
         if isinstance(ids, str):
             raise TypeError("delete expects several ids, as in memory.delete(['a']); got one string")
@@ -268,7 +273,7 @@ class Memory:
             self._bank.commit(delete=present)
         return present
 
-    def search(self, query: str, top_k: int = 16, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def search(self, query: str, top_k: int = 16, where: Mapping[str, Any] | None = None) -> builtins.list[Hit]:
         """The best documents for a query by the mean of the router layers' scores; nothing is generated.
 
         Args:
@@ -296,13 +301,11 @@ class Memory:
         """Answer one question; ``options`` as for :meth:`stream`."""
         return self._current_engine().ask([question], _options(**options))[0]
 
-    def ask_many(self, questions: Sequence[str], **options: Any) -> list[Answer]:
+    def ask_many(self, questions: Sequence[str], **options: Any) -> builtins.list[Answer]:
         """Answer several questions as one batch; each gets the answer it would get alone."""
         return self._current_engine().ask(questions, _options(**options))
 
-    def stream(
-        self, question: str, *, cancelled: Callable[[], bool] | None = None, **options: Any
-    ) -> Iterator[Event]:
+    def stream(self, question: str, *, cancelled: Callable[[], bool] | None = None, **options: Any) -> Iterator[Event]:
         """Answer one question, event by event.
 
         Args:
@@ -324,7 +327,9 @@ class Memory:
     def _current_engine(self) -> Engine:
         """An engine over the memory's latest version."""
         if len(self._bank) == 0:
-            raise BankError(f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…")
+            raise BankError(
+                f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…"
+            )
         version = self._bank.version
         if self._engine is None or self._engine[0] != version:
             view = BankView(self._bank, self.model.device)
@@ -335,7 +340,7 @@ class Memory:
         """Counts and sizes: documents, parts, chunks, tokens, bytes on disk, and the model it was made with."""
         return self._bank.stats()
 
-    def verify(self) -> list[str]:
+    def verify(self) -> builtins.list[str]:
         """Check every checksum; returns one line per problem, naming the file. Empty: all is sound."""
         return self._bank.verify()
 

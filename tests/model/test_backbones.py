@@ -2,8 +2,16 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from msa.conversion import config_from_backbone
 from msa.errors import UnsupportedModelError
@@ -62,7 +70,9 @@ def test_logits_equal_transformers(family):
     mask[1, -9:] = 0  # right padding
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     expected = theirs(ids, attention_mask=mask, position_ids=positions).logits
-    torch.testing.assert_close(ours(ids, attention_mask=mask).logits[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(ids, attention_mask=mask).logits[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_sliding_window_is_refused():

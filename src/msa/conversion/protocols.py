@@ -7,9 +7,7 @@ from typing import Any
 from msa.documents import ProtocolStrings
 from msa.errors import CheckpointError
 
-_READING = (
-    "{documents}Using the text above, answer the question in one or two sentences.\nQuestion: {question}"
-)
+_READING = "{documents}Using the text above, answer the question in one or two sentences.\nQuestion: {question}"
 # single tokens of known vocabularies that no ordinary text uses, best first
 _SPARE_TOKENS = (
     "<|object_ref_end|>",

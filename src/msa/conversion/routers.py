@@ -132,7 +132,7 @@ def tied_routers(lm: MSAForCausalLM, seed: int = 0) -> None:
 
 
 def _routers(lm: MSAForCausalLM) -> list[tuple[int, MemorySparseAttention]]:
-    return [(layer, lm.model.layers[layer].self_attn) for layer in lm.config.router_layers]
+    return [(layer, lm.model.layer(layer).self_attn) for layer in lm.config.router_layers]
 
 
 def _basis(lm: MSAForCausalLM, layer: int, seed: int) -> Tensor:
@@ -154,7 +154,9 @@ def _inverse_sqrt(moment: Tensor) -> Tensor:
 @torch.no_grad()
 def _set(attention: MemorySparseAttention, query_map: Tensor, key_map: Tensor) -> None:
     """Write maps ``[H, Hkv·D]`` into the projections, the query's repeated for every head of its group."""
-    q_weight, k_weight = attention.router_q_proj[0].weight, attention.router_k_proj[0].weight
+    q_weight, k_weight = (projection[0].weight for projection in (attention.router_q_proj, attention.router_k_proj))
+    assert isinstance(q_weight, Tensor)
+    assert isinstance(k_weight, Tensor)
     group_size = q_weight.shape[0] // k_weight.shape[0]
     per_head = query_map.T.unflatten(0, (-1, attention.head_dim))  # [Hkv, D, H]
     q_weight.copy_(per_head.repeat_interleave(group_size, dim=0).flatten(0, 1))

@@ -113,7 +113,8 @@ class Protocol:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise CheckpointError(
-                f"{type(tokenizer).__name__} has no fast backend; save the tokenizer as tokenizer.json and load it again"
+                f"{type(tokenizer).__name__} has no fast backend; "
+                f"save the tokenizer as tokenizer.json and load it again"
             )
         self.strings = strings
         self.tokenizer = tokenizer
@@ -203,13 +204,19 @@ class Protocol:
             return [], []
         encoding = self._plain.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
-        for (start, end), index in zip(offsets, ids, strict=True):
-            # an added token that the tokenizer does not call special: cut it in two, so that it is not seen
-            if index in self._control_ids and end - start > 1:
-                left_ids, left = self._encode_plain(text[: start + 1])
-                right_ids, right = self._encode_plain(text[start + 1 :])
-                moved = [(a + start + 1, b + start + 1) for a, b in right]
-                return left_ids + right_ids, left + moved
+        # added tokens that the tokenizer does not call special: cut them in two, so that they are not seen
+        cuts = [
+            start + 1
+            for (start, end), index in zip(offsets, ids, strict=True)
+            if index in self._control_ids and end - start > 1
+        ]
+        if not cuts:
+            return ids, offsets
+        ids, offsets = [], []
+        for first, last in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            piece_ids, piece = self._encode_plain(text[first:last])
+            ids += piece_ids
+            offsets += [(a + first, b + first) for a, b in piece]
         return ids, offsets
 
 

@@ -67,4 +67,6 @@ def _around(text: str, starts: Sequence[int], centre: float, num_tokens: int) ->
     """At most ``num_tokens`` tokens of ``text`` around token ``centre``."""
     first = int(min(max(centre - num_tokens / 2, 0), len(starts) - num_tokens))
     last = first + num_tokens
+    while 0 < first < last and starts[first] == starts[first - 1]:  # not from inside a character: it would add tokens
+        first += 1
     return text[starts[first] : starts[last] if last < len(starts) else len(text)]

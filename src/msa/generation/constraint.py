@@ -68,15 +68,21 @@ class IdConstraint:
 
     def allowed(self, generated: Sequence[int]) -> list[int]:
         """Token ids that keep the list of ids well formed after the tokens generated so far; never empty."""
-        for sequence in self._closing:
-            for begun in range(1, len(sequence)):
-                if list(generated[-begun:]) == sequence[:begun]:
-                    return [sequence[begun]]
+        begun = [
+            (size, sequence[size])
+            for sequence in self._closing
+            for size in range(1, len(sequence))
+            if list(generated[-size:]) == sequence[:size]
+        ]
+        longest = max((size for size, _ in begun), default=0)
+        begun_tokens = [token for size, token in begun if size == longest]
+        if begun and any(index not in self._pieces for index in generated[-longest:]):
+            return list(dict.fromkeys(begun_tokens))
         text = "".join(self._pieces.get(index, "") for index in generated)
         tokens = [index for index, piece in self._pieces.items() if self._valid(text + piece)]
-        if not tokens or not text or text.endswith("]"):
+        if (not tokens and not begun) or not text or text.endswith("]"):
             tokens += [sequence[0] for sequence in self._closing]
-        return tokens
+        return list(dict.fromkeys(tokens + begun_tokens))
 
     def _valid(self, text: str) -> bool:
         """Whether ``text`` begins some list of distinct existing ids."""

@@ -87,9 +87,7 @@ class InterleaveState:
         self.ids, self.routes = list(turn.ids), list(turn.marked)
         self._num_question = len(turn.ids)
         self._closing = self.protocol.template_ids(self.protocol.strings.end_of_retrieve)
-        self.answer_request = self.protocol.template_ids(
-            self.protocol.strings.answer_request, question=self.question
-        )
+        self.answer_request = self.protocol.template_ids(self.protocol.strings.answer_request, question=self.question)
         if self.limits.max_rounds == 0:
             self._request_answer()
 
@@ -100,8 +98,9 @@ class InterleaveState:
 
     def free_tokens(self) -> int:
         """Tokens that may still be inserted before the answer no longer fits the context."""
-        reserved = len(self.protocol.prefix_ids) + len(self.answer_request) + self.limits.max_new_tokens
-        return self.limits.context_tokens - reserved - len(self.ids) - self.limits.max_id_tokens
+        closing = 1 + len(self._closing) + len(self.answer_request)  # 1: the insertion's own closing token
+        reserved = len(self.protocol.prefix_ids) + closing + self.limits.max_id_tokens + self.limits.max_new_tokens
+        return self.limits.context_tokens - reserved - len(self.ids)
 
     def parse(self, generated: Sequence[int]) -> list[int]:
         """New, existing document numbers in what the model wrote, in its order, at most as many as allowed."""
@@ -130,7 +129,9 @@ class InterleaveState:
             written = [*self.protocol.plain_ids(accepted), self.protocol.reference_end_id]
             expansion = self.protocol.expansion(fitted.documents)
             self.ids += written + expansion.ids
-            kept = self.routes[: self._num_question] + [False] * (len(self.ids) - self._num_question - len(expansion.ids))
+            kept = self.routes[: self._num_question] + [False] * (
+                len(self.ids) - self._num_question - len(expansion.ids)
+            )
             self.routes = kept + expansion.marked
             self.continues = False
             if enough or len(self.round_numbers) >= self.limits.max_rounds:

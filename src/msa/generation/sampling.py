@@ -51,12 +51,15 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """Draw one token from logits ``[V]``; drawn on the CPU, so a seed gives the same token on every device."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scores = logits.float().cpu() / sampling.temperature
+    scores = logits.float().cpu()
+    scores = (scores - scores.max()) / max(sampling.temperature, 1e-6)
     if sampling.top_k and sampling.top_k < scores.shape[0]:
         scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[-1], float("-inf"))
     probabilities = scores.softmax(-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(0) - ordered  # probability of the tokens ahead of each
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(before >= sampling.top_p, 0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, ordered.masked_fill(before >= sampling.top_p, 0)
+        )
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -43,10 +43,9 @@ class TextStream:
 
     def _advance(self, final: bool) -> str:
         whole = self._visible(self._protocol.decode(self._tokens), final)
-        for string in self._stop:
-            at = whole.find(string)
-            if at >= 0:
-                whole, self.stopped = whole[:at], True
+        found = [at for string in self._stop if (at := whole.find(string)) >= 0]
+        if found:
+            whole, self.stopped = whole[: min(found)], True
         if not final and not self.stopped:
             whole = whole[: len(whole) - self._held(whole)]
         piece = whole[len(self.text) :]
@@ -60,14 +59,16 @@ class TextStream:
             return text
         if text.startswith(self._hidden_lead):
             return text[len(self._hidden_lead) :].lstrip()
-        return "" if not final and self._hidden_lead.startswith(text) else text
+        return "" if not final and self._hidden_lead.startswith(text.rstrip(_UNFINISHED)) else text
 
     def _held(self, text: str) -> int:
         """Characters at the end that may still change: a cut character, the beginning of a stop string."""
-        held = len(text) - len(text.rstrip(_UNFINISHED))
+        whole = text.rstrip(_UNFINISHED)
+        cut = len(text) - len(whole)
+        held = 0
         for string in self._stop:
-            for size in range(min(len(string) - 1, len(text)), 0, -1):
-                if text.endswith(string[:size]):
+            for size in range(min(len(string) - 1, len(whole)), 0, -1):
+                if whole.endswith(string[:size]):
                     held = max(held, size)
                     break
-        return held
+        return held + cut

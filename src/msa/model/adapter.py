@@ -26,7 +26,9 @@ def file_checksum(path: str | Path) -> str:
 
 
 @torch.no_grad()
-def apply_adapter(model: nn.Module, path: str | Path, *, checksum: str | None = None, backbone: str | None = None) -> None:
+def apply_adapter(
+    model: nn.Module, path: str | Path, *, checksum: str | None = None, backbone: str | None = None
+) -> None:
     """Lay an adapter over a model's weights, in place.
 
     Args:
@@ -53,7 +55,11 @@ def apply_adapter(model: nn.Module, path: str | Path, *, checksum: str | None = 
     named = metadata.get("backbone")
     if backbone is not None and named is not None and named != backbone:
         raise CheckpointError(f"adapter {path} was trained over backbone {named}, these weights are {backbone}")
-    updates = _updates(dict(model.named_parameters()), tensors, float(metadata.get("lora_scale", 1.0)), path)
+    try:
+        scale = float(metadata.get("lora_scale", 1.0))
+    except ValueError as error:
+        raise CheckpointError(f"adapter {path}: lora_scale {metadata['lora_scale']!r} is not a number") from error
+    updates = _updates(dict(model.named_parameters()), tensors, scale, path)
     for parameter, value in updates:
         parameter.copy_(value)
 
@@ -65,15 +71,23 @@ def _updates(
     updates = []
     for name, tensor in tensors.items():
         if name.endswith(_LORA_B):
+            if name.removesuffix(_LORA_B) + _LORA_A not in tensors:
+                raise CheckpointError(f"adapter {path}: {name} has no counterpart {_LORA_A} in the adapter")
             continue
-        target, value = name, tensor
+        target = name
+        other = None
         if name.endswith(_LORA_A):
             target = name.removesuffix(_LORA_A) + ".weight"
             other = tensors.get(name.removesuffix(_LORA_A) + _LORA_B)
-            if other is None or target not in parameters:
-                raise CheckpointError(f"adapter {path}: {name} has no counterpart in the adapter or the model")
-            value = parameters[target].float() + scale * (other.float() @ tensor.float()).to(parameters[target].device)
-        if target not in parameters or parameters[target].shape != value.shape:
+            if other is None:
+                raise CheckpointError(f"adapter {path}: {name} has no counterpart {_LORA_B} in the adapter")
+        shape = list(tensor.shape)
+        if other is not None:
+            shape = [other.shape[0], tensor.shape[1]] if other.shape[1] == tensor.shape[0] else []
+        if target not in parameters or list(parameters[target].shape) != shape:
             raise CheckpointError(f"adapter {path}: {name} {list(tensor.shape)} does not fit this model")
-        updates.append((parameters[target], value))
+        parameter = parameters[target]
+        if other is not None:
+            tensor = parameter.float() + scale * (other.float() @ tensor.float()).to(parameter.device)
+        updates.append((parameter, tensor))
     return updates

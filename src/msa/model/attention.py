@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from msa.model.cache import KVCache, LayerCache
 from msa.model.configuration_msa import MSAConfig
+from msa.model.fusion import FusedLinear
 from msa.model.memory_view import DocumentMemory, MemoryView, SelectedMemory
 from msa.model.positions import apply_rope
 from msa.ops import Routing, RoutingSpec, attend_memory, pool_chunks
@@ -62,6 +63,7 @@ class MemorySparseAttention(nn.Module):
         self.is_router = layer in config.router_layers
         self.decouple_router = config.decouple_router
         self.head_dim = config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         size, q_size, kv_size = (
             config.hidden_size,
             config.num_attention_heads * config.head_dim,
@@ -82,6 +84,7 @@ class MemorySparseAttention(nn.Module):
         if self.is_router and config.routing_bias:
             self.routing_alpha = nn.Parameter(torch.ones(()))
         self.routing_temperature = config.routing_temperature
+        self.fused_qkv = FusedLinear()
 
     def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], reader: Reader) -> Tensor:
         """Normed hidden states ``[B, T, H]`` → attention output ``[B, T, H]``; ``reader`` decides the context."""
@@ -90,12 +93,14 @@ class MemorySparseAttention(nn.Module):
 
     def project(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Normed hidden states ``[B, T, H]`` → q ``[B, Hq, T, D]``, k and v ``[B, Hkv, T, D]``, RoPE applied."""
-        q = self.q_proj(hidden).unflatten(-1, (-1, self.head_dim))
-        k = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))
-        v = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        joined = self.fused_qkv(hidden, [self.q_proj, self.k_proj, self.v_proj])
+        num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
+        qk, v = joined.unflatten(-1, (-1, self.head_dim)).split([num_heads + num_kv_heads, num_kv_heads], dim=2)
         if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return apply_rope(q.transpose(1, 2), *rope), apply_rope(k.transpose(1, 2), *rope), v
+            q, k = qk.split([num_heads, num_kv_heads], dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        q, k = apply_rope(qk.transpose(1, 2), *rope).split([num_heads, num_kv_heads], dim=1)
+        return q, k, v.transpose(1, 2)
 
     def routing_query(self, hidden: Tensor, q: Tensor) -> Tensor:
         """Qᴿ of the tokens, ``[B, T, Hq, D]``: no norm, no RoPE; undecoupled routers use the attention's queries."""
@@ -236,10 +241,10 @@ class QuestionReader:
         if not biased and not bool(padding.any()):
             return selected, None
         if biased:
-            # SPEC: α·(s_i − max s)/τ; a row without documents has only padding, so its −inf − (−inf) is replaced
-            scores = routing.scores.gather(1, selected.slot.clamp(min=0))
-            best = routing.scores[:, :1]
-            bias = attention.routing_alpha.float() * (scores - best) / attention.routing_temperature
+            # α·(s_i − max s)/τ; zeros stand in for the −inf of missing documents, whose difference has no gradient
+            known = routing.scores.masked_fill(routing.doc_indices < 0, 0.0)
+            scores = known.gather(1, selected.slot.clamp(min=0)) - known[:, :1]
+            bias = attention.routing_alpha.float() * scores / attention.routing_temperature
         else:
             bias = torch.zeros_like(padding, dtype=torch.float32)
         bias = bias.masked_fill(padding, NEG_INF)
@@ -247,9 +252,7 @@ class QuestionReader:
             bias = nn.functional.pad(bias, (self.prefix.num_tokens, 0))
         return selected, bias.to(q.dtype)
 
-    def _context(
-        self, layer: int, selected: SelectedMemory | None, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
+    def _context(self, layer: int, selected: SelectedMemory | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Columns [prefix | selected | local] ``[B, Hkv, S, D]`` and how many of them are not local."""
         keys, values = [k], [v]
         if selected is not None:
@@ -274,8 +277,8 @@ class QuestionReader:
         if context_bias is not None:
             context = context_bias[:, None, None, :].expand(-1, 1, num_tokens, -1)
             return torch.cat((context, local.expand(context.shape[0], -1, -1, -1)), dim=3)
-        unmasked = num_tokens == 1 and self.attention_mask is None and (
-            self.cache is None or self.cache.local_mask is None
+        unmasked = (
+            num_tokens == 1 and self.attention_mask is None and (self.cache is None or self.cache.local_mask is None)
         )
         bias = None if unmasked else nn.functional.pad(local, (num_context, 0))
         self._bias_by_context[num_context] = bias

@@ -35,6 +35,7 @@ class MSAModel:
 
     def __init__(self, lm: MSAForCausalLM, tokenizer: Any, name: str = "unnamed") -> None:
         self.lm = lm.eval()
+        self.lm.fuse_projections()
         self.tokenizer = tokenizer
         self.protocol = Protocol(ProtocolStrings.from_config(lm.config.protocol), tokenizer)
         self.name = name
@@ -139,5 +140,3 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-
-

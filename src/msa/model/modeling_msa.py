@@ -25,6 +25,7 @@ from msa.model.attention import (
 )
 from msa.model.cache import KVCache
 from msa.model.configuration_msa import MSAConfig
+from msa.model.fusion import FusedLinear
 from msa.model.losses import next_token_loss, routing_loss_over_layers
 from msa.model.memory_view import DocumentMemory, MemoryView
 from msa.model.positions import RotaryEmbedding, question_positions
@@ -63,10 +64,12 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
         self.act = ACT2FN[config.hidden_act]
+        self.fused_gate_up = FusedLinear()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H]`` → ``[B, T, H]``."""
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.fused_gate_up(x, [self.gate_proj, self.up_proj]).chunk(2, dim=-1)
+        return self.down_proj(self.act(gate) * up)
 
 
 class MSADecoderLayer(nn.Module):
@@ -110,6 +113,12 @@ class MSADecoder(nn.Module):
             collect.append(x)
         return x
 
+    def layer(self, index: int) -> MSADecoderLayer:
+        """One decoder layer, typed."""
+        layer = self.layers[index]
+        assert isinstance(layer, MSADecoderLayer)
+        return layer
+
     def read_until(self, input_ids: Tensor, positions: Tensor, reader: Reader, last: int) -> tuple[Tensor, Any]:
         """Run layers 0..last − 1 and project in layer ``last``: all that a pass needs that ends in its router.
 
@@ -120,7 +129,7 @@ class MSADecoder(nn.Module):
         rope = self.rope(positions, x.dtype)
         for layer in self.layers[:last]:
             x = layer(x, rope, reader)
-        top = self.layers[last]
+        top = self.layer(last)
         hidden = top.input_layernorm(x)
         return hidden, top.self_attn.project(hidden, rope)
 
@@ -157,6 +166,13 @@ class MSAForCausalLM(PreTrainedModel):
         elif module is self:
             nn.init.constant_(self.temperature, float(self.config.routing_temperature))
 
+    def fuse_projections(self) -> None:
+        """Join q/k/v and gate/up of every layer for faster inference; outputs and tensor names stay the same."""
+        for index in range(len(self.model.layers)):
+            attention, mlp = self.model.layer(index).self_attn, self.model.layer(index).mlp
+            attention.fused_qkv.fuse([attention.q_proj, attention.k_proj, attention.v_proj])
+            mlp.fused_gate_up.fuse([mlp.gate_proj, mlp.up_proj])
+
     def encode_documents(self, input_ids: Tensor, lengths: Tensor) -> DocumentMemory:
         """Stage 1: run documents through the decoder, each alone, and keep their pooled chunks (paper §3.1).
 
@@ -180,7 +196,7 @@ class MSAForCausalLM(PreTrainedModel):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         last = self.config.router_layers[-1]
         hidden, (_, k, v) = self.model.read_until(input_ids, positions, reader, last)
-        reader.keep(self.model.layers[last].self_attn, hidden, k, v)
+        reader.keep(self.model.layer(last).self_attn, hidden, k, v)
         return memory
 
     def encode_prefix(self, prefix_ids: Tensor) -> PrefixMemory:
@@ -210,7 +226,7 @@ class MSAForCausalLM(PreTrainedModel):
         )
         last = self.config.router_layers[-1]
         hidden, (q, k, v) = self.model.read_until(input_ids, positions, reader, last)
-        reader.attend(self.model.layers[last].self_attn, hidden, q, k, v)
+        reader.attend(self.model.layer(last).self_attn, hidden, q, k, v)
         return reader.routing
 
     def forward(
@@ -358,6 +374,8 @@ class MSAForCausalLM(PreTrainedModel):
     ) -> MSAOutput:
         """Add the losses that were asked for and their weighted sum (paper §3.4: L = α·L_LLM + β·L_aux)."""
         config, terms = self.config, []
+        assert out.logits is not None
+        assert out.routing is not None
         if labels is not None:
             out.lm_loss = next_token_loss(out.logits, labels)
             terms.append(config.lm_loss_weight * out.lm_loss)
@@ -366,9 +384,7 @@ class MSAForCausalLM(PreTrainedModel):
             terms.append(config.answer_loss_weight * out.answer_loss)
         if positives is not None:
             # routers in the lower half get no routing loss, as in the published trainer
-            upper = {
-                layer: routing for layer, routing in out.routing.items() if layer >= config.num_hidden_layers // 2
-            }
+            upper = {layer: routing for layer, routing in out.routing.items() if layer >= config.num_hidden_layers // 2}
             out.aux_loss = routing_loss_over_layers(upper, positives, self.temperature, config.routing_loss)
             terms.append(config.routing_loss_weight * out.aux_loss)
         if terms:

@@ -28,11 +28,12 @@ class RotaryEmbedding:
 
     def _table(self, device: torch.device) -> tuple[Tensor, float]:
         if device not in self._tables:
-            parameters = self._config.rope_parameters or {}
+            parameters, head_dim = self._config.rope_parameters or {}, self._config.head_dim
+            assert head_dim is not None
             rope_type = parameters.get("rope_type", "default")
             if rope_type == "default":
-                exponents = torch.arange(0, self._config.head_dim, 2, dtype=torch.float, device=device)
-                inv_freq, scaling = 1.0 / (parameters["rope_theta"] ** (exponents / self._config.head_dim)), 1.0
+                exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device)
+                inv_freq, scaling = 1.0 / (parameters["rope_theta"] ** (exponents / head_dim)), 1.0
             else:
                 inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope_type](self._config, device)
             self._tables[device] = (inv_freq, scaling)

@@ -26,7 +26,13 @@ def attend_memory(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | No
     Returns:
         ``[B, T, Hq, D]`` in ``query.dtype``.
     """
-    grouped = query.shape[1] != keys.shape[1]
+    num_heads, num_kv_heads = query.shape[1], keys.shape[1]
+    if query.shape[2] == 1 and (bias is None or bias.shape[1] == 1):
+        # one token: the heads of a group are so many rows over the same keys
+        rows = query.reshape(query.shape[0], num_kv_heads, num_heads // num_kv_heads, query.shape[3])
+        out = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
+        return out.reshape(query.shape[0], 1, num_heads, query.shape[3])
+    grouped = num_heads != num_kv_heads
     out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, enable_gqa=grouped)
     return out.transpose(1, 2)
 

@@ -99,5 +99,6 @@ def _reduce_tokens(scores: Tensor, mask: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         mean = (scores * mask[:, :, None]).sum(1) / counts.clamp(min=1)[:, None]
         return mean.masked_fill(empty, float("-inf"))
-    last = (counts - 1).clamp(min=0)[:, None, None].expand(-1, 1, scores.shape[2])
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = (position * mask).amax(1)[:, None, None].expand(-1, 1, scores.shape[2])
     return scores.gather(1, last).squeeze(1).masked_fill(empty, float("-inf"))

@@ -1,0 +1,212 @@
+"""``msa add``: read documents and encode them into a memory."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msa.cli.console import console, count, is_terminal, one_line, working, write_line, write_note
+from msa.cli.opening import load_model, memory_folder, open_memory, with_model
+from msa.cli.options import ArgumentParser, Subparsers, add_command, add_memory_argument
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from msa.documents import Document
+    from msa.memory import AddProgress, Memory
+
+_SAMPLE_CHARACTERS = 20_000  # tokenised beforehand, to tell characters from tokens
+_SAMPLE_OF_ONE = 2_000
+
+
+def register(commands: Subparsers[ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "add",
+        run,
+        summary="encode documents into a memory; makes the memory if there is none",
+        details="Documents that are in it already, unchanged, cost nothing: stop with Ctrl-C whenever you like and\n"
+        "run the same command again to go on. A document with new text replaces the old one.",
+        examples=[
+            "msa add mem/ notes/ report.pdf",
+            'msa add mem/ corpus.jsonl      # a line: {"id": "a", "text": "…", "metadata": {"lang": "en"}}',
+            "pdftotext thesis.pdf - | msa add mem/ -",
+        ],
+        model=True,
+    )
+    add_memory_argument(parser)
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a file (text, HTML, PDF), a folder, a .jsonl file, or - for standard input",
+    )
+
+
+@dataclass
+class _Survey:
+    """What the documents to add are, from one quick reading.
+
+    Attributes:
+        documents: how many there are.
+        pending: how many of them are not in the memory as they are.
+        characters: length of the pending ones.
+        sample: beginnings of some pending ones.
+    """
+
+    documents: int = 0
+    pending: int = 0
+    characters: int = 0
+    sample: list[str] = field(default_factory=list)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from msa.bank import MemoryBank
+    from msa.documents.readers import read_documents
+
+    skipped: list[str] = []
+    documents: Callable[[], Iterator[Document]]
+    if "-" in args.paths:  # standard input can be read only once
+        kept = list(read_documents(args.paths, on_skip=skipped.append))
+        documents = lambda: iter(kept)  # noqa: E731
+        first = documents()
+    else:
+        documents = lambda: read_documents(args.paths)  # noqa: E731
+        first = read_documents(args.paths, on_skip=skipped.append)
+    folder = memory_folder(args)
+    memory = open_memory(args, read_only=False) if MemoryBank.exists(folder) or folder.is_file() else None
+    try:
+        with working("reading the documents"):
+            survey = _look_at(first, memory)
+        for line in skipped:
+            write_note(f"skipped: {line}")
+        if not survey.documents:
+            write_note("msa: nothing was added: none of the given paths holds a document")
+            return 1
+        memory = _ready(memory, survey, args)
+        return _add(memory, documents, survey, len(skipped))
+    finally:
+        if memory is not None:
+            memory.close()
+
+
+def _look_at(documents: Iterator[Document], memory: Memory | None) -> _Survey:
+    survey = _Survey()
+    sampled = 0
+    for document in documents:
+        survey.documents += 1
+        if memory is not None:
+            digest = hashlib.sha256(document.text.encode()).hexdigest()
+            if memory.bank.content_hash(document.id) == digest:
+                continue
+        survey.pending += 1
+        survey.characters += len(document.text)
+        if sampled < _SAMPLE_CHARACTERS:
+            survey.sample.append(document.text[:_SAMPLE_OF_ONE])
+            sampled += len(survey.sample[-1])
+    return survey
+
+
+def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace) -> Memory:
+    """The memory, created if need be, and with its model if there is something to encode."""
+    from msa.memory import Memory
+
+    if memory is None:
+        return Memory.open(memory_folder(args), model=load_model(args))
+    if survey.pending or args.model:
+        return with_model(memory, args)
+    return memory
+
+
+def _add(memory: Memory, documents: Callable[[], Iterator[Document]], survey: _Survey, num_skipped: int) -> int:
+    before = len(memory)
+    started = time.monotonic()
+    with _Meter(memory, survey) as meter:
+        try:
+            memory.add(documents(), progress=meter.update)
+        except KeyboardInterrupt as error:
+            kept = count(meter.last.encoded, "document") if meter.last else "nothing yet"
+            raise KeyboardInterrupt(
+                f"stopped; {kept} of this run committed to {memory.bank.path}. Run the same command again to go on"
+            ) from error
+    seconds = time.monotonic() - started
+    last = meter.last
+    encoded, unchanged, tokens = (last.encoded, last.unchanged, last.tokens) if last else (0, 0, 0)
+    added = len(memory) - before
+    updated = max(encoded - added, 0) + (last.updated if last else 0)
+    changed = [f"{added:,} added", f"{updated:,} updated", f"{unchanged:,} unchanged"]
+    work = f"{count(tokens, 'token')} in {seconds:.1f} s"
+    if tokens:
+        work += f", {tokens / max(seconds, 1e-9):,.0f} tok/s"
+    write_line(one_line(f"{', '.join(changed)}, {num_skipped:,} skipped; {work}"))
+    return 0
+
+
+class _Meter:
+    """A progress bar in tokens; how many there will be is estimated, better with each commit."""
+
+    def __init__(self, memory: Memory, survey: _Survey) -> None:
+        self.last: AddProgress | None = None  # of the last commit
+        self._survey = survey
+        self._bar: Progress | None = None
+        if survey.pending and is_terminal(sys.stderr):
+            self._expected = _expected_tokens(memory, survey)
+            self._bar = _progress_bar()
+
+    def __enter__(self) -> _Meter:
+        self._started = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("encoding", total=self._expected, pace="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: AddProgress) -> None:
+        """Called by :meth:`msa.Memory.add` after each batch and commit."""
+        if done.documents > (self.last.documents if self.last else 0):
+            self.last = done
+        if self._bar is None:
+            return
+        if self.last is not None and self.last.encoded:  # the rest will be like the documents so far
+            self._expected = self.last.tokens * self._survey.pending / self.last.encoded
+            if self.last.encoded >= self._survey.pending:
+                self._expected = done.tokens
+        total = max(self._expected, done.tokens)
+        speed = done.tokens / max(time.monotonic() - self._started, 1e-9)
+        pace = f"{speed:,.0f} tok/s, {_clock((total - done.tokens) / speed)} left" if done.tokens else ""
+        self._bar.update(self._task, completed=done.tokens, total=total, pace=pace)
+
+
+def _expected_tokens(memory: Memory, survey: _Survey) -> float:
+    """How many tokens the pending documents have, by those of the sample."""
+    sampled = sum(len(text) for text in survey.sample)
+    tokens = sum(len(memory.model.protocol.document_ids(1, text)) for text in survey.sample)
+    return tokens * survey.characters / sampled if sampled else float(tokens)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as a clock shows them.
+
+    >>> _clock(65), _clock(7300)
+    ('1:05', '2:01:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _progress_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", "{task.completed:,.0f} tokens")
+    return Progress(*columns, TextColumn("{task.fields[pace]}"), console=console(error=True), refresh_per_second=4)

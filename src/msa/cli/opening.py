@@ -1,0 +1,99 @@
+"""Open memories and load models the way a command's options say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msa.cli.console import is_terminal, working
+from msa.cli.options import UsageError
+
+if TYPE_CHECKING:
+    from msa.memory import Memory
+    from msa.model.bundle import MSAModel
+
+
+def memory_folder(args: argparse.Namespace) -> Path:
+    """The argument MEMORY.
+
+    Raises:
+        UsageError: it is empty, which would mean the current folder.
+    """
+    if not args.memory:
+        raise UsageError("the memory's folder is empty; name a folder, '.' for the current one")
+    return Path(args.memory)
+
+
+def open_memory(args: argparse.Namespace, *, read_only: bool) -> Memory:
+    """Open an existing memory without loading a model.
+
+    Raises:
+        BankError: there is none, it is damaged, or another process writes to it.
+    """
+    from msa.memory import Memory
+
+    return Memory.open(memory_folder(args), create=False, read_only=read_only)
+
+
+def open_for_questions(args: argparse.Namespace) -> Memory:
+    """Open an existing memory for reading, with its model loaded.
+
+    Raises:
+        BankError: see :func:`open_memory`; also a memory of another model, and one without documents.
+    """
+    memory = open_memory(args, read_only=True)
+    try:
+        if len(memory) == 0:
+            return memory  # asking says what to do, and needs no model for it
+        return with_model(memory, args)
+    except BaseException:
+        memory.close()
+        raise
+
+
+def with_model(memory: Memory, args: argparse.Namespace) -> Memory:
+    """The same open memory with a model: the one asked for, else the one that made it.
+
+    Raises:
+        BankMismatchError: another model made it.
+        ModelNotFoundError: the model that made it is gone.
+    """
+    from msa.errors import ModelNotFoundError
+
+    made_with = memory.bank.spec.model_name
+    try:
+        model = load_model(args, made_with)
+    except ModelNotFoundError as error:
+        if args.model:
+            raise
+        raise ModelNotFoundError(
+            f"{error}. The memory {memory.bank.path} was made with {made_with}: name where that is now with --model"
+        ) from error
+    memory.bank.check_fingerprint(model.fingerprint, model.name)
+    return type(memory)(memory.bank, model)
+
+
+def load_model(args: argparse.Namespace, otherwise: str | None = None) -> MSAModel:
+    """Load ``--model``, or what ``otherwise`` names; None: the default."""
+    from msa.zoo import load
+
+    quiet_libraries(args)
+    with working("loading the model"):
+        return load(args.model or otherwise, device=args.device, dtype=args.dtype)
+
+
+def quiet_libraries(args: argparse.Namespace) -> None:
+    """Keep other libraries' messages and bars about loading a model off the screen, unless ``--verbose``."""
+    if args.verbose:
+        return
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)  # its errors come as exceptions too
+    if not is_terminal(sys.stderr):  # a download on a terminal should be seen
+        disable_progress_bars()

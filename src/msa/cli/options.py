@@ -1,0 +1,230 @@
+"""Arguments that several commands share: their parsers, types and errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+_MAX_SEED = 2**63 - 1
+
+
+class UsageError(Exception):
+    """The command was called in a wrong way that its parser could not see: exit code 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one line and whose options cannot be abbreviated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line on standard error."""
+        line = " ".join(message.split())
+        sys.stderr.write(f"msa: {line}; see '{self.prog} --help'\n")
+        raise SystemExit(2)
+
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_command(
+    commands: Subparsers[ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    details: str = "",
+    examples: Sequence[str],
+    model: bool = False,
+) -> ArgumentParser:
+    """Add one command with the options that every command has.
+
+    Args:
+        commands: where to add it.
+        name: its name.
+        run: does it, and returns the exit code.
+        summary: what it does, in one line.
+        details: more for its own help.
+        examples: command lines for its own help.
+        model: whether it may load a model, and so has ``--model``, ``--device`` and ``--dtype``.
+    """
+    shown = "\n".join(f"  {example}" for example in examples)
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{details}" if details else ""),
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n{shown}",
+    )
+    parser.set_defaults(run=run)
+    if model:
+        _add_model_options(parser)
+    group = parser.add_argument_group("diagnostics")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("-v", "--verbose", action="store_true", help="show what is being done")
+    return parser
+
+
+def _add_model_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="NAME|DIR|HUB_ID",
+        help="the model; by default the one that made the memory, for a new memory $MSA_MODEL or the shipped one",
+    )
+    add_device_option(group)
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="what it computes in (auto: bfloat16 where the device has it)",
+    )
+
+
+def add_device_option(group: Any) -> None:
+    """Add ``--device`` to a parser or an argument group."""
+    group.add_argument(
+        "--device", type=device, default="auto", metavar="auto|cpu|cuda[:n]", help="where it runs (auto: CUDA if any)"
+    )
+
+
+def add_memory_argument(parser: ArgumentParser) -> None:
+    """Add the positional argument MEMORY."""
+    parser.add_argument("memory", metavar="MEMORY", help="the memory's folder")
+
+
+def add_where_option(parser: ArgumentParser) -> None:
+    """Add ``--where``; several of them must all hold. :func:`conditions` reads them."""
+    parser.add_argument(
+        "--where",
+        type=condition,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="use only documents whose metadata have this value, read as JSON if it is JSON (a list: any of its "
+        "members) and else as a string; may be given several times",
+    )
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def device(text: str) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:n``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:n, got {text!r}")
+    return text
+
+
+def condition(text: str) -> tuple[str, Any]:
+    """One ``KEY=VALUE``.
+
+    >>> condition("lang=en"), condition("year=2024"), condition('lang=["en", "de"]')
+    (('lang', 'en'), ('year', 2024), ('lang', ['en', 'de']))
+    """
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE such as lang=en, got {text!r}")
+    try:
+        return key, json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return key, value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")  # Python's parser would take NaN and Infinity
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any] | None:
+    """All ``--where`` together, as ``Memory.ask`` and ``Memory.search`` take them.
+
+    Raises:
+        UsageError: one key twice.
+    """
+    where: dict[str, Any] = {}
+    for key, value in args.where:
+        if key in where:
+            raise UsageError(f"--where names {key!r} twice; for any of several values write --where '{key}=[…, …]'")
+        where[key] = value
+    return where or None
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    return _integer(text, 1)
+
+
+def non_negative(text: str) -> int:
+    """A whole number, 0 or more."""
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= _MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text!r}")
+    return number
+
+
+def temperature(text: str) -> float:
+    """A number in 0..100."""
+    number = _number(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"must lie in 0..100 (0: no randomness), got {text!r}")
+    return number
+
+
+def probability(text: str) -> float:
+    """A number in (0, 1]."""
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must lie above 0 and up to 1, got {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def layers(text: str) -> list[int] | str:
+    """``all``, or layers and ranges of them.
+
+    >>> layers("15-17"), layers("2,4-5"), layers("all")
+    ([15, 16, 17], [2, 4, 5], 'all')
+    """
+    if text.strip() == "all":
+        return "all"
+    chosen: set[int] = set()
+    for piece in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", piece)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise argparse.ArgumentTypeError(f"must be like 15-29, 15,16 or all, got {text!r}")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
+
+
+def words(text: str, what: str) -> str:
+    """A question or query that is not empty.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not text.strip():
+        raise UsageError(f"the {what} is empty; put it in quotes after the memory")
+    return text

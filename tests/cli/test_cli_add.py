@@ -1,0 +1,144 @@
+import io
+import json
+import os
+import re
+import signal
+
+import pytest
+
+import msa as package
+
+
+def texts_in(folder):
+    with package.Memory.open(folder, create=False, read_only=True) as memory:
+        return {document.id: document.text for document in memory.list()}
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("# Alpha\n\nThe first note.\n")
+    (folder / "b.txt").write_text("The second note.")
+    (folder / "c.bin").write_bytes(bytes(range(256)))
+    return folder
+
+
+def test_files_folders_and_json_lines_are_added_and_counted(msa, tmp_path, notes, records_file, model_folder):
+    result = msa("add", tmp_path / "m", notes, records_file, "--model", model_folder)
+    assert result.code == 0
+    line = r"5 added, 0 updated, 0 unchanged, 1 skipped; [\d,]+ tokens in [\d.]+ s, [\d,]+ tok/s\n"
+    assert re.fullmatch(line, result.out)
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("skipped: ")
+    assert "c.bin is a binary file" in result.err
+    assert texts_in(tmp_path / "m").keys() == {"notes/a.md", "notes/b.txt", "moon", "sonne", "bridge"}
+
+
+def test_adding_again_encodes_only_what_changed_and_needs_no_model_name(msa, tmp_path, notes, model_folder):
+    assert msa("add", tmp_path / "m", notes, "--model", model_folder).code == 0
+    again = msa("add", tmp_path / "m", notes)
+    assert again.out.startswith("0 added, 0 updated, 2 unchanged, 1 skipped; 0 tokens")
+    (notes / "b.txt").write_text("The second note, corrected.")
+    (notes / "d.txt").write_text("A fourth one.")
+    changed = msa("add", tmp_path / "m", notes, "--device", "cpu", "--dtype", "float32")
+    assert changed.out.startswith("1 added, 1 updated, 1 unchanged, 1 skipped; ")
+    assert texts_in(tmp_path / "m")["notes/b.txt"] == "The second note, corrected."
+
+
+def test_nothing_is_loaded_when_nothing_changed(msa, memory, records_file, monkeypatch):
+    monkeypatch.setattr("msa.zoo.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert msa("add", memory, records_file).code == 0
+
+
+@pytest.mark.parametrize("text", ["A plain text.", '{"id": "line", "text": "A JSON line."}\n'])
+def test_standard_input(msa, memory, monkeypatch, text):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    result = msa("add", memory, "-")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("1 added")
+    assert {"A plain text.", "A JSON line."} & set(texts_in(memory).values())
+
+
+def test_stopping_keeps_what_was_committed_and_running_again_goes_on(msa, tmp_path, model_folder, monkeypatch):
+    lines = tmp_path / "many.jsonl"
+    lines.write_text("".join(json.dumps({"id": str(i), "text": f"document {i}"}) + "\n" for i in range(6)))
+    encode, calls = package.memory.encode_in_batches, []
+
+    def encode_until_stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(package.memory, "_COMMIT_TOKENS", 20)  # two documents
+    monkeypatch.setattr(package.memory, "encode_in_batches", encode_until_stopped)
+    stopped = msa("add", tmp_path / "m", lines, "--model", model_folder)
+    assert (stopped.code, stopped.out) == (130, "")
+    assert stopped.err == (
+        f"msa: stopped; 4 documents of this run committed to {tmp_path / 'm'}. Run the same command again to go on\n"
+    )
+    assert len(texts_in(tmp_path / "m")) == 4
+    assert msa("add", tmp_path / "m", lines).out.startswith("2 added, 0 updated, 4 unchanged")
+
+
+def test_a_broken_line_is_found_before_anything_is_made(msa, tmp_path, model_folder):
+    lines = tmp_path / "broken.jsonl"
+    lines.write_text('{"text": "fine"}\n{"text": 5}\n')
+    result = msa("add", tmp_path / "m", lines, "--model", model_folder)
+    assert result.code == 1
+    assert result.err == f'msa: {lines}, line 2: "text" is a number. Give it as a string\n'
+    assert not (tmp_path / "m").exists()
+
+
+def test_inputs_that_hold_nothing(msa, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = msa("add", tmp_path / "m", tmp_path / "empty")
+    assert result.code == 1
+    assert "msa: nothing was added" in result.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_path_that_is_not_there(msa, memory, tmp_path):
+    result = msa("add", memory, tmp_path / "gone")
+    assert result.code == 1
+    assert result.err.startswith(f"msa: {tmp_path / 'gone'} does not exist. ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_without_permission(msa, memory, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "secret.txt").chmod(0)
+    result = msa("add", memory, tmp_path / "secret.txt")
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "Check its permissions" in result.err
+
+
+def test_a_named_file_that_is_no_text(msa, memory, notes):
+    result = msa("add", memory, notes / "c.bin")
+    assert result.code == 1
+    assert "c.bin is a binary file" in result.err
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_place_that_is_no_memory(msa, notes, records_file, model_folder, kind):
+    place = notes / "a.md" if kind == "file" else notes
+    result = msa("add", place, records_file, "--model", model_folder)
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert str(place) in result.err
+
+
+def test_another_model_is_refused_with_both_fingerprints(msa, memory, records_file, other_model_folder):
+    with package.Memory.open(memory, read_only=True) as opened:
+        made_by = opened.bank.fingerprint
+    result = msa("add", memory, records_file, "--model", other_model_folder)
+    assert result.code == 1
+    assert made_by in result.err
+    assert len(set(re.findall(r"\b[0-9a-f]{16}\b", result.err))) == 2
+
+
+def test_a_memory_that_is_being_written_to(msa, memory, records_file):
+    with package.Memory.open(memory, create=False):
+        result = msa("add", memory, records_file)
+    assert result.code == 1
+    assert f"process {os.getpid()}" in result.err

@@ -1,0 +1,31 @@
+import pytest
+import torch
+from hypothesis import settings
+from tiny import tiny_lm, tiny_model, tiny_tokenizer
+
+_THREADS = torch.get_num_threads()
+
+settings.register_profile("msa", deadline=None, derandomize=True)
+settings.load_profile("msa")
+
+
+def pytest_runtest_setup(item):
+    """One thread for tiny tensors, where threads would only wait for each other."""
+    torch.set_num_threads(_THREADS if item.get_closest_marker("default_model") else 1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def lm():
+    """A shared tiny network; tests must not change its weights."""
+    return tiny_lm()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A shared tiny network with tokenizer and transcript; tests must not change its weights."""
+    return tiny_model()

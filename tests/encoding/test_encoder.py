@@ -1,0 +1,69 @@
+"""Encoding many documents in batches: the same as one by one, in the order given."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import random_tokens
+
+from msa.documents.batching import length_buckets, pad_left, pad_right
+from msa.encoding import encode_in_batches
+from msa.model import DocumentMemory
+
+DOCUMENTS = random_tokens(9, 3, 14, 1, 8, 3, 20, 2)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10, 24, 4096])
+def test_equals_one_by_one_in_the_order_given(lm, batch_tokens):
+    memory = encode_in_batches(lm, DOCUMENTS, batch_tokens=batch_tokens)
+    with torch.no_grad():
+        alone = [lm.encode_documents(torch.tensor([ids]), torch.tensor([len(ids)])) for ids in DOCUMENTS]
+    expected = DocumentMemory.concatenate(alone)
+    assert memory.chunk_offsets.tolist() == expected.chunk_offsets.tolist() == [0, 3, 4, 8, 9, 11, 12, 17, 18]
+    for layer in lm.config.router_layers:
+        for name in ("keys", "values", "routing_keys"):
+            ours, theirs = getattr(memory, name)[layer], getattr(expected, name)[layer]
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_bounded_and_progress_is_told(lm, monkeypatch):
+    shapes, told = [], []
+    encode = type(lm).encode_documents
+
+    def watched(self, ids, lengths):
+        shapes.append(ids.shape)
+        return encode(self, ids, lengths)
+
+    monkeypatch.setattr(type(lm), "encode_documents", watched)
+    encode_in_batches(lm, DOCUMENTS, batch_tokens=16, progress=told.append)
+    assert all(rows * tokens <= 16 or rows == 1 for rows, tokens in shapes)
+    assert any(rows > 1 for rows, _ in shapes)
+    assert len(told) == len(shapes)
+    assert sum(told) == sum(map(len, DOCUMENTS))
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"), [([], "nothing to encode"), ([[1], [2, 3], []], "document 2 has no")]
+)
+def test_nothing_to_encode_is_refused(lm, documents, message):
+    with pytest.raises(ValueError, match=message):
+        encode_in_batches(lm, documents)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+def test_buckets_hold_every_index_once_and_keep_their_size(lengths, batch_tokens):
+    buckets = length_buckets(lengths, batch_tokens)
+    assert sorted(index for bucket in buckets for index in bucket) == list(range(len(lengths)))
+    for bucket in buckets:
+        assert len(bucket) == 1 or len(bucket) * max(lengths[index] for index in bucket) <= batch_tokens
+    flat = [lengths[index] for bucket in buckets for index in bucket]
+    assert flat == sorted(lengths)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_padding_keeps_every_token(rows):
+    ids, lengths = pad_right(rows)
+    assert [line[:length].tolist() for line, length in zip(ids, lengths, strict=True)] == rows
+    ids, mask = pad_left(rows)
+    assert [line[real].tolist() for line, real in zip(ids, mask, strict=True)] == rows
+    assert mask[:, -1].all()

@@ -1,0 +1,127 @@
+"""Streaming text: whole characters, stop strings wherever token borders fall, the hidden lead."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tiny import tiny_tokenizer
+
+from msa.documents import Protocol, ProtocolStrings
+from msa.generation.text_stream import TextStream
+
+LEAD = "The answer to the question is:"
+
+
+def stream(model, tokens, **options):
+    """Push all tokens; returns the pieces in order, the rest at the end last."""
+    stream = TextStream(model.protocol, **options)
+    pieces = [stream.push(token) for token in tokens]
+    pieces.append(stream.finish())
+    assert stream.text == "".join(pieces)
+    return pieces, stream
+
+
+def of(model, text):
+    return model.protocol.plain_ids(text)
+
+
+def test_an_emoji_appears_once_it_is_whole(model):
+    tokens = of(model, "a😀é!")
+    assert len(tokens) == 8
+    pieces, _ = stream(model, tokens)
+    assert pieces == ["a", "", "", "", "😀", "", "é", "!", ""]
+
+
+def test_a_character_that_never_ends_is_shown_as_such_at_the_end(model):
+    pieces, _ = stream(model, of(model, "ab😀")[:-1])
+    assert pieces == ["a", "b", "", "", "", "\ufffd"]
+
+
+@pytest.mark.parametrize("stop", [("\n\n",), ("STOP",), ("ab STOP", "zz"), ("S", "STOP")])
+def test_text_ends_before_a_stop_string(model, stop):
+    text = "ab STOP\n\nnever"
+    expected = text[: min(text.find(string) for string in stop if string in text)]  # the first one met
+    pieces, ended = stream(model, of(model, text), stop=stop)
+    assert "".join(pieces) == expected
+    assert ended.stopped
+    assert ended.push(of(model, "x")[0]) == ended.finish() == ""
+
+
+def test_the_beginning_of_a_stop_string_is_held_back(model):
+    pieces, ended = stream(model, of(model, "a STOb STO"), stop=["STOP"])
+    assert pieces == ["a", " ", "", "", "", "STOb", " ", "", "", "", "STO"]
+    assert not ended.stopped
+
+
+def test_the_earliest_stop_string_wins(model):
+    """However the tokens fall: all at once, the text is the same as character by character."""
+    merges = (("h", "e"), ("he", "l"), ("hel", "l"), ("hell", "o"))
+    whole = Protocol(ProtocolStrings(), tiny_tokenizer(merges))
+    assert len(whole.plain_ids("hello")) == 1
+    for protocol in (whole, model.protocol):
+        ended = TextStream(protocol, stop=["lo", "ell"])
+        for token in protocol.plain_ids("hello"):
+            ended.push(token)
+        ended.finish()
+        assert (ended.text, ended.stopped) == ("h", True)
+
+
+@pytest.mark.parametrize("stop", [["ab", "b"], ["b", "ab"]])
+def test_the_order_of_stop_strings_does_not_matter(model, stop):
+    pieces, _ = stream(model, of(model, "xab"), stop=stop)
+    assert "".join(pieces) == "x"
+
+
+def test_empty_stop_strings_are_ignored(model):
+    pieces, ended = stream(model, of(model, "ab"), stop=["", "zz"])
+    assert "".join(pieces) == "ab"
+    assert not ended.stopped
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"{LEAD} 42.", "42."),
+        (f" \n{LEAD}\n42.", "42."),
+        ("The answer is 42.", "The answer is 42."),
+        (f"It is: {LEAD}", f"It is: {LEAD}"),
+        (LEAD, ""),
+        (LEAD[:10], LEAD[:10]),  # cut short: what there is
+        (f"{LEAD} {LEAD}", LEAD),
+        ("  42", "42"),
+        ("", ""),
+    ],
+)
+def test_the_lead_is_hidden_only_at_the_start(model, text, shown):
+    pieces, _ = stream(model, of(model, text), hidden_lead=LEAD)
+    assert "".join(pieces) == shown
+
+
+def test_nothing_is_shown_while_the_lead_may_still_come(model):
+    pieces, _ = stream(model, of(model, "The answer of"), hidden_lead=LEAD)
+    assert pieces[:11] == [""] * 11
+    assert pieces[11] == "The answer o"
+
+
+def test_control_tokens_are_not_shown(model):
+    control = model.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
+    pieces, _ = stream(model, [*of(model, "a"), *control, *of(model, "b")])
+    assert "".join(pieces) == "ab"
+
+
+def cut_by_hand(text, stop, lead):
+    """What is shown of a whole text: after the lead, before the stop string that is complete first."""
+    text = text.lstrip()
+    text = text[len(lead) :].lstrip() if text.startswith(lead) else text
+    ends = [(text.find(string) + len(string), text.find(string)) for string in stop if string and string in text]
+    return (text[: min(ends)[1]], True) if ends else (text, False)
+
+
+@given(st.text(alphabet="ab \n😀é:", max_size=20), st.lists(st.text(alphabet="ab é", max_size=3), max_size=2))
+@example("aéb", ["aé"])
+@example("é: ab", [])
+@example("éa", [])
+def test_streaming_equals_cutting_the_whole_text(model, text, stop):
+    """Whatever bytes a token ends at; and nothing shown is ever taken back."""
+    for lead in ("a:", "é:"):
+        pieces, ended = stream(model, of(model, text), stop=stop, hidden_lead=lead)
+        assert ("".join(pieces), ended.stopped) == cut_by_hand(text, stop, lead)
