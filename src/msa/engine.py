@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class AskOptions:
         retrieval: ``generative`` or ``routed``; None: the checkpoint's own.
         max_rounds: rounds of Memory Interleave, at most.
         max_new_tokens: tokens of the answer, at most.
-        max_documents: documents given to the model in routed mode; None: the checkpoint's own.
+        max_documents: documents the model is given to read in routed mode; None: the checkpoint's own.
         sampling: how the answer's tokens are drawn; ids are always written greedily.
         stop: strings that end the answer.
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
@@ -140,10 +140,12 @@ class Engine:
             decoding = self._decode_from_texts(sessions, options)
         else:
             last = yield from self._retrieve_generative(sessions, options, cancelled)
+            if cancelled is not None and cancelled():
+                yield from ((i, Done(answer=self._answer(session, "cancelled"))) for i, session in enumerate(sessions))
+                return
             decoding = self._decode_answers(sessions, options, last)
         for index, session in enumerate(sessions):
             session.prompt_tokens = len(decoding.rows[index].prompt.ids)
-        reasons: dict[int, str] = {}
         for index, token in decoding.run(cancelled):
             session = sessions[index]
             if session.first_token_s is None:
@@ -158,8 +160,7 @@ class Engine:
             piece = session.stream.finish()
             if piece:
                 yield index, TextPiece(text=piece)
-            reasons[index] = decoding.rows[index].finish_reason or "stop"
-            yield index, Done(answer=self._answer(session, reasons[index]))
+            yield index, Done(answer=self._answer(session, decoding.rows[index].finish_reason or "stop"))
 
     def _open(self, question: str, options: AskOptions) -> _Session:
         config, protocol = self.model.lm.config, self.model.protocol
@@ -169,7 +170,13 @@ class Engine:
             # the question starts after as many positions as documents may be selected
             context_tokens=config.max_position_embeddings - config.top_k_docs,
         )
-        state = InterleaveState(protocol, _checked(question), limits, self._index_of.__contains__)
+        selectable = self.library.live_mask(options.where).cpu().numpy()
+
+        def exists(number: int) -> bool:
+            index = self._index_of.get(number)
+            return index is not None and bool(selectable[index])
+
+        state = InterleaveState(protocol, _checked(question), limits, exists)
         if state.free_tokens() < 0:
             raise ValueError(
                 f"the question has {len(state.ids)} tokens; with the answer it does not fit this model's context of "
@@ -187,7 +194,9 @@ class Engine:
             started = time.perf_counter()
             for i in active:
                 yield i, RoundStarted(round=len(sessions[i].rounds) + 1)
-            decoding = self._decoding([self._id_prompt(sessions[i].state, options) for i in active], options)
+            decoding = self._decoding([self._id_prompt(sessions[i].state) for i in active], options)
+            for row, i in enumerate(active):
+                decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
             for _ in decoding.run(cancelled):
                 pass
             if cancelled is not None and cancelled():
@@ -201,23 +210,34 @@ class Engine:
                 yield from ((i, event) for event in self._end_round(session, hits, fitted))
         return decoding
 
-    def _id_prompt(self, state: InterleaveState, options: AskOptions) -> Prompt:
+    def _id_prompt(self, state: InterleaveState) -> Prompt:
         protocol = self.model.protocol
-        closing = [[protocol.reference_end_id], protocol.template_ids(protocol.strings.end_of_retrieve)]
-        allowed = None
-        if options.constrain_ids != "none":
-            if self._id_pieces is None:
-                self._id_pieces = id_pieces(self.model.tokenizer)
-            live = self.library.numbers[self.library.live_mask(options.where).cpu().numpy()]
-            allowed = IdConstraint(IdTrie(live), self._id_pieces, closing, state.taken).allowed
         return Prompt(
             ids=state.ids,
             routes=state.routes,
             stop_ids=frozenset({protocol.reference_end_id, protocol.answer_end_id}),
             stop_when=state.is_enough,
             max_new_tokens=state.limits.max_id_tokens,
-            allowed=allowed,
         )
+
+    def _allowed_ids(
+        self, state: InterleaveState, options: AskOptions, routing: dict[int, Routing], row: int
+    ) -> Callable[[Sequence[int]], list[int]] | None:
+        """What may be written next: existing ids, or only those that some router layer selected."""
+        if options.constrain_ids == "none":
+            return None
+        mask = self.library.live_mask(options.where).clone()
+        if options.constrain_ids == "selected":
+            chosen = torch.cat([layer.doc_indices[row] for layer in routing.values()] or [mask.new_zeros(0).long()])
+            selected = torch.zeros_like(mask)
+            selected[chosen[chosen >= 0]] = True
+            mask &= selected
+        if self._id_pieces is None:
+            self._id_pieces = id_pieces(self.model.tokenizer)
+        protocol = self.model.protocol
+        closing = [[protocol.reference_end_id], protocol.template_ids(protocol.strings.end_of_retrieve)]
+        trie = IdTrie(self.library.numbers[mask.cpu().numpy()])
+        return IdConstraint(trie, self._id_pieces, closing, state.taken).allowed
 
     def _read_ids(
         self, state: InterleaveState, generated: Sequence[int], routing: dict[int, Routing], row: int
@@ -230,14 +250,14 @@ class Engine:
         return hits, self._fit(hits, best, self.model.protocol.strings.expanded_document, state.free_tokens())
 
     def _retrieve_routed(self, sessions: list[_Session], options: AskOptions) -> Iterator[tuple[int, Event]]:
-        """One routing pass; the best documents by the mean of the layers' scores."""
-        strings = self.model.protocol.strings
-        limit = strings.reader_documents if options.max_documents is None else options.max_documents
+        """One routing pass; the best documents by the mean of the layers' scores, the very best to be read."""
+        strings, protocol = self.model.protocol.strings, self.model.protocol
+        num_read = strings.reader_documents if options.max_documents is None else options.max_documents
         for i, session in enumerate(sessions):
             yield i, RoundStarted(round=1)
             started = time.perf_counter()
+            turn = protocol.question_turn(session.question)
             with torch.inference_mode():
-                turn = self.model.protocol.question_turn(session.question)
                 routing = self.model.lm.route(
                     torch.tensor([turn.ids], device=self.model.device),
                     self.library,
@@ -245,16 +265,20 @@ class Engine:
                     prefix=self.model.prefix,
                     doc_mask=self.library.live_mask(options.where),
                 )
-            hits, best = self._best(routing, 0, limit)
-            prompt = self.model.protocol.template_ids(strings.reader_prompt, documents="", question=session.question)
-            context = self.model.lm.config.max_position_embeddings
-            fitted = self._fit(hits, best, strings.reader_document, context - len(prompt) - options.max_new_tokens)
+            hits, best = self._best(routing, 0, max(num_read, strings.source_documents))
+            free = self.model.lm.config.max_position_embeddings - options.max_new_tokens
+            free -= len(protocol.template_ids(strings.reader_prompt, documents="", question=session.question))
+            fitted = self._fit(hits[:num_read], best[:num_read], strings.reader_document, free)
             session.route_s = time.perf_counter() - started
             session.notes += fitted.notes
             session.state.round_texts.append("")
-            session.state.round_numbers.append(tuple(number for number, _ in fitted.documents))
             yield from ((i, event) for event in self._end_round(session, hits, fitted))
             session.state.ids = self._reader_ids(session, fitted)
+            if strings.reader_lead and fitted.documents:
+                lead = strings.reader_lead.replace("{title}", next(hit.title for hit in hits if _is_in(hit, fitted)))
+                session.state.ids += protocol.plain_ids(lead)
+                session.stream.text = lead
+                yield i, TextPiece(text=lead)
 
     def _reader_ids(self, session: _Session, fitted: Fitted) -> list[int]:
         strings = self.model.protocol.strings
@@ -266,16 +290,15 @@ class Engine:
 
     def _end_round(self, session: _Session, hits: list[Hit], fitted: Fitted) -> Iterator[Event]:
         """Note what a finished round brought."""
-        given = {number for number, _ in fitted.documents}
-        kept = [hit for hit in hits if hit.number in given]
+        hits = [replace(hit, read=_is_in(hit, fitted)) for hit in hits]
         session.rounds.append(
             Round(
-                retrieved=[hit.id for hit in kept],
-                numbers=[hit.number for hit in kept],
+                retrieved=[hit.id for hit in hits],
+                numbers=[hit.number for hit in hits],
                 generated=session.state.round_texts[-1],
             )
         )
-        for hit in kept:
+        for hit in hits:
             session.sources.append(hit)
             yield DocumentRetrieved(round=len(session.rounds), hit=hit)
 
@@ -374,6 +397,11 @@ def _mean_over_layers(routing: dict[int, Routing], row: int) -> tuple[Tensor, Te
     docs = torch.stack([layer.doc_scores[row] for layer in routing.values()]).mean(0)
     chunks = torch.stack([layer.chunk_scores[row] for layer in routing.values()]).mean(0)
     return docs, chunks
+
+
+def _is_in(hit: Hit, fitted: Fitted) -> bool:
+    """Whether the hit's text is among those that the model is given."""
+    return any(number == hit.number for number, _ in fitted.documents)
 
 
 def _checked(question: str) -> str:

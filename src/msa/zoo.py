@@ -1,4 +1,4 @@
-"""Models by name: the default one is fetched, converted and cached on first use; folders and hub ids load as they are."""
+"""Models by name: the default is fetched, converted and cached on first use; folders and hub ids load as they are."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ MODELS = {
                 "Question: {question}" + _CHAT_END
             ),
             reader_document="{text}\n\n",
-            reader_documents=3,
+            # measured: this backbone reads one document well and several badly
+            reader_lead="According to {title},",
+            reader_documents=1,
             max_document_tokens=512,
         ),
     )
@@ -120,11 +122,13 @@ def cache_folder() -> Path:
 def _load_named(name: str, device: str, dtype: str) -> MSAModel:
     entry = MODELS[name]
     calibration = files("msa.conversion").joinpath("calibration.jsonl").read_bytes()
-    recipe = f"{_RECIPE} {entry.wheel_sha256} {entry.protocol} {hashlib.sha256(calibration).hexdigest()}"
+    strings = entry.protocol
+    turns = [strings.document, strings.prefix, strings.question, strings.question_end]  # what calibration reads
+    recipe = f"{_RECIPE} {entry.wheel_sha256} {turns} {hashlib.sha256(calibration).hexdigest()}"
     folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not (folder / "config.json").is_file():
         _prepare(name, entry, folder)
-    model = load_checkpoint(folder, device=device, dtype=dtype, name=name)
+    model = load_checkpoint(folder, device=device, dtype=dtype, name=name, protocol=strings)
     if entry.adapter is not None:
         path = files("msa").joinpath("adapters", entry.adapter.file)
         fingerprint = model_fingerprint(model.lm)

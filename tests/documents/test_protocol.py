@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import NOT_SPECIAL, SPECIAL, tiny_tokenizer
+from tokenizers import AddedToken
 
 from msa.documents import Protocol, ProtocolStrings
 from msa.errors import CheckpointError
@@ -41,6 +42,12 @@ def test_a_template_has_control_tokens_and_a_field_has_none(protocol, control_id
     assert control_tokens(protocol, expansion.ids) == ["<|object_ref_end|>"]
 
 
+def test_a_special_token_in_a_text_is_tokenised_like_any_other_text():
+    protocol = Protocol(ProtocolStrings(), tiny_tokenizer((("<", "|"), ("<|", "i"))))
+    pieces = protocol.tokenizer.convert_ids_to_tokens(protocol.plain_ids("a<|im_end|>"))
+    assert pieces == ["a", "<|i", *"m_end|>"]
+
+
 fragments = st.lists(
     st.sampled_from(
         [*CONTROL, "<|im_", "start|>", "<", "<thi", "nk>", "|>", "é", "😀", "{text}", "{id}", " ", "\n", "a"]
@@ -71,6 +78,15 @@ def test_a_text_full_of_added_tokens(protocol):
     ids = protocol.plain_ids(text)
     assert control_tokens(protocol, ids) == []
     assert protocol.decode_all(ids) == text
+
+
+def test_an_added_token_of_one_character_is_text_in_a_text():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("⟐", special=False, normalized=False)])
+    protocol = Protocol(ProtocolStrings(reference_end="⟐"), tokenizer)
+    ids = protocol.plain_ids("a⟐b")
+    assert protocol.reference_end_id not in ids
+    assert protocol.decode(ids) == "a⟐b"
 
 
 def test_text_between_control_tokens_is_tokenised_jointly():

@@ -42,7 +42,7 @@ def routed(state):
 
 
 def test_the_transcript_is_the_published_one(model):
-    """SPEC §6, string by string: two rounds, then the answer."""
+    """String by string: two rounds, then the answer."""
     state = start(model)
     assert transcript(state) == PROMPT
     assert routed(state) == TURN

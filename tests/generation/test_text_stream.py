@@ -108,6 +108,15 @@ def test_control_tokens_are_not_shown(model):
     assert "".join(pieces) == "ab"
 
 
+def test_an_opening_that_is_not_the_models_own(model):
+    """Put there before the first token: not returned again, and the model's text goes on after it as it was written."""
+    ended = TextStream(model.protocol, stop=["."])
+    ended.text = "Moon:"
+    pieces = [ended.push(token) for token in of(model, " round.")]
+    assert "".join(pieces) == " round"
+    assert ended.text == "Moon: round"
+
+
 def cut_by_hand(text, stop, lead):
     """What is shown of a whole text: after the lead, before the stop string that is complete first."""
     text = text.lstrip()

@@ -126,6 +126,8 @@ MISFITS = {
     "B without A": {f"{LORA}.lora_A.weight": None},
     "ranks differ": {f"{LORA}.lora_B.weight": torch.zeros(16, 2)},
     "product too large": {f"{LORA}.lora_B.weight": torch.zeros(17, 3)},
+    "B of one dimension": {f"{LORA}.lora_B.weight": torch.zeros(16)},
+    "A of one dimension": {f"{LORA}.lora_A.weight": torch.zeros(3)},
     "product that would broadcast": {f"{LORA}.lora_B.weight": torch.ones(1, 3)},
 }
 
@@ -144,3 +146,15 @@ def test_a_scale_that_is_no_number_is_refused(lm, write):
     with pytest.raises(CheckpointError, match="lora_scale"):
         apply_adapter(lm, write(fitting(), lora_scale="large"))
     assert_unchanged(lm, before)
+
+
+def test_a_fused_network_is_adapted_too(lm, write):
+    fused = tiny_lm()
+    fused.fuse_projections()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        before = fused(ids).logits
+        for each in (lm, fused):
+            apply_adapter(each, write(fitting()))
+        torch.testing.assert_close(fused(ids).logits, lm(ids).logits, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(fused(ids).logits, before)

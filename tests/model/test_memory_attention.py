@@ -473,8 +473,6 @@ def test_limits_of_a_row(lm):
     free = decode(lm, prompts_of(lengths=(8,))).rows[0].generated
     row = decode(lm, prompts_of(lengths=(8,), stop_ids=frozenset({free[2]}))).rows[0]
     assert (row.generated, row.finish_reason) == (free[: free.index(free[2]) + 1], "stop")
-    row = decode(lm, prompts_of(lengths=(8,), banned=frozenset(free))).rows[0]
-    assert not set(row.generated) & set(free)
     row = decode(lm, prompts_of(lengths=(8,), allowed=lambda generated: [7, 9] if len(generated) % 2 else [8])).rows[0]
     assert row.generated[::2] == [8] * 5
     assert set(row.generated[1::2]) <= {7, 9}
@@ -495,6 +493,75 @@ def test_empty_prompts_and_batches_that_cannot_be_extended_are_refused(lm):
             Decoding(lm, prompts)
     with pytest.raises(ValueError, match="single row"):
         decode(lm, prompts_of()).extend([1], Prompt(ids=[1]))
+
+
+# ---- fused projections
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "biased"])
+def test_fused_projections_change_nothing(name, tmp_path):
+    """Neither outputs nor gradients, nor what is saved."""
+    separate, fused = (tiny_lm(**SETTINGS[name], mlp_bias=name == "llama") for _ in range(2))
+    before = {key: tensor.clone() for key, tensor in fused.state_dict().items()}
+    fused.fuse_projections()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in fused.state_dict().items())
+    answers = []
+    for lm in (separate, fused):
+        with torch.no_grad():
+            given = {"memory": memory_of(lm), "prefix": prefix_of(lm)}
+        answers.append(decode(lm, prompts_of(), **given))
+        training_step(lm).loss.backward()
+    assert [row.generated for row in answers[0].rows] == [row.generated for row in answers[1].rows]
+    for (key, theirs), (_, ours) in zip(separate.named_parameters(), fused.named_parameters(), strict=True):
+        if key != "temperature":
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=key, **CLOSE)
+    fused.save_pretrained(tmp_path)
+    loaded = MSAForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in loaded.state_dict().items())
+
+
+def scale_in_place(layer):
+    layer.self_attn.k_proj.weight.mul_(2)
+
+
+def replace_weight(layer):
+    layer.mlp.up_proj.weight = torch.nn.Parameter(layer.mlp.up_proj.weight * 2)
+
+
+def replace_bias(layer):
+    layer.self_attn.k_proj.bias = torch.nn.Parameter(layer.self_attn.k_proj.bias * 2 + 1)
+
+
+def replace_layer(layer):
+    layer.self_attn.v_proj = torch.nn.Sequential(layer.self_attn.v_proj, torch.nn.Tanh())
+
+
+def take_a_step(layer):
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [scale_in_place, replace_weight, replace_bias, replace_layer, take_a_step])
+@torch.no_grad()
+def test_fused_projections_see_every_change(change):
+    separate, fused = tiny_lm("llama"), tiny_lm("llama")
+    fused.fuse_projections()
+    before = ask(fused).logits
+    for lm in (separate, fused):
+        change(lm.model.layers[1])
+    after = ask(fused).logits
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, ask(separate).logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_fused_projections_move_to_another_dtype():
+    lm = tiny_lm()
+    lm.fuse_projections()
+    plain = tiny_lm().bfloat16()
+    torch.testing.assert_close(ask(lm.bfloat16()).logits, ask(plain).logits)
 
 
 # ---- training

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from msa.errors import ModelNotFoundError, UnsupportedModelError
+from msa.model.bundle import quiet_loading
 from msa.model.configuration_msa import BACKBONES, MSAConfig
 
 log = logging.getLogger(__name__)
@@ -91,11 +92,12 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     try:
         if not options:
             config_from_backbone(AutoConfig.from_pretrained(where))
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        if options:
-            # packed GGUF weights are slower than the plain ones: unpack once
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            if options:
+                # packed GGUF weights are slower than the plain ones: unpack once
+                options["quantization_config"] = GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelNotFoundError(f"cannot load a backbone from {str(source)!r}: {first_line}") from error

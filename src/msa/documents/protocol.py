@@ -6,6 +6,7 @@ what fills a field is encoded as plain text, so a document or a question cannot 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -38,9 +39,10 @@ class ProtocolStrings:
             layers' scores, for models not trained to write ids.
         reader_prompt: routed mode: what the model is given to answer from; ``{documents}`` holds the documents.
         reader_document: routed mode: one document inside ``reader_prompt``.
-        reader_lead: routed mode: opening of the answer, shown to the user; ``{title}`` is chosen by the model among
-            the documents it was given. Empty: none.
-        reader_documents: routed mode: how many documents the model is given, best first.
+        reader_lead: routed mode: how the answer opens, shown to the user; ``{title}`` is the best document's. Empty:
+            the model opens it.
+        reader_documents: routed mode: how many documents the model is given to read, best first.
+        source_documents: routed mode: how many documents are reported as sources, best first.
         max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
     """
 
@@ -63,6 +65,7 @@ class ProtocolStrings:
     reader_document: str = "{text}\n\n"
     reader_lead: str = ""
     reader_documents: int = 3
+    source_documents: int = 3
     max_document_tokens: int = 2048
 
     def __post_init__(self) -> None:
@@ -122,9 +125,12 @@ class Protocol:
         self._control_ids = frozenset(self._control.values())
         parts = sorted(map(re.escape, self._control), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(parts)})") if parts else None
-        # encodes control tokens as the plain text they are; a copy, because the setting is the tokenizer's own state
-        self._plain = Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        # a copy that knows no control tokens, special or not: what looks like one in a text stays text
+        settings = json.loads(backend.to_str())
+        settings["added_tokens"] = [
+            token for token in settings["added_tokens"] if token["content"] not in self._control
+        ]
+        self._plain = Tokenizer.from_str(json.dumps(settings))
         self._plain.no_padding()
         self._plain.no_truncation()
         self.prefix_ids = self.template_ids(strings.prefix)
@@ -203,21 +209,7 @@ class Protocol:
         if not text:
             return [], []
         encoding = self._plain.encode(text, add_special_tokens=False)
-        ids, offsets = encoding.ids, encoding.offsets
-        # added tokens that the tokenizer does not call special: cut them in two, so that they are not seen
-        cuts = [
-            start + 1
-            for (start, end), index in zip(offsets, ids, strict=True)
-            if index in self._control_ids and end - start > 1
-        ]
-        if not cuts:
-            return ids, offsets
-        ids, offsets = [], []
-        for first, last in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            piece_ids, piece = self._encode_plain(text[first:last])
-            ids += piece_ids
-            offsets += [(a + first, b + first) for a, b in piece]
-        return ids, offsets
+        return encoding.ids, encoding.offsets
 
 
 def _fill(piece: str, mark: str | None, values: dict[str, str]) -> tuple[str, tuple[int, int]]:

@@ -31,7 +31,6 @@ class Prompt:
         max_new_tokens: bound on ``generated``.
         sampling: how tokens are drawn.
         allowed: generated tokens so far → the token ids that may come next; None: all may.
-        banned: tokens that are never drawn.
     """
 
     ids: list[int]
@@ -41,7 +40,6 @@ class Prompt:
     max_new_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     allowed: Callable[[Sequence[int]], list[int]] | None = None
-    banned: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -95,6 +93,8 @@ class Decoding:
     ) -> None:
         if not prompts or any(not prompt.ids for prompt in prompts):
             raise ValueError("every prompt needs at least one token")
+        if prefill_tokens < 1:
+            raise ValueError(f"prefill_tokens must be at least 1, got {prefill_tokens}")
         self._lm = lm
         self.rows = [Row(prompt, generator=prompt.sampling.generator()) for prompt in prompts]
         self._logits, self._cache, self.routing = self._prefill(memory, prefix, doc_mask, prefill_tokens)
@@ -167,6 +167,4 @@ class Decoding:
         if prompt.allowed is not None:
             allowed = torch.tensor(prompt.allowed(row.generated), device=logits.device)
             return int(allowed[sample(logits[allowed], prompt.sampling, row.generator)])
-        if prompt.banned:
-            logits = logits.index_fill(0, torch.tensor(sorted(prompt.banned), device=logits.device), float("-inf"))
         return sample(logits, prompt.sampling, row.generator)

@@ -129,10 +129,8 @@ class InterleaveState:
             written = [*self.protocol.plain_ids(accepted), self.protocol.reference_end_id]
             expansion = self.protocol.expansion(fitted.documents)
             self.ids += written + expansion.ids
-            kept = self.routes[: self._num_question] + [False] * (
-                len(self.ids) - self._num_question - len(expansion.ids)
-            )
-            self.routes = kept + expansion.marked
+            earlier = len(self.ids) - self._num_question - len(expansion.ids)
+            self.routes = self.routes[: self._num_question] + [False] * earlier + expansion.marked
             self.continues = False
             if enough or len(self.round_numbers) >= self.limits.max_rounds:
                 self._request_answer()

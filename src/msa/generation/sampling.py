@@ -1,4 +1,4 @@
-"""Logits → token: greedy, temperature, top-k, top-p; one random generator per row, so that rows do not disturb each other."""
+"""Logits → token: greedy, temperature, top-k, top-p; a random generator per row, so rows do not disturb each other."""
 
 from __future__ import annotations
 

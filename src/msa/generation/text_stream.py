@@ -18,7 +18,7 @@ class TextStream:
         hidden_lead: opening that is dropped if the text starts with it.
 
     Attributes:
-        text: everything shown so far.
+        text: everything shown so far; an opening that is not the model's may be put here before the first token.
         stopped: whether a stop string was met.
     """
 
@@ -27,6 +27,8 @@ class TextStream:
         self._stop = [string for string in stop if string]
         self._hidden_lead = hidden_lead.strip()
         self._tokens: list[int] = []
+        self._num_shown = 0  # characters of what the tokens say
+        self._follows_opening = False
         self.text = ""
         self.stopped = False
 
@@ -34,6 +36,8 @@ class TextStream:
         """Add a token; returns the text that is certain to be shown and was not returned before."""
         if self.stopped:
             return ""
+        if not self._tokens:
+            self._follows_opening = bool(self.text)
         self._tokens.append(token)
         return self._advance(final=False)
 
@@ -48,12 +52,15 @@ class TextStream:
             whole, self.stopped = whole[: min(found)], True
         if not final and not self.stopped:
             whole = whole[: len(whole) - self._held(whole)]
-        piece = whole[len(self.text) :]
+        piece = whole[self._num_shown :]
+        self._num_shown += len(piece)
         self.text += piece
         return piece
 
     def _visible(self, text: str, final: bool) -> str:
         """Without the hidden lead; empty while it may still be coming."""
+        if self._follows_opening:
+            return text  # its first space parts it from the opening
         text = text.lstrip()
         if not self._hidden_lead:
             return text

@@ -17,6 +17,7 @@ class Hit:
         metadata: the user's metadata; parts of a long document also have ``part``, ``parts`` and ``offset`` (in
             characters).
         number: the document's number inside the memory, as the model writes it.
+        read: whether the model was given the text to answer from.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Hit:
     score: float
     metadata: dict[str, Any] = field(default_factory=dict)
     number: int = 0
+    read: bool = False
 
     @property
     def title(self) -> str:
@@ -48,7 +50,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens of one question: ``prompt_tokens`` given to the model (the last prefill), ``completion_tokens`` written."""
+    """Tokens of one question: ``prompt_tokens`` of the last prefill, ``completion_tokens`` written in all."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -65,7 +67,7 @@ class Answer:
 
     Attributes:
         text: what the model wrote.
-        sources: the documents it was given, best first.
+        sources: the documents retrieved, best first; ``read`` tells which texts the model was given.
         rounds: the rounds of Memory Interleave.
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         usage: token counts.
@@ -91,7 +93,7 @@ class RoundStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentRetrieved:
-    """Event: a document was retrieved and is given to the model."""
+    """Event: a document was retrieved; ``hit.read`` tells whether the model is given its text."""
 
     round: int
     hit: Hit

@@ -83,7 +83,8 @@ def _updates(
                 raise CheckpointError(f"adapter {path}: {name} has no counterpart {_LORA_B} in the adapter")
         shape = list(tensor.shape)
         if other is not None:
-            shape = [other.shape[0], tensor.shape[1]] if other.shape[1] == tensor.shape[0] else []
+            multiplies = tensor.dim() == other.dim() == 2 and other.shape[1] == tensor.shape[0]
+            shape = [other.shape[0], tensor.shape[1]] if multiplies else []
         if target not in parameters or list(parameters[target].shape) != shape:
             raise CheckpointError(f"adapter {path}: {name} {list(tensor.shape)} does not fit this model")
         parameter = parameters[target]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from msa.documents import Protocol, ProtocolStrings
 from msa.errors import CheckpointError, ModelNotFoundError
@@ -84,7 +87,12 @@ def model_fingerprint(lm: MSAForCausalLM) -> str:
 
 
 def load_checkpoint(
-    folder: str | Path, *, device: str = "auto", dtype: str = "auto", name: str | None = None
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    name: str | None = None,
+    protocol: ProtocolStrings | None = None,
 ) -> MSAModel:
     """Load an MSA checkpoint folder.
 
@@ -93,6 +101,7 @@ def load_checkpoint(
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:n``.
         dtype: ``auto`` (see :func:`resolve_dtype`), ``bfloat16`` or ``float32``.
         name: what to call it; None: the folder's name.
+        protocol: the transcript's strings; None: the checkpoint's own.
 
     Raises:
         ModelNotFoundError: no such folder, or files are missing.
@@ -101,14 +110,29 @@ def load_checkpoint(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     try:
-        config = MSAConfig.from_pretrained(folder)
-        lm = MSAForCausalLM.from_pretrained(folder, config=config, dtype=kind)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with quiet_loading():
+            config = MSAConfig.from_pretrained(folder)
+            if protocol is not None:
+                config.protocol = protocol.to_config()
+            lm = MSAForCausalLM.from_pretrained(folder, config=config, dtype=kind)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ModelNotFoundError(f"cannot load {str(folder)!r}: {str(error).strip().splitlines()[0]}") from error
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"cannot read the weights in {str(folder)!r}: {error}") from error
     return MSAModel(lm.to(where), tokenizer, name or Path(folder).name)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of transformers' inside; models here load in a second or two."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def resolve_device(device: str) -> torch.device:

@@ -45,9 +45,14 @@ class FusedLinear:
     def _is_intact(self, layers: Sequence[nn.Module]) -> bool:
         assert self._weight is not None
         pointer = self._weight.data_ptr()
+        bias_pointer = None if self._bias is None else self._bias.data_ptr()
         for layer in layers:
-            if type(layer) is not nn.Linear or layer.weight.data_ptr() != pointer:
+            bias = getattr(layer, "bias", None)
+            same_bias = (None if bias is None else bias.data_ptr()) == bias_pointer
+            if type(layer) is not nn.Linear or layer.weight.data_ptr() != pointer or not same_bias:
                 self._weight = self._bias = None
                 return False
             pointer += layer.weight.numel() * layer.weight.element_size()
+            if bias is not None and bias_pointer is not None:
+                bias_pointer += bias.numel() * bias.element_size()
         return True

