@@ -429,7 +429,6 @@ def test_bad_options_are_refused(engine, field, value):
         engine.ask(["Which?"], AskOptions(**{field: value}))
 
 
-@pytest.mark.xfail(strict=True, reason="a negative max_documents is not checked")
 def test_a_negative_number_of_documents_is_refused(engine):
     with pytest.raises(ValueError, match="max_documents"):
         engine.ask(["Which?"], AskOptions(max_documents=-1, retrieval="routed"))

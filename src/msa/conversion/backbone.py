@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from msa.errors import ModelNotFoundError, UnsupportedModelError
+from msa.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from msa.model.bundle import quiet_loading
 from msa.model.configuration_msa import BACKBONES, MSAConfig
 
@@ -56,6 +58,8 @@ def config_from_backbone(config: Any, **memory_fields: Any) -> MSAConfig:
         UnsupportedModelError: another family, a sliding window, or a RoPE type that depends on the text's length.
     """
     family = config.model_type
+    if family == "msa":
+        raise UnsupportedModelError("this is an MSA checkpoint already; name it with --model, it needs no conversion")
     if family not in BACKBONES:
         raise UnsupportedModelError(
             f"family {family!r} is not supported; convert a checkpoint of one of: {', '.join(BACKBONES)}"
@@ -87,6 +91,7 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     Raises:
         ModelNotFoundError: nothing there, or the hub cannot be reached.
         UnsupportedModelError: a family that is not implemented (before any weight is read).
+        CheckpointError: damaged weights.
     """
     where, options = _locate(source)
     try:
@@ -101,6 +106,8 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelNotFoundError(f"cannot load a backbone from {str(source)!r}: {first_line}") from error
+    except (SafetensorError, struct.error, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"cannot read the weights in {str(source)!r}: {error}") from error
     except ValueError as error:
         raise UnsupportedModelError(f"cannot read {str(source)!r} as a causal language model: {error}") from error
     config_from_backbone(model.config)

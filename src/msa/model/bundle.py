@@ -75,8 +75,7 @@ def model_fingerprint(lm: MSAForCausalLM) -> str:
     """Hash of the settings and of up to 64K evenly spaced elements of every tensor, rounded to bfloat16."""
     digest = hashlib.sha256()
     settings = {field: getattr(lm.config, field) for field in _FINGERPRINT_FIELDS}
-    if settings["protocol"] is not None:
-        settings["protocol"] = {key: settings["protocol"].get(key) for key in ("document",)}
+    settings["protocol"] = {"document": ProtocolStrings.from_config(lm.config.protocol).document}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, parameter in sorted(lm.named_parameters()):
         values = parameter.detach().flatten()

@@ -25,8 +25,8 @@ class Library(MemoryView, Protocol):
     chunk_size: int
     chunk_offsets: Tensor
 
-    def parts(self, numbers: Sequence[int]) -> list[StoredPart]:
-        """Original texts of documents by number."""
+    def parts(self, numbers: Sequence[int]) -> list[StoredPart | None]:
+        """Original texts of documents by number, in the order asked; None for one that is no longer there."""
 
     def live_mask(self, where: Mapping[str, Any] | None) -> Tensor:
         """Bool ``[N]``: documents that may be selected."""
@@ -113,6 +113,11 @@ class BankView:
             values[here] = self._segments[index].tensor("values", layer)[local]
         return SelectedMemory(keys=keys.to(self.device), values=values.to(self.device), slot=slot)
 
-    def parts(self, numbers: Sequence[int]) -> list[StoredPart]:
-        """Original texts of documents by number, in the order asked."""
-        return self.bank.parts(numbers)
+    def parts(self, numbers: Sequence[int]) -> list[StoredPart | None]:
+        """Original texts of documents by number, in the order asked; None for one deleted since the view was taken."""
+        try:
+            return [*self.bank.parts(numbers)]
+        except KeyError:
+            present = set(self.bank.live_numbers().tolist())
+            found = iter(self.bank.parts([number for number in numbers if number in present]))
+            return [next(found) if number in present else None for number in numbers]

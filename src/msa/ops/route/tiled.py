@@ -11,8 +11,8 @@ from torch import Tensor
 
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
 
-# scores and float32 keys of one tile stay under about 16 MB each
-_TILE_ELEMENTS = 4 * 1024 * 1024
+# scores and float32 keys of one tile stay under about 4 MB each
+_TILE_ELEMENTS = 1024 * 1024
 
 
 def route(
@@ -35,7 +35,7 @@ def route(
         spec: similarity, scale and reductions.
         top_k: documents to select per row.
         doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected.
-        tile_chunks: chunks scored at a time; None: as many as keep a tile at about 16 MB.
+        tile_chunks: chunks scored at a time; None: as many as keep a tile at about 4 MB.
 
     Returns:
         :class:`Routing`; scores are float32 whatever the dtype of query and keys.
