@@ -175,7 +175,10 @@ def _write_sources(sources: list[Hit]) -> None:
         return
     write_line()
     write_line("Sources", style="bold")
-    rows = [[f"{n}.", f"{hit.score:.3f}", hit.id, place_of(hit)] for n, hit in enumerate(sources, start=1)]
+    rows = [
+        [f"{n}.", f"{hit.score:.3f}", hit.id, place_of(hit), "read" if hit.read else "not read"]
+        for n, hit in enumerate(sources, start=1)
+    ]
     write_table(rows, right=(0, 1))
 
 
@@ -193,7 +196,7 @@ def answer_to_json(question: str, answer: Answer) -> dict[str, Any]:
     return {
         "question": question,
         "answer": answer.text,
-        "sources": [hit_to_json(hit) for hit in answer.sources],
+        "sources": [{**hit_to_json(hit), "number": hit.number, "read": hit.read} for hit in answer.sources],
         "rounds": [vars(item) for item in answer.rounds],
         "finish_reason": answer.finish_reason,
         "usage": {**vars(usage), "total_tokens": usage.total_tokens},

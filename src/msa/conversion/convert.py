@@ -18,7 +18,7 @@ from msa.conversion.routers import collect_moments, tied_routers, whitened_route
 from msa.documents import ProtocolStrings
 from msa.documents.readers import read_documents
 from msa.errors import DocumentError
-from msa.model.bundle import MSAModel, resolve_device, resolve_dtype
+from msa.model.bundle import MSAModel, quiet_loading, resolve_device, resolve_dtype
 from msa.model.modeling_msa import MSAForCausalLM
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def _publish(model: MSAModel, dest: Path) -> None:
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
     try:
-        model.save_pretrained(scratch)
+        with quiet_loading():
+            model.save_pretrained(scratch)
         if dest.exists():
             shutil.rmtree(dest)
         scratch.chmod(0o755)

@@ -1,0 +1,43 @@
+"""The default model end to end on real documents; fetched and converted once, then cached."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import msa
+from msa.documents.readers import read_documents
+from msa.errors import ModelNotFoundError
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = pytest.mark.default_model
+
+
+@pytest.fixture(scope="module")
+def default_model():
+    try:
+        return msa.load()
+    except ModelNotFoundError as error:
+        pytest.skip(f"no network for the first use: {error}")
+
+
+def test_control_strings_are_single_tokens(default_model):
+    protocol = default_model.protocol
+    assert len(protocol.prefix_ids) == 3
+    assert len(protocol.template_ids(protocol.strings.end_of_retrieve)) == 1
+    assert protocol.answer_end_id != protocol.reference_end_id
+
+
+def test_questions_about_real_documents(default_model, tmp_path):
+    """Among 60 package descriptions: far above chance without training, and the answer names its source."""
+    questions = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()][20:32]
+    asked = {question["document"] for question in questions}
+    documents = list(read_documents([EXAMPLES / "packages.jsonl"]))
+    chosen = [d for d in documents if d.id in asked] + [d for d in documents if d.id not in asked][:48]
+    with msa.Memory.open(tmp_path / "mem", model=default_model) as memory:
+        memory.add(chosen)
+        answers = memory.ask_many([question["question"] for question in questions], max_new_tokens=12)
+    found = [q["document"] in [hit.id for hit in a.sources] for q, a in zip(questions, answers, strict=True)]
+    assert sum(found) >= 10
+    assert all(answer.sources[0].title in answer.text for answer in answers)
