@@ -7,8 +7,9 @@
 
 from msa.conversion import convert
 from msa.documents import Document, Protocol, ProtocolStrings
-from msa.engine import AskOptions, Engine
+from msa.engine import Engine
 from msa.errors import MSAError
+from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
 from msa.generation.types import (
     Answer,

@@ -17,8 +17,9 @@ from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.documents.splitting import split_text
 from msa.encoding import encode_in_batches
-from msa.engine import AskOptions, Engine
+from msa.engine import Engine
 from msa.errors import BankError
+from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
 from msa.generation.types import Answer, Event, Hit
 from msa.model.bundle import MSAModel

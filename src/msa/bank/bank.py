@@ -6,7 +6,6 @@ import builtins
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,20 +18,11 @@ from msa.bank.catalog import CATALOG_NAME, Catalog, Header, insert_segment, read
 from msa.bank.compact import compact, discard, new_name, remove_leftovers
 from msa.bank.lock import LOCK_NAME, WriterLock
 from msa.bank.schema import BankSpec, Latents, StoredDocument, StoredPart, check_documents, check_latents
-from msa.bank.segment import SEGMENTS, SUFFIX, Segment, fsync_folder, write_segment
+from msa.bank.segment import SEGMENTS, SUFFIX, BankSnapshot, Segment, fsync_folder, write_segment
 from msa.bank.verify import verify
 from msa.errors import BankCorruptError, BankError, BankFormatError, BankMismatchError, BankNotFoundError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BankSnapshot:
-    """One state of a bank: its version, the numbers of the present parts ``[n]`` ascending, and its segments."""
-
-    version: int
-    live_numbers: NDArray[np.int64]
-    segments: tuple[Segment, ...]
 
 
 class MemoryBank:

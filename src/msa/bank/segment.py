@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -222,3 +224,12 @@ def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSnapshot:
+    """One state of a bank: its version, the numbers of the present parts ``[n]`` ascending, and its segments."""
+
+    version: int
+    live_numbers: NDArray[np.int64]
+    segments: tuple[Segment, ...]

@@ -1,0 +1,48 @@
+"""How a question is to be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from msa.generation.sampling import Sampling
+
+CONSTRAINTS = ("existing", "selected", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """How a question is answered.
+
+    Attributes:
+        retrieval: ``generative`` or ``routed``; None: the checkpoint's own.
+        max_rounds: rounds of Memory Interleave, at most.
+        max_new_tokens: tokens of the answer, at most.
+        max_documents: documents the model is given to read in routed mode; None: the checkpoint's own.
+        sampling: how the answer's tokens are drawn; ids are always written greedily.
+        stop: strings that end the answer.
+        constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
+            any (``none``: invalid ones are ignored afterwards).
+        where: metadata a document must have to be selected.
+
+    Raises:
+        ValueError: an unknown word.
+    """
+
+    retrieval: str | None = None
+    max_rounds: int = 4
+    max_new_tokens: int = 256
+    max_documents: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    constrain_ids: str = "existing"
+    where: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.constrain_ids not in CONSTRAINTS:
+            raise ValueError(f"constrain_ids must be one of {', '.join(CONSTRAINTS)}, got {self.constrain_ids!r}")
+        if self.max_documents is not None and self.max_documents < 0:
+            raise ValueError(f"max_documents must be 0 or more, got {self.max_documents}")
+        if self.retrieval not in (None, "generative", "routed"):
+            raise ValueError(f"retrieval must be 'generative' or 'routed', got {self.retrieval!r}")
