@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--memory", default="demo-memory", help="folder of the memory (default: %(default)s)")
     folder = parser.parse_args().memory
-    console.print("loading the model (the first time: 93 MB to fetch, then one to three minutes to prepare it)\n")
+    console.print("loading the model (the first time: 93 MB to fetch and half a minute to prepare it)\n")
     model = msa.load()
     with msa.Memory.open(folder, model=model) as memory:
         build(memory)

