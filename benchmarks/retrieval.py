@@ -1,7 +1,10 @@
-"""Recall of the routers on questions with known documents: no generation, mean over router layers.
+"""Recall of the routers on questions with known documents; with ``--answers`` sources and answers too.
 
     python benchmarks/retrieval.py [--documents examples/packages.jsonl] [--questions examples/questions.jsonl]
                                    [--model NAME] [--out benchmarks/results/FILE.json]
+
+With ``--answers`` each question is also answered: how often the right document is the first and among the first three
+sources, and how often the answer names it as well (its id in the answer's text, letters and digits compared).
 
 A question is a line ``{"question", "document"}``; the memory is built in a temporary folder.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -24,6 +28,11 @@ from msa.documents.readers import read_documents
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def bare(text: str) -> str:
+    """Lower-case letters and digits only."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
 def main() -> None:
     """Build, search, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,6 +40,7 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, default=EXAMPLES / "questions.jsonl")
     parser.add_argument("--model")
     parser.add_argument("--memory", help="keep the memory in this folder")
+    parser.add_argument("--answers", action="store_true", help="also answer every question")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     questions = [json.loads(line) for line in args.questions.read_text().splitlines()]
@@ -41,6 +51,13 @@ def main() -> None:
         for question in questions:
             ids = [hit.id for hit in memory.search(question["question"], top_k=len(memory))]
             ranks.append(ids.index(question["document"]) + 1)
+        named = sourced = first = 0
+        for question in questions if args.answers else []:
+            answer = memory.ask(question["question"], max_new_tokens=40)
+            sources = [hit.id for hit in answer.sources[:3]]
+            sourced += question["document"] in sources
+            first += question["document"] in sources[:1]
+            named += question["document"] in sources and bare(question["document"]) in bare(answer.text)
         result: dict[str, Any] = {
             "model": repr(model),
             "documents": len(memory),
@@ -48,6 +65,7 @@ def main() -> None:
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "date": date.today().isoformat(),
             **{f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 3, 16)},
+            **({"first_source": first, "in_3_sources": sourced, "and_named": named} if args.answers else {}),
             "ranks": ranks,
         }
     text = json.dumps(result)

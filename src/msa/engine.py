@@ -20,6 +20,7 @@ from msa.generation.constraint import IdConstraint, IdTrie, id_pieces
 from msa.generation.decoding import Decoding, Prompt
 from msa.generation.interleave import InterleaveState, Limits, Phase
 from msa.generation.options import AskOptions
+from msa.generation.reread import question_likelihoods
 from msa.generation.text_stream import TextStream
 from msa.generation.types import Answer, DocumentRetrieved, Done, Event, Hit, Round, RoundStarted, TextPiece, Usage
 from msa.model.bundle import MSAModel
@@ -230,7 +231,15 @@ class Engine:
                     prefix=self.model.prefix,
                     doc_mask=self.library.live_mask(options.where),
                 )
-            hits, best = self._best(routing, 0, max(num_read, strings.source_documents))
+            num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
+            num_kept = max(num_read, strings.source_documents)
+            hits, best = self._best(routing, 0, max(num_kept, num_reread))
+            if num_reread > 1 and len(hits) > 1:
+                texts = [hit.text for hit in hits[:num_reread]]
+                likelihoods = question_likelihoods(self.model.lm, protocol, texts, session.question)
+                order = [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
+                hits, best = [hits[i] for i in order], [best[i] for i in order]
+            hits, best = hits[:num_kept], best[:num_kept]
             leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
             free = self._free_to_read(session.question, options)
             free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)

@@ -82,6 +82,9 @@ MODELS = {
             # measured: this backbone reads one document well and several badly
             reader_lead="According to {title},",
             reader_documents=1,
+            # measured: puts the right document first for 31 of 40 questions instead of 24
+            reread_documents=8,
+            reread_prompt=("<|im_start|>user\n{text}\n\nWrite a question that this text answers." + _CHAT_END),
             max_document_tokens=512,
         ),
         # made by recipes/whitened_adapter.py; shipped, so that every machine has the same routers and fingerprint

@@ -42,6 +42,9 @@ class ProtocolStrings:
         reader_lead: routed mode: how the answer opens, shown to the user; ``{title}`` is the best document's. Empty:
             the model opens it.
         reader_documents: routed mode: how many documents the model is given to read, best first.
+        reread_documents: routed mode: how many of the best documents are put in a new order by how likely the model
+            finds the question after reading them; 0: the routers' order stays.
+        reread_prompt: what the model reads then; ends where the question begins.
         source_documents: routed mode: how many documents are reported as sources, best first.
         max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
     """
@@ -66,6 +69,8 @@ class ProtocolStrings:
     reader_lead: str = ""
     reader_documents: int = 3
     source_documents: int = 3
+    reread_documents: int = 0
+    reread_prompt: str = "{text}\nQuestion: "
     max_document_tokens: int = 2048
 
     def __post_init__(self) -> None:

@@ -20,6 +20,8 @@ class AskOptions:
         max_rounds: rounds of Memory Interleave, at most.
         max_new_tokens: tokens of the answer, at most.
         max_documents: documents the model is given to read in routed mode; None: the checkpoint's own.
+        reread_documents: routed mode: how many of the best documents the model reorders by reading them, 0: none;
+            None: the checkpoint's own.
         sampling: how the answer's tokens are drawn; ids are always written greedily.
         stop: strings that end the answer.
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
@@ -34,6 +36,7 @@ class AskOptions:
     max_rounds: int = 4
     max_new_tokens: int = 256
     max_documents: int | None = None
+    reread_documents: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     constrain_ids: str = "existing"
