@@ -219,6 +219,7 @@ class Engine:
         """One routing pass; the best documents by the mean of the layers' scores, the very best to be read."""
         strings, protocol = self.model.protocol.strings, self.model.protocol
         num_read = strings.reader_documents if options.max_documents is None else options.max_documents
+        num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
         for i, session in enumerate(sessions):
             yield i, RoundStarted(round=1)
             started = time.perf_counter()
@@ -231,15 +232,10 @@ class Engine:
                     prefix=self.model.prefix,
                     doc_mask=self.library.live_mask(options.where),
                 )
-            num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
             num_kept = max(num_read, strings.source_documents)
             hits, best = self._best(routing, 0, max(num_kept, num_reread))
-            if num_reread > 1 and len(hits) > 1:
-                texts = [hit.text for hit in hits[:num_reread]]
-                likelihoods = question_likelihoods(self.model.lm, protocol, texts, session.question)
-                order = [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
-                hits, best = [hits[i] for i in order], [best[i] for i in order]
-            hits, best = hits[:num_kept], best[:num_kept]
+            order = self._reread(hits, num_reread, session.question)[:num_kept]
+            hits, best = [hits[i] for i in order], [best[i] for i in order]
             leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
             free = self._free_to_read(session.question, options)
             free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
@@ -254,6 +250,14 @@ class Engine:
                 session.state.ids += protocol.plain_ids(lead)
                 session.stream.text = lead
                 yield i, TextPiece(text=lead)
+
+    def _reread(self, hits: list[Hit], num_reread: int, question: str) -> list[int]:
+        """Order of the hits once the first ``num_reread`` were read again; those after them keep their places."""
+        texts = [hit.text for hit in hits[:num_reread]]
+        if len(texts) < 2:
+            return list(range(len(hits)))
+        likelihoods = question_likelihoods(self.model.lm, self.model.protocol, texts, question)
+        return [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
 
     def _free_to_read(self, question: str, options: AskOptions) -> int:
         """Tokens free for documents in routed mode's prompt."""

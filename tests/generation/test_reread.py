@@ -30,3 +30,10 @@ def test_the_engine_takes_the_most_likely_first(model, tmp_path):
     assert [hit.id for hit in reread.sources] == order[: len(reread.sources)]
     assert [hit.id for hit in plain.sources] == [hit.id for hit in hits[: len(plain.sources)]]
     assert reread.sources[0].read
+
+
+def test_a_negative_number_is_refused():
+    from msa import AskOptions
+
+    with pytest.raises(ValueError, match="reread_documents must be 0 or more, got -1"):
+        AskOptions(reread_documents=-1)

@@ -45,7 +45,9 @@ class AskOptions:
     def __post_init__(self) -> None:
         if self.constrain_ids not in CONSTRAINTS:
             raise ValueError(f"constrain_ids must be one of {', '.join(CONSTRAINTS)}, got {self.constrain_ids!r}")
-        if self.max_documents is not None and self.max_documents < 0:
-            raise ValueError(f"max_documents must be 0 or more, got {self.max_documents}")
+        for name in ("max_documents", "reread_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         if self.retrieval not in (None, "generative", "routed"):
             raise ValueError(f"retrieval must be 'generative' or 'routed', got {self.retrieval!r}")
