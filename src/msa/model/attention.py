@@ -210,7 +210,7 @@ class QuestionReader:
             layer = self.cache.layers[attention.layer]
             keys, values = layer.append(k, v)
             return attend_memory(q, keys, values, self._bias(q, layer.num_context, layer.context_bias))
-        selected, context_bias = self._select(attention, hidden, q)
+        selected, context_bias = self.select(attention, hidden, q)
         keys, values, num_context = self._context(attention.layer, selected, k, v)
         if self.new_cache is not None:
             self.new_cache.layers.append(LayerCache.start(keys, values, num_context, context_bias))
@@ -218,7 +218,7 @@ class QuestionReader:
             return attend_causal(q, k, v)
         return attend_memory(q, keys, values, self._bias(q, num_context, context_bias))
 
-    def _select(
+    def select(
         self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor
     ) -> tuple[SelectedMemory | None, Tensor | None]:
         """Route in a router layer; the winners' content K/V and the bias ``[B, context]`` of prefix and chunks."""

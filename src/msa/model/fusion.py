@@ -1,10 +1,13 @@
-"""Several linear layers over one input as one matrix product, without a second copy of their weights.
+"""The products of one decoded token on a CPU, which are bound by streaming the weights.
 
-On a CPU a decoded token is bound by streaming the weights; few large products stream them faster than many small ones.
+Few large products stream them faster than many small ones (:class:`FusedLinear`), and torch's own matrix-vector product
+streams bf16 weights about twice as fast as oneDNN's matrix product of one row (:class:`OneRowProducts`;
+benchmarks/encode_decode.py measures both).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -56,3 +59,30 @@ class FusedLinear:
             if bias is not None and bias_pointer is not None:
                 bias_pointer += bias.numel() * bias.element_size()
         return True
+
+
+class OneRowProducts:
+    """Context: bf16 products on the CPU by torch's own kernels instead of oneDNN's; meant for one row.
+
+    torch keeps this choice in one flag for the whole process. A pass of many tokens in another thread is slower while
+    the context is open, never wrong, which is why it is entered for single tokens alone; nested and concurrent uses
+    are counted, and the flag is put back when the last one ends.
+    """
+
+    _lock = threading.Lock()
+    _open = 0
+    _before = True
+
+    def __enter__(self) -> None:
+        with OneRowProducts._lock:
+            if OneRowProducts._open == 0:
+                # the setter behind torch.backends.mkldnn.flags, which also touches the float32 settings and warns
+                OneRowProducts._before = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)
+            OneRowProducts._open += 1
+
+    def __exit__(self, *_: object) -> None:
+        with OneRowProducts._lock:
+            OneRowProducts._open -= 1
+            if OneRowProducts._open == 0:
+                torch._C._set_mkldnn_enabled(OneRowProducts._before)

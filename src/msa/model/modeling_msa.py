@@ -5,6 +5,7 @@ Axes: B rows, T tokens, H hidden, V vocabulary, N documents, L padded document l
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from msa.model.attention import (
 )
 from msa.model.cache import KVCache
 from msa.model.configuration_msa import MSAConfig
-from msa.model.fusion import FusedLinear
+from msa.model.fusion import FusedLinear, OneRowProducts
 from msa.model.losses import next_token_loss, routing_loss_over_layers
 from msa.model.memory_view import DocumentMemory, MemoryView
 from msa.model.positions import RotaryEmbedding, question_positions
@@ -225,8 +226,8 @@ class MSAForCausalLM(PreTrainedModel):
             input_ids, attention_mask, routing_mask, None, memory, prefix, None, top_k, doc_mask, False, False, False
         )
         last = self.config.router_layers[-1]
-        hidden, (q, k, v) = self.model.read_until(input_ids, positions, reader, last)
-        reader.attend(self.model.layer(last).self_attn, hidden, q, k, v)
+        hidden, (q, _, _) = self.model.read_until(input_ids, positions, reader, last)
+        reader.select(self.model.layer(last).self_attn, hidden, q)
         return reader.routing
 
     def forward(
@@ -295,8 +296,9 @@ class MSAForCausalLM(PreTrainedModel):
             training,
         )
         collected: list[Tensor] | None = [] if output_hidden_states else None
-        states = self.model(input_ids, positions, reader, collected)
-        logits = self.lm_head(states[:, -logits_to_keep:] if logits_to_keep else states)
+        with self._products(input_ids):
+            states = self.model(input_ids, positions, reader, collected)
+            logits = self.lm_head(states[:, -logits_to_keep:] if logits_to_keep else states)
         return self._with_losses(
             MSAOutput(
                 logits=logits,
@@ -308,6 +310,11 @@ class MSAForCausalLM(PreTrainedModel):
             answer_labels,
             positives,
         )
+
+    def _products(self, input_ids: Tensor) -> AbstractContextManager[None]:
+        """How the products of this pass are computed: a single bf16 token on a CPU has faster kernels."""
+        one_row = input_ids.numel() == 1 and input_ids.device.type == "cpu" and self.dtype == torch.bfloat16
+        return OneRowProducts() if one_row and not torch.is_grad_enabled() else nullcontext()
 
     def _question_reader(
         self,
