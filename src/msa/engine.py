@@ -160,7 +160,9 @@ class Engine:
             started = time.perf_counter()
             for i in active:
                 yield i, RoundStarted(round=len(sessions[i].rounds) + 1)
-            decoding = self._decoding([self._id_prompt(sessions[i].state) for i in active], options)
+            decoding = self._decoding(
+                [self._id_prompt(sessions[i].state) for i in active], [sessions[i].state.taken for i in active], options
+            )
             for row, i in enumerate(active):
                 decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
             for _ in decoding.run(cancelled):
@@ -306,19 +308,25 @@ class Engine:
             )
             return last
         prompts = [self._answer_prompt(session.state.ids, session.state.routes, options) for session in sessions]
-        return self._decoding(prompts, options)
+        return self._decoding(prompts, [session.state.taken for session in sessions], options)
 
     def _decode_from_texts(self, sessions: list[_Session], options: AskOptions) -> Decoding:
         """Routed mode: plain reading of the retrieved texts; the backbone has not learnt to attend to latents."""
         return Decoding(self.model.lm, [self._answer_prompt(session.state.ids, [], options) for session in sessions])
 
-    def _decoding(self, prompts: list[Prompt], options: AskOptions) -> Decoding:
+    def _decoding(self, prompts: list[Prompt], read: list[set[int]], options: AskOptions) -> Decoding:
+        """Prefill of prompts that have read these document numbers."""
+        doc_mask = self.library.live_mask(options.where)
+        if self.model.protocol.strings.exclude_read and any(read):
+            doc_mask = doc_mask.repeat(len(prompts), 1)
+            for row, numbers in enumerate(read):
+                doc_mask[row, [self._index_of[number] for number in numbers]] = False
         return Decoding(
             self.model.lm,
             prompts,
             memory=self.library,
             prefix=self.model.prefix,
-            doc_mask=self.library.live_mask(options.where),
+            doc_mask=doc_mask,
         )
 
     def _best(self, routing: dict[int, Routing], row: int, top_k: int) -> tuple[list[Hit], list[int]]:

@@ -21,6 +21,14 @@ class DocumentError(MSAError):
     """An input file or line that cannot be read as documents; names the file and line."""
 
 
+class TrainingDataError(MSAError):
+    """Training files with broken lines, unknown ids or nothing to learn from; names each file and line."""
+
+
+class TrainingError(MSAError):
+    """A training run that cannot go on: a loss that is not finite, a checkpoint of another configuration."""
+
+
 class BankError(MSAError):
     """Base of all errors about a memory folder."""
 

@@ -18,6 +18,7 @@ LAYERS = (
     "routing",
     "generation",
     "conversion",
+    "training",
     "engine",
     "zoo",
     "memory",

@@ -46,6 +46,8 @@ class ProtocolStrings:
             finds the question after reading them; 0: the routers' order stays.
         reread_prompt: what the model reads then; ends where the question begins.
         source_documents: routed mode: how many documents are reported as sources, best first.
+        exclude_read: documents whose text the model has been given are not routed to again; the published code routes
+            to them, and their own text in the transcript then outscores the next document.
         max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
     """
 
@@ -71,6 +73,7 @@ class ProtocolStrings:
     source_documents: int = 3
     reread_documents: int = 0
     reread_prompt: str = "{text}\nQuestion: "
+    exclude_read: bool = False
     max_document_tokens: int = 2048
 
     def __post_init__(self) -> None:
@@ -186,6 +189,10 @@ class Protocol:
     def document_ids(self, number: int, text: str) -> list[int]:
         """A document as it is encoded into memory."""
         return self.template_ids(self.strings.document, id=str(number), text=text)
+
+    def closing_ids(self, number: int) -> list[int]:
+        """The end of a document as it is encoded: what follows its text, the closing id included."""
+        return self.template_ids(self.strings.document.split("{text}", 1)[1], id=str(number))
 
     def question_turn(self, question: str) -> EncodedText:
         """The user's turn after the prefix up to the opening of the model's; routing tokens are marked."""

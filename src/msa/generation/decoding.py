@@ -72,7 +72,7 @@ class Decoding:
         prompts: one per row, none empty.
         memory: what to route over; None: nothing.
         prefix: the template prefix; None: none.
-        doc_mask: documents that may be selected, bool ``[N]``.
+        doc_mask: documents that may be selected, bool ``[N]`` or ``[B, N]``.
         prefill_tokens: tokens per forward pass of the prefill. Everything up to the last routing token goes in one
             pass whatever it is, because a router layer needs the whole question; the result is the same.
 

@@ -6,7 +6,8 @@ Axes: B rows, T tokens, V vocabulary, N documents.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from msa.ops import Routing, routing_loss
 
@@ -22,6 +23,32 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if predicted.shape[0] == 0:
         return logits.float().sum() * 0.0
     return torch.nn.functional.cross_entropy(predicted, targets[labelled])
+
+
+def labelled_token_loss(states: Tensor, head: nn.Module, labels: Tensor, chunk: int = 4096) -> Tensor:
+    """:func:`next_token_loss` of ``head(states)`` without the logits of tokens that have no label.
+
+    Args:
+        states: final states ``[B, T, H]``.
+        head: the language-model head, H → V.
+        labels: ``[B, T]``, shifted inside; −100 where there is none.
+        chunk: labelled tokens whose logits exist at a time; the next chunk's replace them, and the backward pass
+            computes them again.
+    """
+    targets = labels[:, 1:]
+    labelled = targets != -100
+    picked, wanted = states[:, :-1][labelled], targets[labelled]
+    if wanted.shape[0] == 0:
+        return states.float().sum() * 0.0
+
+    def summed(piece: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head(piece).float(), target, reduction="sum")
+
+    if wanted.shape[0] <= chunk:
+        return summed(picked, wanted) / wanted.shape[0]
+    pieces = zip(picked.split(chunk), wanted.split(chunk), strict=True)
+    totals = [checkpoint(summed, piece, target, use_reentrant=False) for piece, target in pieces]
+    return torch.stack(totals).sum() / wanted.shape[0]
 
 
 def routing_loss_over_layers(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
@@ -27,7 +28,7 @@ from msa.model.attention import (
 from msa.model.cache import KVCache
 from msa.model.configuration_msa import MSAConfig
 from msa.model.fusion import FusedLinear, OneRowProducts
-from msa.model.losses import next_token_loss, routing_loss_over_layers
+from msa.model.losses import labelled_token_loss, next_token_loss, routing_loss_over_layers
 from msa.model.memory_view import DocumentMemory, MemoryView
 from msa.model.positions import RotaryEmbedding, question_positions
 from msa.ops import Routing, chunk_offsets_of
@@ -98,6 +99,7 @@ class MSADecoder(nn.Module):
         self.layers = nn.ModuleList(MSADecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = RotaryEmbedding(config)
+        self.checkpoint_layers = False  # training: compute each layer again in the backward pass
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, reader: Reader, collect: list[Tensor] | None = None
@@ -108,11 +110,18 @@ class MSADecoder(nn.Module):
         for layer in self.layers:
             if collect is not None:
                 collect.append(x)
-            x = layer(x, rope, reader)
+            x = self._through(layer, x, rope, reader)
         x = self.norm(x)
         if collect is not None:
             collect.append(x)
         return x
+
+    def _through(self, layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], reader: Reader) -> Tensor:
+        if self.checkpoint_layers and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(layer, x, rope, reader, use_reentrant=False)
+        else:
+            out = layer(x, rope, reader)
+        return out
 
     def layer(self, index: int) -> MSADecoderLayer:
         """One decoder layer, typed."""
@@ -129,7 +138,7 @@ class MSADecoder(nn.Module):
         x = self.embed_tokens(input_ids)
         rope = self.rope(positions, x.dtype)
         for layer in self.layers[:last]:
-            x = layer(x, rope, reader)
+            x = self._through(layer, x, rope, reader)
         top = self.layer(last)
         hidden = top.input_layernorm(x)
         return hidden, top.self_attn.project(hidden, rope)
@@ -173,6 +182,14 @@ class MSAForCausalLM(PreTrainedModel):
             attention, mlp = self.model.layer(index).self_attn, self.model.layer(index).mlp
             attention.fused_qkv.fuse([attention.q_proj, attention.k_proj, attention.v_proj])
             mlp.fused_gate_up.fuse([mlp.gate_proj, mlp.up_proj])
+
+    def read_documents(self, input_ids: Tensor, lengths: Tensor) -> tuple[DocumentMemory, Tensor]:
+        """:meth:`encode_documents` through all layers: also the final states ``[N, L, H]``, for losses on documents."""
+        lengths = lengths.to(input_ids.device)
+        offsets = chunk_offsets_of(lengths, self.config.chunk_size)
+        memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return memory, self.model(input_ids, positions, DocumentReader(lengths, self.config.chunk_size, memory))
 
     def encode_documents(self, input_ids: Tensor, lengths: Tensor) -> DocumentMemory:
         """Stage 1: run documents through the decoder, each alone, and keep their pooled chunks (paper §3.1).
@@ -247,6 +264,7 @@ class MSAForCausalLM(PreTrainedModel):
         doc_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        labelled_only: bool = False,
         output_hidden_states: bool = False,
     ) -> MSAOutput:
         """Questions (and what follows them) over a memory: prefill, decode or training step.
@@ -267,6 +285,7 @@ class MSAForCausalLM(PreTrainedModel):
             doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected.
             use_cache: keep a cache; None: only when no gradient is asked for.
             logits_to_keep: compute logits for the last so many tokens; 0: all.
+            labelled_only: return no logits; the losses compute them for labelled tokens alone, in pieces.
             output_hidden_states: also return every layer's input.
 
         Returns:
@@ -298,8 +317,11 @@ class MSAForCausalLM(PreTrainedModel):
         collected: list[Tensor] | None = [] if output_hidden_states else None
         with self._products(input_ids):
             states = self.model(input_ids, positions, reader, collected)
-            logits = self.lm_head(states[:, -logits_to_keep:] if logits_to_keep else states)
+            logits = None
+            if not labelled_only:
+                logits = self.lm_head(states[:, -logits_to_keep:] if logits_to_keep else states)
         return self._with_losses(
+            states,
             MSAOutput(
                 logits=logits,
                 routing=reader.routing,
@@ -373,6 +395,7 @@ class MSAForCausalLM(PreTrainedModel):
 
     def _with_losses(
         self,
+        states: Tensor,
         out: MSAOutput,
         labels: Tensor | None,
         answer_labels: Tensor | None,
@@ -380,13 +403,18 @@ class MSAForCausalLM(PreTrainedModel):
     ) -> MSAOutput:
         """Add the losses that were asked for and their weighted sum (paper §3.4: L = α·L_LLM + β·L_aux)."""
         config, terms = self.config, []
-        assert out.logits is not None
         assert out.routing is not None
+
+        def token_loss(targets: Tensor) -> Tensor:
+            if out.logits is None:
+                return labelled_token_loss(states, self.lm_head, targets)
+            return next_token_loss(out.logits, targets)
+
         if labels is not None:
-            out.lm_loss = next_token_loss(out.logits, labels)
+            out.lm_loss = token_loss(labels)
             terms.append(config.lm_loss_weight * out.lm_loss)
         if answer_labels is not None:
-            out.answer_loss = next_token_loss(out.logits, answer_labels)
+            out.answer_loss = token_loss(answer_labels)
             terms.append(config.answer_loss_weight * out.answer_loss)
         if positives is not None:
             # routers in the lower half get no routing loss, as in the published trainer

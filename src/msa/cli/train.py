@@ -1,0 +1,47 @@
+"""``msa train``: run a training configuration from its last checkpoint to its end."""
+
+from __future__ import annotations
+
+import argparse
+
+from msa.cli.console import write_line, write_note
+from msa.cli.options import ArgumentParser, Subparsers, add_command, add_device_option
+
+
+def register(commands: Subparsers[ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "train",
+        run,
+        summary="train routers, LoRA or all weights as a YAML configuration says; goes on from the last checkpoint",
+        examples=["msa train recipes/sft.yaml", "torchrun --nproc-per-node 2 -m msa.cli.main train recipes/sft.yaml"],
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration; its keys are in docs/training.md")
+    parser.add_argument("--out", metavar="DIR", help="write to this folder instead of the configuration's")
+    parser.add_argument(
+        "--stop-after", type=float, metavar="MINUTES", help="save and stop after so long; run it again to go on"
+    )
+    add_device_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import dataclasses
+    import logging
+
+    from msa import zoo
+    from msa.training.config import TrainConfig
+    from msa.training.run import train
+
+    config = TrainConfig.from_yaml(args.config)
+    changes = {"out": args.out, "stop_after_minutes": args.stop_after}
+    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    logging.getLogger("msa").setLevel(logging.INFO)
+    model = zoo.load(config.model, device=args.device, dtype="float32")
+    finished = train(model, config)
+    if finished is None:
+        write_note(f"stopped before the end; run the same command again to go on from {config.out}/checkpoints")
+    else:
+        write_line(f"trained: {finished}")
+    return 0

@@ -1,0 +1,104 @@
+"""Checkpoints of a training run: complete or absent, whenever the process is killed.
+
+A checkpoint is a folder ``checkpoints/step-00001200`` written by accelerate (weights, optimiser, random states; in
+shards under FSDP) under a temporary name and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from msa.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are.
+        keep: how many stay; older ones are deleted after a newer one is complete.
+        fingerprint: what a run must agree with to be resumed, for instance its configuration.
+    """
+
+    def __init__(self, folder: Path, keep: int, fingerprint: dict[str, Any]) -> None:
+        self._folder, self._keep = folder, keep
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self._folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+    def save(self, accelerator: Accelerator, step: int) -> None:
+        """Write the state after ``step`` optimiser steps."""
+        final = self._folder / f"step-{step:08d}"
+        temporary = self._folder / f".{final.name}.incomplete"
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (temporary / "run.json").write_text(json.dumps({"step": step, "run": self._fingerprint}, indent=1))
+            _sync(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            _sync_folder(self._folder)
+            for old in self.steps()[: -self._keep]:
+                shutil.rmtree(self._folder / f"step-{old:08d}")
+        accelerator.wait_for_everyone()
+
+    def resume(self, accelerator: Accelerator) -> int:
+        """Load the newest checkpoint into what the accelerator has prepared; returns its step, 0 where there is none.
+
+        Raises:
+            TrainingError: it belongs to another configuration, which is named.
+        """
+        steps = self.steps()
+        if not steps:
+            return 0
+        folder = self._folder / f"step-{steps[-1]:08d}"
+        saved = json.loads((folder / "run.json").read_text())
+        differing = sorted(
+            name
+            for name in {*saved["run"], *self._fingerprint}
+            if saved["run"].get(name) != self._fingerprint.get(name)
+        )
+        if differing:
+            raise TrainingError(
+                f"{folder} was made with other settings ({', '.join(differing)}); "
+                f"use another 'out' folder, or put the settings back to go on"
+            )
+        accelerator.load_state(str(folder))
+        log.info("resumed from step %d", saved["step"])
+        return int(saved["step"])
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

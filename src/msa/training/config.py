@@ -1,0 +1,243 @@
+"""The configuration of a training run, and its YAML.
+
+A run is a list of phases; a phase says how long, how fast, on which data and with which losses. Recipes are functions
+that return a :class:`TrainConfig`; ``msa train`` reads one from YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from msa.errors import TrainingError
+from msa.training.data.needles import NeedleConfig
+from msa.training.objective import LossWeights
+
+TRAINABLE = ("all", "routers", "lora")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileData:
+    """Samples from files.
+
+    Attributes:
+        paths: sample files or folders, see :func:`msa.training.data.formats.read_training_set`.
+        corpus: corpus files, where the samples name documents by id.
+        held_out_paths: samples to evaluate on; empty: the training samples (and the log says nothing of new ones).
+        documents: documents in each step's memory: what the samples name, filled up with others of the corpus.
+        questions: rows of each step.
+        skip_bad: leave out what cannot be read, with a warning, instead of stopping.
+    """
+
+    paths: tuple[str, ...]
+    corpus: tuple[str, ...] = ()
+    held_out_paths: tuple[str, ...] = ()
+    documents: int = 64
+    questions: int = 32
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of a run.
+
+    Attributes:
+        name: shown in the log.
+        steps: optimiser steps.
+        learning_rate: peak; warm-up and cosine run over the whole run, not the phase.
+        weights: of the losses.
+        needles, files: where batches come from; exactly one of them.
+        id_digits: document numbers are drawn anew each step, of at most so many digits.
+        final_share: probability that a sample's row is its last step (reading and answering), not a retrieval.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    weights: LossWeights = field(default_factory=LossWeights)
+    needles: NeedleConfig | None = None
+    files: FileData | None = None
+    id_digits: int = 7
+    final_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if (self.needles is None) == (self.files is None):
+            raise ValueError(f"phase {self.name!r} needs either needles or files")
+        if self.steps < 1:
+            raise ValueError(f"phase {self.name!r} has {self.steps} steps")
+        data = self.needles if self.needles is not None else self.files
+        assert data is not None
+        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or data.documents < 1 or data.questions < 1:
+            raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation (PEFT).
+
+    Attributes:
+        rank: of the update. alpha: its scale times rank. layers: decoder layers; empty: all.
+        targets: names of the linear layers.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    layers: tuple[int, ...] = ()
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run's result.
+
+    Attributes:
+        out: the folder of checkpoints, logs and the finished model.
+        model: what to start from: a name, folder or hub id of an MSA model.
+        phases: in order.
+        seed: of data and order.
+        haystack: text files that fill needles' documents; empty: a text that comes with the package.
+        micro_batches: memories per optimiser step over all processes; gradients are averaged.
+        precision: ``no`` (float32), ``bf16`` or ``fp16`` mixed precision.
+        trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
+        lora: with ``trainable: lora``.
+        freeze_documents: encode documents without gradients (the document side is not trained).
+        checkpoint_documents: keep no activations of documents; each bucket is encoded again in the backward pass, so
+            the memory grows with ``bucket_tokens`` and not with the documents.
+        checkpoint_layers: the same for the rows, layer by layer.
+        max_document_tokens: longer documents are refused.
+        bucket_tokens: tokens of a bucket of similar lengths.
+        warmup_steps: of the learning rate. min_learning_rate: share of the peak the cosine ends at.
+        weight_decay, betas, max_grad_norm: AdamW and clipping.
+        checkpoint_every, keep_checkpoints: steps between checkpoints, and how many stay.
+        log_every, evaluate_every: steps.
+        stop_after_minutes: save a checkpoint and stop after so long; the same command goes on. 0: never.
+    """
+
+    out: str
+    model: str = "smollm2-135m"
+    phases: tuple[Phase, ...] = ()
+    seed: int = 0
+    haystack: tuple[str, ...] = ()
+    micro_batches: int = 1
+    precision: str = "no"
+    trainable: str = "all"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    freeze_documents: bool = False
+    checkpoint_documents: bool = False
+    checkpoint_layers: bool = False
+    max_document_tokens: int = 2048
+    bucket_tokens: int = 4096
+    warmup_steps: int = 100
+    min_learning_rate: float = 0.1
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    evaluate_every: int = 500
+    stop_after_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("a training run needs at least one phase")
+        for name, allowed in (("trainable", TRAINABLE), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, Phase]:
+        """The phase of a step, counted from 0, and its index."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return index, phase
+            step -= phase.steps
+        return len(self.phases) - 1, self.phases[-1]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine over the whole run down to ``min_learning_rate`` of the phase's peak."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+        return (
+            self.phase_at(step)[1].learning_rate
+            * warm
+            * (self.min_learning_rate + (1 - self.min_learning_rate) * cosine)
+        )
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TrainConfig:
+        """Read a configuration.
+
+        Raises:
+            TrainingError: a file that cannot be read, an unknown key or a value that does not fit; names the key.
+        """
+        path = Path(path)
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TrainingError(f"cannot read the configuration {path}: {error}") from error
+        config: TrainConfig = _build(cls, fields, str(path))
+        return config
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """A value of YAML as the annotated type, with one clear error that names the key."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in arguments:
+        return None if value is None else _build(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build_fields(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TrainingError(f"{where}: expected a list, found {value!r}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise TrainingError(f"{where}: expected {len(kinds)} values, found {len(value)}")
+        return tuple(_build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as a string
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise TrainingError(f"{where}: expected {kind.__name__}, found {value!r}")
+
+
+def _build_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise TrainingError(f"{where}: expected keys and values, found {value!r}")
+    kinds = typing.get_type_hints(kind)
+    unknown = sorted(set(map(str, value)) - set(kinds))
+    if unknown:
+        raise TrainingError(f"{where}: unknown key(s) {', '.join(unknown)}; known are {', '.join(kinds)}")
+    built = {name: _build(kinds[name], item, f"{where}: {name}") for name, item in value.items()}
+    try:
+        return kind(**built)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{where}: {error}") from error

@@ -1,0 +1,199 @@
+"""A training set → tensors: documents with ids drawn anew, and one row per retrieval step.
+
+Axes: N documents, L document tokens, B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from msa.documents import Protocol
+from msa.documents.batching import length_buckets, pad_right
+from msa.training.data.samples import Sample, TrainingSet
+from msa.training.data.steps import IGNORED, RetrievalStep, TokenizedStep, refusal_step, retrieval_steps, tokenize_step
+
+
+class _OnDevice:
+    """A dataclass of tensors that moves as a whole."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}  # type: ignore[arg-type]
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[type-var]
+
+
+@dataclass
+class DocumentBucket(_OnDevice):
+    """Documents of similar lengths.
+
+    Attributes:
+        input_ids: ``[N, L]`` right-padded; lengths: ``[N]``.
+        closing_lengths: tokens of each document's closing id and end ``[N]``.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    closing_lengths: Tensor
+
+
+@dataclass
+class RowBucket(_OnDevice):
+    """Rows of similar lengths, right padded.
+
+    Attributes:
+        input_ids, attention_mask, routing_mask: ``[B, T]``.
+        id_labels, answer_labels: ``[B, T]``, −100 where there is none.
+        selectable: bool ``[B, N]`` over the documents of the whole batch, False for those a row has read already.
+        positives: per row the documents to retrieve now; empty: the row has no routing loss.
+        sources: per row the sample's source.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    routing_mask: Tensor
+    id_labels: Tensor
+    answer_labels: Tensor
+    selectable: Tensor
+    positives: list[list[int]]
+    sources: list[str]
+
+    def count(self, labels: Tensor) -> int:
+        """Tokens that a loss over ``labels`` averages."""
+        return int((labels[:, 1:] != IGNORED).sum())
+
+
+@dataclass
+class TrainingBatch:
+    """What one optimiser step learns from: a memory, and rows that each see all of it.
+
+    Attributes:
+        documents: in buckets, shortest first; documents are counted through all buckets.
+        rows: in buckets, shortest first.
+        numbers: the number each document was given.
+    """
+
+    documents: list[DocumentBucket]
+    rows: list[RowBucket]
+    numbers: list[int]
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The batch on another device."""
+        return TrainingBatch([b.to(device) for b in self.documents], [b.to(device) for b in self.rows], self.numbers)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of documents and rows."""
+        return int(sum(b.lengths.sum() for b in self.documents) + sum(b.attention_mask.sum() for b in self.rows))
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return sum(b.input_ids.numel() for b in self.documents) + sum(b.input_ids.numel() for b in self.rows)
+
+
+def draw_numbers(count: int, max_digits: int, rng: random.Random) -> list[int]:
+    """Distinct document numbers, their length uniform in 1..max_digits as far as there are enough short ones.
+
+    Raises:
+        ValueError: more documents than numbers.
+    """
+    if count > 10**max_digits - 1:
+        raise ValueError(f"{count} documents need longer ids than {max_digits} digits")
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:
+        digits = rng.randint(1, max_digits)
+        drawn[rng.randrange(10 ** (digits - 1), 10**digits)] = None
+    return list(drawn)
+
+
+def choose_steps(
+    samples: Sequence[Sample], corpus: Sequence[str], final: float, rng: random.Random
+) -> list[RetrievalStep]:
+    """One step per sample: its last one (reading and answering) with probability ``final``."""
+    chosen = []
+    for sample in samples:
+        steps = retrieval_steps(sample)
+        if not steps:
+            chosen.append(refusal_step(sample, rng.choice(corpus)))
+        elif not steps[-1].target and (len(steps) == 1 or rng.random() < final):
+            chosen.append(steps[-1])
+        else:
+            chosen.append(rng.choice([step for step in steps if step.target]))
+    return chosen
+
+
+def collate(
+    training_set: TrainingSet,
+    protocol: Protocol,
+    *,
+    steps: Sequence[RetrievalStep],
+    numbers: Sequence[int],
+    max_document_tokens: int,
+    bucket_tokens: int = 4096,
+) -> TrainingBatch:
+    """Tensors of one batch: every document of the set is in the memory of every row.
+
+    Args:
+        training_set: the documents, and the samples behind ``steps``.
+        protocol: the transcript.
+        steps: one per sample, from :func:`choose_steps`.
+        numbers: one per document, from :func:`draw_numbers`.
+        max_document_tokens: longer documents are refused.
+        bucket_tokens: tokens of a bucket once padded, at most.
+
+    Raises:
+        ValueError: a document that is too long.
+    """
+    number_of = dict(zip(training_set.corpus, numbers, strict=True))
+    encoded = {name: protocol.document_ids(number_of[name], text) for name, text in training_set.corpus.items()}
+    for name, ids in encoded.items():
+        if len(ids) > max_document_tokens:
+            raise ValueError(
+                f"document {name!r} has {len(ids)} tokens with its ids, {max_document_tokens} are allowed; "
+                f"raise max_document_tokens or cut it into parts"
+            )
+    names = list(encoded)
+    groups = length_buckets([len(encoded[name]) for name in names], bucket_tokens)
+    names_in = [[names[i] for i in group] for group in groups]
+    index = {name: place for place, name in enumerate(name for group in names_in for name in group)}
+    documents = []
+    for group in names_in:
+        input_ids, lengths = pad_right([encoded[name] for name in group])
+        closing = torch.tensor([len(protocol.closing_ids(number_of[name])) for name in group])
+        documents.append(DocumentBucket(input_ids, lengths, closing))
+    tokenized = [tokenize_step(step, protocol, training_set.corpus, number_of) for step in steps]
+    sources = [sample.source for sample in training_set.samples]
+    rows = [
+        _row_bucket([tokenized[i] for i in group], [steps[i] for i in group], [sources[i] for i in group], index)
+        for group in length_buckets([len(row.ids) for row in tokenized], bucket_tokens)
+    ]
+    return TrainingBatch(documents, rows, [number_of[name] for name in index])
+
+
+def _row_bucket(
+    rows: Sequence[TokenizedStep], steps: Sequence[RetrievalStep], sources: Sequence[str], index: Mapping[str, int]
+) -> RowBucket:
+    selectable = torch.ones(len(steps), len(index), dtype=torch.bool)
+    for row, step in enumerate(steps):
+        selectable[row, [index[name] for found in step.found for name in found]] = False
+    return RowBucket(
+        input_ids=_padded([row.ids for row in rows], 0),
+        attention_mask=_padded([[1] * len(row.ids) for row in rows], 0),
+        routing_mask=_padded([row.routes for row in rows], 0),
+        id_labels=_padded([row.id_labels for row in rows], IGNORED),
+        answer_labels=_padded([row.answer_labels for row in rows], IGNORED),
+        selectable=selectable,
+        positives=[[index[name] for name in step.target] for step in steps],
+        sources=list(sources),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*map(int, row), *[fill] * (width - len(row))] for row in rows])

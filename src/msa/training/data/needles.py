@@ -1,0 +1,184 @@
+"""Made-up memories with needles in them: RULER's sentences and kinds of keys and values, hops, and missing keys.
+
+Every call of :meth:`NeedleWorlds.world` is a fresh memory with questions over it, a pure function of its seed: keys,
+values and fillers are never seen twice, so nothing can be learnt but the method.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msa.training.data.samples import Sample, TrainingSet
+
+# RULER's words (NVIDIA/RULER, scripts/data/synthetic/constants.py)
+NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
+QUESTION = "What is the special magic {kind} for {key} mentioned in the provided text?"
+TWO_HOP_QUESTION = (
+    "What is the special magic {kind} for the special magic {via} for {key} mentioned in the provided text?"
+)
+NOT_IN_MEMORY = "It is not in memory."
+KINDS = ("word", "number", "uuid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleConfig:
+    """How one made-up memory looks.
+
+    Attributes:
+        documents: documents in the memory.
+        questions: questions over it.
+        min_filler, max_filler: words of other text around a document's needle.
+        key_kinds, value_kinds: of :data:`KINDS`, drawn with equal probability.
+        number_digits: digits of keys and values that are numbers, at most; RULER's are 7.
+        hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
+        plain_documents: share of documents without any needle.
+        two_hop, unanswerable: share of questions of that kind; the rest are plain.
+    """
+
+    documents: int = 32
+    questions: int = 32
+    min_filler: int = 0
+    max_filler: int = 150
+    key_kinds: tuple[str, ...] = KINDS
+    value_kinds: tuple[str, ...] = KINDS
+    number_digits: int = 7
+    hard_negatives: float = 0.5
+    plain_documents: float = 0.1
+    two_hop: float = 0.2
+    unanswerable: float = 0.1
+
+
+class NeedleWorlds:
+    """Generator of made-up memories.
+
+    Args:
+        adjectives, nouns: words that keys are made of (``wandering-age``).
+        haystack: sentences to fill documents with.
+
+    Raises:
+        ValueError: an empty list.
+    """
+
+    def __init__(self, adjectives: Sequence[str], nouns: Sequence[str], haystack: Sequence[str]) -> None:
+        if not (adjectives and nouns and haystack):
+            raise ValueError("needles need adjectives, nouns and sentences for the haystack; one of the lists is empty")
+        self._adjectives, self._nouns, self._haystack = list(adjectives), list(nouns), list(haystack)
+
+    def world(self, config: NeedleConfig, seed: int | str) -> TrainingSet:
+        """One memory and questions over it; the same for the same seed."""
+        return _World(self, config, random.Random(seed)).build()
+
+    def token(self, kind: str, digits: int, rng: random.Random) -> str:
+        """A key or value of one of :data:`KINDS`."""
+        if kind == "word":
+            return f"{rng.choice(self._adjectives)}-{rng.choice(self._nouns)}"
+        if kind == "number":
+            return str(rng.randrange(10 ** (digits - 1), 10**digits))
+        return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+    def twin(self, key: str, kind: str, rng: random.Random) -> str:
+        """A key like ``key`` that differs in one word, or in one character."""
+        if kind == "word":
+            adjective, noun = key.split("-", 1)
+            if rng.random() < 0.5:
+                return f"{adjective}-{rng.choice(self._nouns)}"
+            return f"{rng.choice(self._adjectives)}-{noun}"
+        place = rng.choice([i for i, character in enumerate(key) if character != "-" and i > 0])
+        return key[:place] + rng.choice("123456789") + key[place + 1 :]
+
+    def filler(self, words: int, rng: random.Random) -> list[str]:
+        """Sentences of about so many words in all."""
+        sentences: list[str] = []
+        while words > 0:
+            sentence = rng.choice(self._haystack)
+            pieces = sentence.split()
+            sentences.append(" ".join(pieces[:words]))
+            words -= len(pieces)
+        return sentences
+
+
+class _World:
+    """One memory in the making."""
+
+    def __init__(self, worlds: NeedleWorlds, config: NeedleConfig, rng: random.Random) -> None:
+        self.worlds, self.config, self.rng = worlds, config, rng
+        self.needles: list[list[str]] = [[] for _ in range(config.documents)]
+        self.keys: set[str] = set()
+        self.free = [i for i in range(config.documents) if i >= config.plain_documents * config.documents]
+        rng.shuffle(self.free)
+
+    def build(self) -> TrainingSet:
+        """Place the needles of all questions, then write the documents around them."""
+        kinds: list[Callable[[], Sample]] = []
+        for number in range(self.config.questions):
+            share = (number + 0.5) / self.config.questions
+            two_hop, unanswerable = self.config.two_hop, self.config.two_hop + self.config.unanswerable
+            kinds.append(
+                self._two_hop if share < two_hop else self._unanswerable if share < unanswerable else self._one_hop
+            )
+        samples = [make() for make in kinds]
+        self.rng.shuffle(samples)
+        corpus = {str(index): self._document(needles) for index, needles in enumerate(self.needles)}
+        return TrainingSet(corpus=corpus, samples=samples)
+
+    def _one_hop(self) -> Sample:
+        key_kind, kind = self.rng.choice(self.config.key_kinds), self.rng.choice(self.config.value_kinds)
+        key, value = self._new_key(key_kind), self._value(kind)
+        where = self._place(kind, key, value)
+        self._add_twin(key, key_kind, kind)
+        return Sample(
+            query=QUESTION.format(kind=kind, key=key), positives=(where,), answer=value, source=f"needle/{key_kind}"
+        )
+
+    def _two_hop(self) -> Sample:
+        key_kind, via, kind = self.rng.choice(self.config.key_kinds), "word", self.rng.choice(self.config.value_kinds)
+        key, middle, value = self._new_key(key_kind), self._new_key(via), self._value(kind)
+        first, second = self._place(via, key, middle), self._place(kind, middle, value)
+        if first == second:  # both needles in one document: a single step
+            steps: tuple[tuple[str, ...], ...] = ((first,),)
+        else:
+            steps = ((first,), (second,))
+        self._add_twin(self.rng.choice((key, middle)), key_kind if key_kind == via else "", kind)
+        query = TWO_HOP_QUESTION.format(kind=kind, via=via, key=key)
+        positives = tuple(i for step in steps for i in step)
+        return Sample(query=query, positives=positives, hops=steps, answer=value, source="needle/two-hop")
+
+    def _unanswerable(self) -> Sample:
+        key_kind, kind = self.rng.choice(self.config.key_kinds), self.rng.choice(self.config.value_kinds)
+        key = self._new_key(key_kind)
+        self._add_twin(key, key_kind, kind)
+        return Sample(query=QUESTION.format(kind=kind, key=key), answer=NOT_IN_MEMORY, source="needle/unanswerable")
+
+    def _add_twin(self, key: str, key_kind: str, kind: str) -> None:
+        if key_kind and self.rng.random() < self.config.hard_negatives:
+            twin = self.worlds.twin(key, key_kind, self.rng)
+            if twin not in self.keys:
+                self.keys.add(twin)
+                self._place(kind, twin, self._value(kind))
+
+    def _new_key(self, kind: str) -> str:
+        for _ in range(100):
+            key = self.worlds.token(kind, self.config.number_digits, self.rng)
+            if key not in self.keys:
+                self.keys.add(key)
+                return key
+        raise ValueError(f"cannot draw another distinct {kind} of at most {self.config.number_digits} digits")
+
+    def _value(self, kind: str) -> str:
+        return self.worlds.token(kind, self.config.number_digits, self.rng)
+
+    def _place(self, kind: str, key: str, value: str) -> str:
+        """Put a needle into an empty document while there is one; returns its id."""
+        where = self.free.pop() if self.free else self.rng.randrange(self.config.documents)
+        self.needles[where].append(NEEDLE.format(kind=kind, key=key, value=value))
+        return str(where)
+
+    def _document(self, needles: list[str]) -> str:
+        words = self.rng.randint(self.config.min_filler, self.config.max_filler)
+        sentences = self.worlds.filler(words if needles else max(words, 4), self.rng)
+        for needle in needles:
+            sentences.insert(self.rng.randint(0, len(sentences)), needle)
+        return " ".join(sentences)

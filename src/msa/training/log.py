@@ -1,0 +1,132 @@
+"""The record of a run: JSONL for programs, TensorBoard and a PNG of the curves for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from msa.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+class TrainingLog:
+    """Writes ``log.jsonl``, ``tensorboard/`` and, when closed, ``curves.png`` in the run's folder.
+
+    Throughput counts real tokens; utilisation is the share of the matmul peak measured at the start that
+    6 · parameters · tokens would need (recomputation and attention are not counted).
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, network: nn.Module) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._every, self._total = folder, config.log_every, config.total_steps
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
+        device = next(network.parameters()).device
+        self._peak = matmul_peak(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        self._since, self._tokens = time.monotonic(), 0
+
+    def step(self, step: int, phase: str, losses: dict[str, float], norm: float, tokens: int) -> None:
+        """Note one optimiser step; written every ``log_every`` steps."""
+        self._tokens += tokens
+        if step % self._every and step != self._total:
+            return
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        rate = self._tokens / seconds
+        record = {
+            "step": step,
+            "phase": phase,
+            **{f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()},
+            "gradient_norm": norm,
+            "tokens_per_second": rate,
+            "utilisation": 6 * self._parameters * rate / self._peak,
+        }
+        self._write(record)
+        parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        left = (self._total - step) * seconds / self._every / 60
+        log.info("%d/%d %s: %s, %.0f tokens/s, %.0f min left", step, self._total, phase, parts, rate, left)
+        self._since, self._tokens = time.monotonic(), 0
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Note an evaluation on held-out data."""
+        self._write({"step": step, **{f"held_out/{name}": value for name, value in metrics.items()}})
+        shown = ("ids_exact", "answer_exact", "recall@1/mean")
+        log.info("%d held out: %s", step, " ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
+        self._since, self._tokens = time.monotonic(), 0
+
+    def close(self) -> None:
+        """Finish the files and draw the curves."""
+        self._file.close()
+        self._board.close()
+        draw_curves(self._folder / "log.jsonl", self._folder / "curves.png")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, record["step"])
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Best of a few square products, in floating-point operations per second."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a ``log.jsonl``; of steps logged again after a resumption, the last counts."""
+    records: dict[tuple[int, bool], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the line a killed process was writing
+            continue
+        records[record["step"], "loss" in record] = record
+    return [records[key] for key in sorted(records)]
+
+
+def draw_curves(path: Path, picture: Path) -> None:
+    """Losses and held-out metrics over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_log(path)
+    if not records:
+        return
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for axis, prefix, title in ((left, "loss/", "Training losses"), (right, "held_out/", "Held-out data")):
+        names = sorted({name for record in records for name in record if name.startswith(prefix)})
+        if prefix == "held_out/":
+            wanted = ("ids_exact", "answer_exact", "recall@1/mean", "recall@16/mean")
+            names = [name for name in names if name.removeprefix(prefix) in wanted]
+        for name in names:
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axis.plot(
+                *zip(*points, strict=True), label=name.removeprefix(prefix), marker="." if len(points) < 20 else ""
+            )
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        if names:
+            axis.legend()
+    if any(name.startswith("loss/") for record in records for name in record):
+        left.set_yscale("log")
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,78 @@
+"""What a training run is judged by on held-out batches: routing recall and exactness of ids and answers.
+
+Axes: B rows, T tokens, N documents.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from msa.model import MSAForCausalLM
+from msa.ops import Routing
+from msa.training.data.collate import TrainingBatch
+from msa.training.data.steps import IGNORED
+from msa.training.objective import encode_batch
+
+RECALLS = (1, 5, 16)
+
+
+def recall_at(doc_scores: Tensor, positives: Sequence[Sequence[int]], k: int) -> list[float]:
+    """Per row with positives: the share of them among its ``k`` best documents; ``doc_scores`` ``[B, N]``."""
+    best = doc_scores.topk(min(k, doc_scores.shape[1]), dim=1).indices.tolist()
+    return [
+        len(set(relevant) & set(found)) / len(relevant)
+        for relevant, found in zip(positives, best, strict=True)
+        if relevant
+    ]
+
+
+def exact_rows(logits: Tensor, labels: Tensor) -> list[bool | None]:
+    """Per row whether the most probable token is right at every label (teacher forced); None: it has no label."""
+    targets = labels[:, 1:]
+    labelled = targets != IGNORED
+    right = ((logits[:, :-1].argmax(-1) == targets) | ~labelled).all(1)
+    return [bool(ok) if has else None for ok, has in zip(right, labelled.any(1), strict=True)]
+
+
+def routing_recalls(routing: dict[int, Routing], positives: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    """``recall@k/layer L`` and ``recall@k/mean`` (of the layers' scores) of every row with positives."""
+    scores = {str(layer): layer_routing.doc_scores for layer, layer_routing in routing.items()}
+    scores["mean"] = torch.stack(list(scores.values())).mean(0)
+    return {
+        f"recall@{k}/{name if name == 'mean' else f'layer {name}'}": recall_at(layer_scores, positives, k)
+        for name, layer_scores in scores.items()
+        for k in RECALLS
+    }
+
+
+@torch.no_grad()
+def evaluate(lm: MSAForCausalLM, batches: Sequence[TrainingBatch], prefix_ids: Tensor) -> dict[str, float]:
+    """Means over held-out batches: recalls, ``ids_exact`` and ``answer_exact``, per source too."""
+    was_training = lm.training
+    lm.eval()
+    values: dict[str, list[float]] = defaultdict(list)
+    prefix = lm.encode_prefix(prefix_ids) if prefix_ids.numel() else None
+    for batch in batches:
+        memory, _ = encode_batch(lm, batch.documents, with_closing=False)
+        for rows in batch.rows:
+            out = lm(
+                rows.input_ids,
+                attention_mask=rows.attention_mask,
+                routing_mask=rows.routing_mask,
+                memory=memory,
+                prefix=prefix,
+                doc_mask=rows.selectable,
+            )
+            for name, recalls in routing_recalls(out.routing, rows.positives).items():
+                values[name] += recalls
+            for name, labels in (("ids_exact", rows.id_labels), ("answer_exact", rows.answer_labels)):
+                for exact, source in zip(exact_rows(out.logits, labels), rows.sources, strict=True):
+                    if exact is not None:
+                        values[name].append(float(exact))
+                        values[f"{name}/{source}"].append(float(exact))
+    lm.train(was_training)
+    return {name: sum(numbers) / len(numbers) for name, numbers in sorted(values.items()) if numbers}

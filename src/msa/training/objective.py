@@ -1,0 +1,157 @@
+"""One training batch → losses (paper §3.4, SPEC of the losses in model/losses.py) and, on request, their gradients.
+
+Axes: N documents, B rows, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
+from msa.model.losses import labelled_token_loss
+from msa.ops import Routing
+from msa.training.data.collate import DocumentBucket, TrainingBatch
+from msa.training.data.steps import IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing.
+
+    Attributes:
+        ids: on what retrieval writes (the paper's α).
+        answer: on the answer's tokens.
+        routing: on the routing loss (the paper's β).
+        closing_id: on each document's closing id, predicted on the document side; not in the paper, 0: off.
+    """
+
+    ids: float = 1.0
+    answer: float = 1.0
+    routing: float = 0.1
+    closing_id: float = 0.0
+
+
+@dataclass
+class StepLosses:
+    """Losses of one batch, each a scalar with its graph, and what was routed.
+
+    Attributes:
+        total: the weighted sum.
+        parts: name → unweighted loss.
+        routing: per bucket of rows, router layer → its routing.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    routing: list[dict[int, Routing]]
+
+
+def compute_losses(
+    lm: MSAForCausalLM,
+    batch: TrainingBatch,
+    prefix_ids: Tensor,
+    weights: LossWeights,
+    *,
+    freeze_documents: bool = False,
+    checkpoint_documents: bool = False,
+) -> StepLosses:
+    """Forward pass of one batch: encode its documents, route, and compute every loss of the step.
+
+    Args:
+        lm: the network.
+        batch: documents and rows.
+        prefix_ids: token ids of the template prefix ``[T0]``.
+        weights: of the losses.
+        freeze_documents: no gradients into the documents' latents.
+        checkpoint_documents: keep only the latents of documents, and encode each bucket again in the backward pass.
+    """
+    parts: dict[str, Tensor] = {}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_documents):
+        memory, closing = encode_batch(
+            lm, batch.documents, with_closing=bool(weights.closing_id), checkpointed=checkpoint_documents
+        )
+    if closing is not None:
+        parts["closing_id"] = closing
+    prefix: PrefixMemory | None = lm.encode_prefix(prefix_ids) if prefix_ids.numel() else None
+    means = _Means()
+    for rows in batch.rows:
+        num_positive = sum(bool(positives) for positives in rows.positives)
+        out = lm(
+            rows.input_ids,
+            attention_mask=rows.attention_mask,
+            routing_mask=rows.routing_mask,
+            memory=memory,
+            prefix=prefix,
+            labels=rows.id_labels,
+            answer_labels=rows.answer_labels,
+            positives=rows.positives if num_positive else None,
+            doc_mask=rows.selectable,
+            labelled_only=True,
+        )
+        means.add("ids", out.lm_loss, rows.count(rows.id_labels))
+        means.add("answer", out.answer_loss, rows.count(rows.answer_labels))
+        if num_positive:
+            means.add("routing", out.aux_loss, num_positive)
+        means.routing.append(out.routing)
+    parts |= means.result()
+    scale = {"ids": weights.ids, "answer": weights.answer, "routing": weights.routing, "closing_id": weights.closing_id}
+    total = torch.stack([scale[name] * loss.float() for name, loss in parts.items()]).sum()
+    return StepLosses(total=total, parts=parts, routing=means.routing)
+
+
+def encode_batch(
+    lm: MSAForCausalLM, buckets: Sequence[DocumentBucket], *, with_closing: bool, checkpointed: bool = False
+) -> tuple[DocumentMemory, Tensor | None]:
+    """Latents of all documents; also the loss on their closing ids where ``with_closing`` asks for it.
+
+    Checkpointed, a bucket's activations live only while its own gradient is computed. A document reaches the loss
+    through its few pooled latents alone, so this is gradient caching (arXiv 2101.06983) without a second loop.
+    """
+    memories, means = [], _Means()
+
+    def encode(bucket: DocumentBucket) -> tuple[DocumentMemory, Tensor | None]:
+        if not with_closing:
+            return lm.encode_documents(bucket.input_ids, bucket.lengths), None
+        memory, states = lm.read_documents(bucket.input_ids, bucket.lengths)
+        return memory, closing_id_loss(lm, states, bucket)
+
+    for bucket in buckets:
+        if checkpointed and torch.is_grad_enabled():
+            memory, closing = checkpoint(encode, bucket, use_reentrant=False)
+        else:
+            memory, closing = encode(bucket)
+        memories.append(memory)
+        if closing is not None:
+            means.add("closing_id", closing, int(bucket.closing_lengths.sum()))
+    return DocumentMemory.concatenate(memories), means.result().get("closing_id")
+
+
+def closing_id_loss(lm: MSAForCausalLM, states: Tensor, bucket: DocumentBucket) -> Tensor:
+    """Cross entropy of each document's closing id given its text and opening id; ``states`` ``[N, L, H]``."""
+    columns = torch.arange(bucket.input_ids.shape[1], device=states.device)
+    ends = bucket.lengths[:, None]
+    inside = (columns < ends) & (columns >= ends - bucket.closing_lengths[:, None])
+    return labelled_token_loss(states, lm.lm_head, torch.where(inside, bucket.input_ids, IGNORED))
+
+
+class _Means:
+    """Means over buckets, each weighted by what it averages."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[tuple[Tensor, int]]] = {}
+        self.routing: list[dict[int, Routing]] = []
+
+    def add(self, name: str, mean: Tensor, count: int) -> None:
+        self._sums.setdefault(name, []).append((mean, count))
+
+    def result(self) -> dict[str, Tensor]:
+        means = {}
+        for name, terms in self._sums.items():
+            total = max(sum(count for _, count in terms), 1)
+            means[name] = torch.stack([mean * (count / total) for mean, count in terms]).sum()
+        return means

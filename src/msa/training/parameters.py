@@ -1,0 +1,68 @@
+"""Which weights a run trains: all, the routers, or LoRA beside the routers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from safetensors.torch import save_file
+
+from msa.errors import TrainingError
+from msa.model import MSAForCausalLM
+from msa.training.config import TrainConfig
+
+# what no backbone has: the routers, the routing bias
+ROUTER_WORDS = (".router_", ".routing_alpha")
+
+
+def is_router(name: str) -> bool:
+    """Whether a parameter is a router's."""
+    return any(word in name for word in ROUTER_WORDS)
+
+
+def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
+    """Set ``requires_grad`` (and add LoRA's weights) as ``config.trainable`` says; the network, changed in place.
+
+    Raises:
+        TrainingError: LoRA targets that the network does not have.
+    """
+    if config.trainable == "lora":
+        layers = list(config.lora.layers) or None
+        try:
+            inject_adapter_in_model(
+                PeftConfig(
+                    r=config.lora.rank,
+                    lora_alpha=config.lora.alpha,
+                    target_modules=list(config.lora.targets),
+                    layers_to_transform=layers,
+                    layers_pattern="layers" if layers else None,
+                ),
+                lm,
+            )
+        except ValueError as error:
+            raise TrainingError(f"LoRA does not fit this network: {error}") from error
+    for name, parameter in lm.named_parameters():
+        if name == "temperature":
+            continue  # a setting of the routing loss, never trained
+        wanted = config.trainable == "all" or is_router(name) or (config.trainable == "lora" and "lora_" in name)
+        parameter.requires_grad_(wanted)
+    return lm
+
+
+def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, metadata: dict[str, str]) -> list[str]:
+    """Write what ``routers`` or ``lora`` training changed as an adapter for :func:`msa.model.adapter.apply_adapter`.
+
+    Raises:
+        ValueError: nothing of that kind in the network.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in lm.named_parameters():
+        if is_router(name) or "lora_" in name:
+            plain = name.replace(".base_layer", "").replace(".default.weight", ".weight")
+            tensors[plain] = value.detach().to("cpu", torch.bfloat16).contiguous()
+    if not tensors:
+        raise ValueError("the network has neither routers nor LoRA weights")
+    save_file(tensors, path, metadata={**metadata, "lora_scale": str(lora_scale)})
+    return sorted(tensors)

@@ -1,0 +1,113 @@
+"""A configuration → a trained model in ``<out>/model`` (or an adapter beside it), with its log and curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from msa.model import MSAForCausalLM
+from msa.model.bundle import MSAModel, model_fingerprint
+from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
+from msa.training.config import Phase, TrainConfig
+from msa.training.data.formats import read_training_set
+from msa.training.data.needles import NeedleWorlds
+from msa.training.data.samples import TrainingSet
+from msa.training.data.words import haystack_sentences, needle_words
+from msa.training.metrics import evaluate
+from msa.training.parameters import save_trained
+from msa.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_HELD_OUT_BATCHES = 4
+
+
+def train(model: MSAModel, config: TrainConfig) -> Path | None:
+    """Train ``model`` in place from the last checkpoint of ``config.out`` on, and save the result.
+
+    Returns:
+        The finished model's folder, or adapter file where only routers or LoRA were trained; None if the run stopped
+        before its end.
+
+    Raises:
+        TrainingDataError: files that cannot be read. TrainingError: see :class:`Trainer`.
+    """
+    backbone = model_fingerprint(model.lm, routers=False)
+    sources, held_out = sources_of(model, config)
+    batches = Batches(config, model.protocol, sources)
+    trainer = Trainer(model, config, batches, evaluate=held_out_evaluation(model, config, batches, held_out))
+    if not trainer.run():
+        return None
+    if not trainer.accelerator.is_main_process:
+        return None
+    out = Path(config.out)
+    if config.trainable == "all":
+        model.save_pretrained(out / "model")
+        result = out / "model"
+    else:
+        result = out / "adapter.safetensors"
+        scale = config.lora.alpha / config.lora.rank
+        save_trained(model.lm, result, lora_scale=scale, metadata={"backbone": backbone, "config": config.to_yaml()})
+    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    log.info("trained %s", result)
+    return result
+
+
+def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource], list[SampleSource]]:
+    """Per phase the source of its batches, and one of held-out data beside it."""
+    worlds: dict[bool, NeedleWorlds] = {}
+    files: dict[tuple[str, ...], TrainingSet] = {}
+    training: list[SampleSource] = []
+    held_out: list[SampleSource] = []
+    for phase in config.phases:
+        if phase.needles is not None:
+            for side in (False, True):
+                if side not in worlds:
+                    sentences = haystack_sentences(config.haystack, held_out=side)
+                    worlds[side] = NeedleWorlds(*needle_words(held_out=side), sentences)
+            training.append(NeedleSource(worlds[False], phase.needles))
+            held_out.append(NeedleSource(worlds[True], phase.needles))
+        else:
+            training.append(_file_source(model, config, phase, files, held_out=False))
+            held_out.append(_file_source(model, config, phase, files, held_out=True))
+    return training, held_out
+
+
+def _file_source(
+    model: MSAModel, config: TrainConfig, phase: Phase, known: dict[tuple[str, ...], TrainingSet], *, held_out: bool
+) -> SampleSource:
+    assert phase.files is not None
+    paths = phase.files.held_out_paths if held_out and phase.files.held_out_paths else phase.files.paths
+    if paths not in known:
+        known[paths] = read_training_set(
+            [Path(path) for path in paths],
+            corpus=[Path(path) for path in phase.files.corpus],
+            # the id stands at both ends, between control tokens
+            max_document_tokens=config.max_document_tokens,
+            count_tokens=lambda text: len(model.protocol.document_ids(10**phase.id_digits - 1, text)),
+            skip_bad=phase.files.skip_bad,
+        )
+    return FileSource(known[paths], phase.files, config.seed)
+
+
+def held_out_evaluation(
+    model: MSAModel, config: TrainConfig, batches: Batches, sources: Sequence[SampleSource]
+) -> Callable[[MSAForCausalLM, int], dict[str, float]]:
+    """Metrics on a few held-out batches of the phase a step belongs to."""
+    prefix = torch.tensor(model.protocol.prefix_ids, dtype=torch.long)
+
+    def metrics(lm: MSAForCausalLM, step: int) -> dict[str, float]:
+        index, phase = config.phase_at(step - 1)
+        drawn = [batches.held_out(sources[index], phase, number) for number in range(_HELD_OUT_BATCHES)]
+        return evaluate(lm, [batch.to(lm.device) for batch in drawn], prefix.to(lm.device))
+
+    return metrics
+
+
+def write_metrics(metrics: dict[str, float], path: Path) -> None:
+    """Metrics as JSON."""
+    path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,190 @@
+"""The training loop: explicit, resumable to the bit, over accelerate (one process, DDP or FSDP2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import Tensor, nn
+
+from msa.errors import TrainingError
+from msa.model import MSAForCausalLM
+from msa.model.bundle import MSAModel
+from msa.training.batches import Batches
+from msa.training.checkpoints import Checkpoints
+from msa.training.config import TrainConfig
+from msa.training.data.collate import TrainingBatch
+from msa.training.log import TrainingLog
+from msa.training.objective import LossWeights, compute_losses
+from msa.training.parameters import choose_trainable
+
+log = logging.getLogger(__name__)
+
+# what may differ between the parts of one run
+_FREE = ("out", "stop_after_minutes", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
+
+
+class TrainingStep(nn.Module):
+    """The objective as a module, so that DDP and FSDP see one forward pass per micro-batch."""
+
+    def __init__(self, lm: MSAForCausalLM, prefix_ids: Tensor, config: TrainConfig) -> None:
+        super().__init__()
+        self.lm = lm
+        self._freeze, self._checkpoint = config.freeze_documents, config.checkpoint_documents
+        self.prefix_ids: Tensor
+        self.register_buffer("prefix_ids", prefix_ids, persistent=False)
+
+    def forward(self, batch: TrainingBatch, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts."""
+        losses = compute_losses(
+            self.lm,
+            batch,
+            self.prefix_ids,
+            weights,
+            freeze_documents=self._freeze,
+            checkpoint_documents=self._checkpoint,
+        )
+        return losses.total, losses.parts
+
+
+class Trainer:
+    """Runs a configuration from its last checkpoint to its end.
+
+    Args:
+        model: what to train, in float32; it is changed in place.
+        config: the run.
+        batches: token batches by step.
+        evaluate: called every ``evaluate_every`` steps and at the end with the network and the step; what it returns is
+            logged.
+        accelerator: None: one is made for ``config.precision``.
+
+    Raises:
+        TrainingError: an ``out`` folder with checkpoints of another configuration.
+    """
+
+    def __init__(
+        self,
+        model: MSAModel,
+        config: TrainConfig,
+        batches: Batches,
+        *,
+        evaluate: Callable[[MSAForCausalLM, int], dict[str, float]] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.config, self._batches, self._evaluate = config, batches, evaluate
+        self.model = model
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision=config.precision,
+            cpu=model.device.type == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        if config.micro_batches % self.accelerator.num_processes:
+            raise TrainingError(
+                f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes"
+            )
+        set_seed(config.seed)
+        self._lm = choose_trainable(model.lm, config)
+        self._lm.train()
+        self._lm.model.checkpoint_layers = config.checkpoint_layers
+        trainable = [parameter for parameter in self._lm.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+                {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=config.betas,
+        )
+        step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
+        self._step, self._optimizer = self.accelerator.prepare(step, optimizer)
+        settings = dataclasses.asdict(config)
+        self._checkpoints = Checkpoints(
+            Path(config.out) / "checkpoints",
+            config.keep_checkpoints,
+            {name: value for name, value in settings.items() if name not in _FREE},
+        )
+        self.done = self._checkpoints.resume(self.accelerator)
+
+    def run(self) -> bool:
+        """Train to the end, or until ``stop_after_minutes``; returns whether the run is complete.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite; the step is not taken, and the last checkpoint stays.
+        """
+        started, total = time.monotonic(), self.config.total_steps
+        journal = (
+            TrainingLog(Path(self.config.out), self.config, self._lm) if self.accelerator.is_main_process else None
+        )
+        try:
+            for step in range(self.done, total):
+                parts, norm, tokens = self._optimise(step)
+                self.done = step + 1
+                if journal is not None:
+                    journal.step(self.done, self.config.phase_at(step)[1].name, parts, norm, tokens)
+                if self.done % self.config.evaluate_every == 0 or self.done == total:
+                    self._report(journal)
+                stopping = self._should_stop(started) and self.done < total
+                if self.done % self.config.checkpoint_every == 0 or self.done == total or stopping:
+                    self._checkpoints.save(self.accelerator, self.done)
+                if stopping:
+                    log.info("stopped at step %d of %d; run it again to go on", self.done, total)
+                    return False
+        finally:
+            if journal is not None:
+                journal.close()
+        self._lm.eval()
+        return True
+
+    def _should_stop(self, started: float) -> bool:
+        """Whether the time is up, decided by the main process for all."""
+        limit = self.config.stop_after_minutes * 60
+        up = torch.tensor(float(limit > 0 and time.monotonic() - started > limit), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(up, reduction="sum") > 0)
+
+    def _optimise(self, step: int) -> tuple[dict[str, float], float, int]:
+        """One optimiser step; returns mean losses over all micro-batches, the gradient norm and the real tokens."""
+        accelerator, config = self.accelerator, self.config
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        weights = config.phase_at(step)[1].weights
+        mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
+        sums: dict[str, Tensor] = {}
+        tokens = 0
+        for count, micro in enumerate(mine, start=1):
+            batch = self._batches.batch(step, micro).to(accelerator.device)
+            tokens += batch.num_tokens
+            syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
+            with accelerator.autocast(), syncing:
+                total, parts = self._step(batch, weights)
+                # gradients are summed here and averaged over processes by the engine
+                accelerator.backward(total / len(mine))
+            for name, loss in {"loss": total, **parts}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach().float() / len(mine)
+        means = {name: float(accelerator.reduce(value, reduction="mean")) for name, value in sorted(sums.items())}
+        norm = float(accelerator.clip_grad_norm_(self._step.parameters(), config.max_grad_norm))
+        if not all(map(math.isfinite, [*means.values(), norm])):
+            self._optimizer.zero_grad()
+            raise TrainingError(
+                f"step {step + 1}: a loss or gradient is not finite ({means}, norm {norm}); nothing was changed by "
+                f"this step. Lower the learning rate, or go on from the last checkpoint with another seed"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        total_tokens = accelerator.reduce(torch.tensor(tokens, device=accelerator.device), reduction="sum")
+        return means, norm, int(total_tokens)
+
+    def _report(self, journal: TrainingLog | None) -> None:
+        if self._evaluate is None:
+            return
+        with self.accelerator.autocast():
+            metrics = self._evaluate(self._lm, self.done)
+        if journal is not None:
+            journal.metrics(self.done, metrics)
