@@ -12,7 +12,7 @@ from typing import Protocol as TypingProtocol
 from msa.documents import Protocol
 from msa.errors import TrainingDataError
 from msa.training.config import FileData, Phase, TrainConfig
-from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers
+from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import Sample, TrainingSet
 
@@ -104,11 +104,12 @@ class Batches:
     def _collate(self, source: SampleSource, phase: Phase, number: int, seed: str) -> TrainingBatch:
         drawn = source.draw(number, seed)
         rng = random.Random(f"{seed} ids")
+        draw = draw_repeating_numbers if phase.repeat_ids else draw_numbers
         return collate(
             drawn,
             self._protocol,
             steps=choose_steps(drawn.samples, list(drawn.corpus), phase.final_share, rng),
-            numbers=draw_numbers(len(drawn.corpus), phase.id_digits, rng),
+            numbers=draw(len(drawn.corpus), phase.id_digits, rng),
             max_document_tokens=self._config.max_document_tokens,
             bucket_tokens=self._config.bucket_tokens,
         )

@@ -55,6 +55,9 @@ class Phase:
         weights: of the losses.
         needles, files: where batches come from; exactly one of them.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
+        repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
+        chunk_size: tokens per chunk in this phase; 0: the model's own. Ids are read out of short chunks within minutes
+            and out of long ones hardly ever, so a curriculum begins short (docs/training.md).
         final_share: probability that a sample's row is its last step (reading and answering), not a retrieval.
     """
 
@@ -65,6 +68,8 @@ class Phase:
     needles: NeedleConfig | None = None
     files: FileData | None = None
     id_digits: int = 7
+    repeat_ids: bool = False
+    chunk_size: int = 0
     final_share: float = 0.3
 
     def __post_init__(self) -> None:

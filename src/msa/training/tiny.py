@@ -33,6 +33,10 @@ PROTOCOL = ProtocolStrings(
 )
 
 
+# strong enough from the start that the best document outshines the other selected ones
+ROUTING_ALPHA = 3.0
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose digits and square brackets stay single tokens, so that ids are spelt one way."""
     backend = Tokenizer(models.BPE())
@@ -104,6 +108,11 @@ def fresh_network(config: MSAConfig, *, seed: int, tied_routers: bool = True) ->
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             std *= 0.3
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    assert isinstance(config.router_layers, list)
+    for layer in config.router_layers:
+        attention = lm.model.layer(layer).self_attn
+        if hasattr(attention, "routing_alpha"):
+            attention.routing_alpha.fill_(ROUTING_ALPHA)
     if tied_routers:
         tie_routers(lm, seed)
     return lm

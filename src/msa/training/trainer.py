@@ -92,6 +92,7 @@ class Trainer:
             )
         set_seed(config.seed)
         self._lm = choose_trainable(model.lm, config)
+        _separate(self._lm)
         self._lm.train()
         self._lm.model.checkpoint_layers = config.checkpoint_layers
         trainable = [parameter for parameter in self._lm.parameters() if parameter.requires_grad]
@@ -154,7 +155,9 @@ class Trainer:
         accelerator, config = self.accelerator, self.config
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
-        weights = config.phase_at(step)[1].weights
+        phase = config.phase_at(step)[1]
+        if phase.chunk_size:
+            self._lm.config.chunk_size = phase.chunk_size
         mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         tokens = 0
@@ -163,7 +166,7 @@ class Trainer:
             tokens += batch.num_tokens
             syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
             with accelerator.autocast(), syncing:
-                total, parts = self._step(batch, weights)
+                total, parts = self._step(batch, phase.weights)
                 # gradients are summed here and averaged over processes by the engine
                 accelerator.backward(total / len(mine))
             for name, loss in {"loss": total, **parts}.items():
@@ -188,3 +191,14 @@ class Trainer:
             metrics = self._evaluate(self._lm, self.done)
         if journal is not None:
             journal.metrics(self.done, metrics)
+
+
+def _separate(lm: nn.Module) -> None:
+    """Give each weight a storage of its own.
+
+    Inference joins projections (:meth:`MSAForCausalLM.fuse_projections`), and a checkpoint keeps one of those that
+    share a storage.
+    """
+    for parameter in lm.parameters():
+        if parameter.untyped_storage().nbytes() != parameter.nbytes:
+            parameter.data = parameter.data.clone()

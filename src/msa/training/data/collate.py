@@ -112,6 +112,11 @@ def draw_numbers(count: int, max_digits: int, rng: random.Random) -> list[int]:
     return list(drawn)
 
 
+def draw_repeating_numbers(count: int, digits: int, rng: random.Random) -> list[int]:
+    """Numbers of exactly so many digits, repeated where they must be: the first, shortest stage of a curriculum."""
+    return [rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(count)]
+
+
 def choose_steps(
     samples: Sequence[Sample], corpus: Sequence[str], final: float, rng: random.Random
 ) -> list[RetrievalStep]:

@@ -7,8 +7,9 @@ values and fillers are never seen twice, so nothing can be learnt but the method
 from __future__ import annotations
 
 import random
+import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msa.training.data.samples import Sample, TrainingSet
@@ -21,6 +22,7 @@ TWO_HOP_QUESTION = (
 )
 NOT_IN_MEMORY = "It is not in memory."
 KINDS = ("word", "number", "uuid")
+_KEY = re.compile(r"One of the special magic \w+s for (\S+) is: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class NeedleConfig:
         number_digits: digits of keys and values that are numbers, at most; RULER's are 7.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
         plain_documents: share of documents without any needle.
+        distractors: share of the other documents no question needs that hold a needle of their own.
         two_hop, unanswerable: share of questions of that kind; the rest are plain.
     """
 
@@ -47,8 +50,14 @@ class NeedleConfig:
     number_digits: int = 7
     hard_negatives: float = 0.5
     plain_documents: float = 0.1
+    distractors: float = 0.5
     two_hop: float = 0.2
     unanswerable: float = 0.1
+
+
+def keys_of(training_set: TrainingSet) -> set[str]:
+    """Keys of all needles in a memory."""
+    return {key for text in training_set.corpus.values() for key in _KEY.findall(text)}
 
 
 class NeedleWorlds:
@@ -67,9 +76,9 @@ class NeedleWorlds:
             raise ValueError("needles need adjectives, nouns and sentences for the haystack; one of the lists is empty")
         self._adjectives, self._nouns, self._haystack = list(adjectives), list(nouns), list(haystack)
 
-    def world(self, config: NeedleConfig, seed: int | str) -> TrainingSet:
-        """One memory and questions over it; the same for the same seed."""
-        return _World(self, config, random.Random(seed)).build()
+    def world(self, config: NeedleConfig, seed: int | str, avoid: Iterable[str] = ()) -> TrainingSet:
+        """One memory and questions over it, without any of the keys in ``avoid``; the same for the same seed."""
+        return _World(self, config, random.Random(seed), set(avoid)).build()
 
     def token(self, kind: str, digits: int, rng: random.Random) -> str:
         """A key or value of one of :data:`KINDS`."""
@@ -103,10 +112,10 @@ class NeedleWorlds:
 class _World:
     """One memory in the making."""
 
-    def __init__(self, worlds: NeedleWorlds, config: NeedleConfig, rng: random.Random) -> None:
+    def __init__(self, worlds: NeedleWorlds, config: NeedleConfig, rng: random.Random, keys: set[str]) -> None:
         self.worlds, self.config, self.rng = worlds, config, rng
         self.needles: list[list[str]] = [[] for _ in range(config.documents)]
-        self.keys: set[str] = set()
+        self.keys = keys
         self.free = [i for i in range(config.documents) if i >= config.plain_documents * config.documents]
         rng.shuffle(self.free)
 
@@ -121,6 +130,9 @@ class _World:
             )
         samples = [make() for make in kinds]
         self.rng.shuffle(samples)
+        for _ in range(int(self.config.distractors * len(self.free))):
+            kind = self.rng.choice(self.config.value_kinds)
+            self._place(kind, self._new_key(self.rng.choice(self.config.key_kinds)), self._value(kind))
         corpus = {str(index): self._document(needles) for index, needles in enumerate(self.needles)}
         return TrainingSet(corpus=corpus, samples=samples)
 

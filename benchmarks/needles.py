@@ -1,0 +1,127 @@
+"""Needles in a memory of a given size, asked as a user asks: routed to, ids written, text read, answered.
+
+    python benchmarks/needles.py --model runs/tiny/model --tokens 64000 1000000 [--questions 200] [--out results.json]
+
+The memory holds made-up documents of held-out sentences, keys and values (msa.training.data.needles); it grows from one
+size to the next and is never encoded again. Per kind of question: ``retrieved`` (each round wrote exactly the right
+ids), ``answered`` (the answer is the expected text exactly) and ``read`` (the right documents were read, in any round).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import msa
+from msa.training.data.needles import NeedleConfig, NeedleWorlds, keys_of
+from msa.training.data.samples import Sample
+from msa.training.data.words import haystack_sentences, needle_words
+
+BATCH = 20
+
+
+def score(memory: msa.Memory, samples: list[Sample], constrain_ids: str) -> tuple[dict[str, Any], float]:
+    """Rates per source, and seconds a question."""
+    rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    started = time.perf_counter()
+    for first in range(0, len(samples), BATCH):
+        batch = samples[first : first + BATCH]
+        answers = memory.ask_many([s.query for s in batch], max_new_tokens=64, constrain_ids=constrain_ids)
+        for sample, answer in zip(batch, answers, strict=True):
+            rounds = [tuple(found.retrieved) for found in answer.rounds if found.retrieved]
+            read = {document for found in rounds for document in found}
+            for name in (sample.source, "all"):
+                if sample.positives:
+                    rates[name]["retrieved"].append(float(rounds == list(sample.steps)))
+                    rates[name]["read"].append(float(set(sample.positives) <= read))
+                rates[name]["answered"].append(float(answer.text == sample.answer))
+    seconds = (time.perf_counter() - started) / len(samples)
+    means = {n: {k: sum(v) / len(v) for k, v in sorted(kinds.items())} for n, kinds in sorted(rates.items())}
+    return means, seconds
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="msa-tiny")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64_000, 1_000_000])
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--max-filler", type=int, default=80, help="words around a needle, at most")
+    parser.add_argument("--constrain-ids", default="existing", choices=("existing", "selected", "none"))
+    parser.add_argument("--kinds", nargs="+", default=["word", "number", "uuid"])
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seed", default="held out")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    model = msa.load(args.model, dtype=args.dtype)
+    worlds = NeedleWorlds(*needle_words(held_out=True), haystack_sentences(held_out=True))
+    kinds = tuple(args.kinds)
+
+    def world(documents: int, questions: int, seed: str, avoid: set[str]) -> Any:
+        return worlds.world(
+            NeedleConfig(
+                documents=documents,
+                questions=questions,
+                max_filler=args.max_filler,
+                key_kinds=kinds,
+                value_kinds=kinds,
+            ),
+            seed,
+            avoid,
+        )
+
+    asked = world(2 * args.questions, args.questions, args.seed, set())
+    keys = keys_of(asked)
+    result: dict[str, Any] = {
+        "what": "needles in a memory, rates per kind of question",
+        "model": repr(model),
+        "constrain_ids": args.constrain_ids,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        "sizes": [],
+    }
+    with tempfile.TemporaryDirectory() as folder, msa.Memory.open(folder, model=model) as memory:
+        documents = [{"id": name, "text": text} for name, text in asked.corpus.items()]
+        tokens, seconds = 0, 0.0
+        for size in sorted(args.tokens):
+            more = 0
+            while True:
+                tokens += sum(len(model.protocol.document_ids(100_000, document["text"])) for document in documents)
+                started = time.perf_counter()
+                memory.add(documents)
+                seconds += time.perf_counter() - started
+                if tokens >= size:
+                    break
+                per_document = tokens / max(len(memory), 1)
+                count = max(1, min(2000, int((size - tokens) / per_document) + 1))
+                filled = world(count, 0, f"{args.seed} {size} {more}", keys)
+                documents = [{"id": f"{size}-{more}-{n}", "text": text} for n, text in filled.corpus.items()]
+                more += 1
+            documents = []
+            rates, per_question = score(memory, asked.samples, args.constrain_ids)
+            result["sizes"].append(
+                {
+                    "tokens": tokens,
+                    "documents": len(memory),
+                    "encode_seconds": seconds,
+                    "seconds_per_question": per_question,
+                    "rates": rates,
+                }
+            )
+            print(json.dumps(result["sizes"][-1]))
+    text = json.dumps(result, indent=2)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Train in processes of their own: killed and resumed ones, or ranks that train together.
+
+Run by test_trainer.py and test_distributed.py in a process of its own, because it forks; every child trains the same
+little run, whose data follow from the step alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tiny_training import SETS, Recorded, config, learner, phase
+
+from msa.training.batches import Batches
+from msa.training.config import TrainConfig
+from msa.training.data.collate import TrainingBatch
+from msa.training.trainer import Trainer
+
+STEPS = 9
+TWO_AT_A_TIME = {"micro_batches": 2}
+
+
+def short_run(out: Path) -> TrainConfig:
+    """A run with a checkpoint every other step, in two phases."""
+    return config(out, phase(5), phase(STEPS - 5, learning_rate=1e-3, final_share=0.6), checkpoint_every=2)
+
+
+class Killed(Batches):
+    """Kills its own process when a certain step asks for its batch; earlier steps may be under way to the disk."""
+
+    at = -1
+
+    def batch(self, step: int, micro: int) -> TrainingBatch:
+        """See :class:`Batches`."""
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(step, micro)
+
+
+def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
+    """Train to the end from whatever checkpoint there is, and write the weights."""
+    torch.set_num_threads(1)
+    # another seed: whatever a checkpoint does not hold would show
+    resumed = (Path(run.out) / "checkpoints").exists()
+    model = learner(seed=99 if resumed else 0)
+    batches = Killed(run, model.protocol, [Recorded(*SETS)] * len(run.phases))
+    batches.at = kill_at
+    trainer = Trainer(model, run, batches)
+    assert trainer.run()
+    if trainer.accelerator.is_main_process:
+        save_file({name: value.detach().clone() for name, value in model.lm.named_parameters()}, result)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Do something in a child process; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(child: int) -> int:
+    """The exit code of a child, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_and_resume(folder: Path, seed: int) -> None:
+    """One run from start to end, and one that is killed at random steps and resumed."""
+    first = fork(lambda: train(short_run(folder / "whole"), folder / "whole.safetensors"))
+    rng = random.Random(seed)
+    for step in sorted(rng.sample(range(1, STEPS), 2)):
+        child = fork(lambda step=step: train(short_run(folder / "killed"), folder / "none", step))  # type: ignore[misc]
+        assert ended(child) == -signal.SIGKILL
+    assert ended(fork(lambda: train(short_run(folder / "killed"), folder / "killed.safetensors"))) == 0
+    assert ended(first) == 0
+
+
+def ranks(folder: Path, count: int) -> None:
+    """As many processes that train together as asked for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(index: int) -> None:
+        os.environ |= {
+            "RANK": str(index),
+            "LOCAL_RANK": str(index),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        train(config(folder / "ranks", phase(3), **TWO_AT_A_TIME), folder / "ranks.safetensors")
+
+    children = [fork(lambda index=index: rank(index)) for index in range(count)]  # type: ignore[misc]
+    assert [ended(child) for child in children] == [0] * count
+
+
+if __name__ == "__main__":
+    {"kill": kill_and_resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
