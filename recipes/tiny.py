@@ -22,7 +22,6 @@ from msa.training.run import train
 from msa.training.tiny import fresh_model
 
 VOCABULARY = 2048
-WORDS, NUMBERS = ("word",), ("number",)
 # the text around needles: free package descriptions and the package's own calibration text
 HAYSTACK = tuple(
     str(Path(__file__).parent.parent / name)
@@ -32,25 +31,36 @@ ABLATIONS = ("none", "random-routers", "no-curriculum", "no-routing-bias", "no-c
 
 
 def phase(
-    name: str, steps: int, *, digits: int, chunk: int, filler: int, hard: float, hops: float = 0.0, **more: object
+    name: str,
+    steps: int,
+    *,
+    digits: int,
+    numbers: int,
+    chunk: int,
+    filler: int,
+    hard: float,
+    keys: tuple[str, ...],
+    values: tuple[str, ...],
+    hops: float = 0.0,
 ) -> Phase:
     """One stage of the curriculum."""
-    kinds = {"key_kinds": more.pop("keys", WORDS), "value_kinds": more.pop("values", NUMBERS)}
     needles = NeedleConfig(
         documents=32,
         questions=32,
         max_filler=filler,
-        number_digits=digits,
+        key_kinds=keys,
+        value_kinds=values,
+        number_digits=numbers,
         hard_negatives=hard,
+        twin_kinds=("word",),
         two_hop=hops,
         unanswerable=hops / 2,
-        **kinds,  # type: ignore[arg-type]
     )
-    weights = LossWeights(routing=more.pop("routing", 1.0), closing_id=0.5)  # type: ignore[arg-type]
+    weights = LossWeights(routing=1.0 if digits < 5 else 0.5, closing_id=0.5)
     return Phase(
         name=name,
         steps=steps,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         weights=weights,
         needles=needles,
         id_digits=digits,
@@ -61,23 +71,23 @@ def phase(
 
 def config(out: str, scale: float = 1.0) -> TrainConfig:
     """The recipe: ids, numbers, chunks and texts grow together."""
-    both = ("word", "number")
+    both = {"keys": ("word", "number"), "values": ("word", "number")}
+    every = {"keys": KINDS, "values": KINDS}
     phases = (
-        phase("1 digit, chunks of 8", 200, digits=1, chunk=8, filler=3, hard=0.0),
-        phase("1 digit, chunks of 16", 100, digits=1, chunk=16, filler=3, hard=0.2),
-        phase("2 digits, chunks of 32", 150, digits=2, chunk=32, filler=4, hard=0.3),
-        phase("3 digits, chunks of 64", 250, digits=3, chunk=64, filler=8, hard=0.3, hops=0.1, keys=both, values=both),
-        phase("5 digits", 300, digits=5, chunk=64, filler=20, hard=0.5, hops=0.2, keys=both, values=both, routing=0.5),
-        phase(
-            "7 digits", 2000, digits=7, chunk=64, filler=40, hard=0.5, hops=0.2, keys=KINDS, values=KINDS, routing=0.5
-        ),
+        phase("1 digit, chunks of 8", 300, digits=1, numbers=4, chunk=8, filler=3, hard=0.2, **both),
+        phase("1 digit, chunks of 16", 150, digits=1, numbers=5, chunk=16, filler=3, hard=0.3, **both),
+        phase("2 digits, chunks of 32", 200, digits=2, numbers=6, chunk=32, filler=5, hard=0.3, hops=0.1, **both),
+        phase("3 digits, chunks of 64", 400, digits=3, numbers=7, chunk=64, filler=8, hard=0.4, hops=0.1, **every),
+        phase("5 digits", 400, digits=5, numbers=7, chunk=64, filler=20, hard=0.5, hops=0.2, **every),
+        phase("7 digits", 2500, digits=7, numbers=7, chunk=64, filler=40, hard=0.5, hops=0.2, **every),
     )
     return TrainConfig(
         out=out,
         model="fresh",
         phases=tuple(replace(p, steps=max(1, round(p.steps * scale))) for p in phases),
         haystack=HAYSTACK,
-        precision="bf16",
+        optimizer="muon",
+        warmup_steps=50,
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,

@@ -82,6 +82,14 @@ class Recorded:
         return self._sets[number % len(self._sets)]
 
 
+class Repeating(Batches):
+    """The batch of the first step over and over, document numbers included."""
+
+    def batch(self, step: int, micro: int) -> TrainingBatch:
+        """See :class:`Batches`."""
+        return super().batch(0, 0)
+
+
 SETS = (
     TrainingSet(corpus={name: CORPUS[name] for name in ("ada", "charles", "snow")}, samples=[ONE_HOP, TWO_HOPS]),
     TrainingSet(corpus={name: CORPUS[name] for name in ("rain", "snow", "cats")}, samples=[NO_ANSWER, UNANSWERABLE]),
@@ -90,7 +98,8 @@ SETS = (
 
 def learner(seed: int = 0, **settings: Any) -> MSAModel:
     """A tiny network whose random weights train fast, with a short transcript."""
-    config = tiny_lm(protocol=SHORT.to_config(), **settings).config
+    shape = {"num_hidden_layers": 2, "router_layers": [1], "hidden_size": 32, "num_attention_heads": 4}
+    config = tiny_lm(**{"protocol": SHORT.to_config(), **shape, **settings}).config
     return MSAModel(fresh_network(config, seed=seed), tiny_tokenizer(), name="learner")
 
 
@@ -103,13 +112,19 @@ def phase(steps: int = 4, **changes: Any) -> Phase:
 def config(out: Path | str, *phases: Phase, **changes: Any) -> TrainConfig:
     """A run of a few steps."""
     fields: dict[str, Any] = {"warmup_steps": 2, "checkpoint_every": 100, "log_every": 1}
-    return TrainConfig(out=str(out), phases=phases or (phase(),), **{**fields, **changes})
+    return TrainConfig(**{"out": str(out), "phases": phases or (phase(),), **fields, **changes})
 
 
-def trainer(model: MSAModel, run: TrainConfig, *sets: TrainingSet, **options: Any) -> Trainer:
+def batches(model: MSAModel, run: TrainConfig, *sets: TrainingSet, kind: type[Batches] = Batches) -> Batches:
+    """Batches of ``run`` over these memories in turn."""
+    return kind(run, model.protocol, [Recorded(*(sets or SETS))] * len(run.phases))
+
+
+def trainer(
+    model: MSAModel, run: TrainConfig, *sets: TrainingSet, kind: type[Batches] = Batches, **options: Any
+) -> Trainer:
     """A trainer of ``run`` over these memories in turn."""
-    source = Recorded(*(sets or SETS))
-    return Trainer(model, run, Batches(run, model.protocol, [source] * len(run.phases)), **options)
+    return Trainer(model, run, batches(model, run, *sets, kind=kind), **options)
 
 
 def weights(lm: MSAForCausalLM) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_losses_equal_the_equations_written_out():
     # each closing id, given its document's text and opening id, in a pass of the document alone
     terms = []
     for ids, number in zip(documents, numbers.values(), strict=True):
-        closing = PROTOCOL.plain_ids(f"[{number}]") + [PROTOCOL.answer_end_id]
+        closing = [*PROTOCOL.plain_ids(f"[{number}]"), PROTOCOL.answer_end_id]
         assert ids[-len(closing) :] == closing
         logits = lm(torch.tensor([ids])).logits[0].log_softmax(-1)
         terms += [-logits[place - 1, ids[place]].item() for place in range(len(ids) - len(closing), len(ids))]

@@ -21,6 +21,7 @@ from msa.training.objective import LossWeights
 
 TRAINABLE = ("all", "routers", "lora")
 PRECISIONS = ("no", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,8 @@ class TrainConfig:
         max_document_tokens: longer documents are refused.
         bucket_tokens: tokens of a bucket of similar lengths.
         warmup_steps: of the learning rate. min_learning_rate: share of the peak the cosine ends at.
-        weight_decay, betas, max_grad_norm: AdamW and clipping.
+        optimizer: ``adamw``, or ``muon`` for the matrices inside the layers (see training/optimizers.py).
+        weight_decay, betas, max_grad_norm: of the optimiser, and clipping.
         checkpoint_every, keep_checkpoints: steps between checkpoints, and how many stay.
         log_every, evaluate_every: steps.
         stop_after_minutes: save a checkpoint and stop after so long; the same command goes on. 0: never.
@@ -141,6 +143,7 @@ class TrainConfig:
     bucket_tokens: int = 4096
     warmup_steps: int = 100
     min_learning_rate: float = 0.1
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
@@ -153,7 +156,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("a training run needs at least one phase")
-        for name, allowed in (("trainable", TRAINABLE), ("precision", PRECISIONS)):
+        for name, allowed in (
+            ("trainable", TRAINABLE),
+            ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"):

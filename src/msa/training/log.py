@@ -28,6 +28,8 @@ class TrainingLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._every, self._total = folder, config.log_every, config.total_steps
         self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if not _ends_with_newline(folder / "log.jsonl"):
+            self._file.write("\n")  # a killed process's torn line must not swallow the next one
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
         device = next(network.parameters()).device
@@ -87,6 +89,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> f
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def _ends_with_newline(path: Path) -> bool:
+    """Whether the next line can be appended as it is."""
+    content = path.read_bytes()
+    return not content or content.endswith(b"\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

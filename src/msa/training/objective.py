@@ -99,6 +99,8 @@ def compute_losses(
             means.add("routing", out.aux_loss, num_positive)
         means.routing.append(out.routing)
     parts |= means.result()
+    # always there, because processes that train together compare their parts one by one
+    parts.setdefault("routing", torch.zeros_like(parts["ids"]))
     scale = {"ids": weights.ids, "answer": weights.answer, "routing": weights.routing, "closing_id": weights.closing_id}
     total = torch.stack([scale[name] * loss.float() for name, loss in parts.items()]).sum()
     return StepLosses(total=total, parts=parts, routing=means.routing)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from msa.errors import TrainingError
 from msa.model import MSAForCausalLM
-from msa.training.config import TrainConfig
+from msa.training.config import LoraConfig, TrainConfig
 
 # what no backbone has: the routers, the routing bias
 ROUTER_WORDS = (".router_", ".routing_alpha")
@@ -26,11 +26,12 @@ def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
     """Set ``requires_grad`` (and add LoRA's weights) as ``config.trainable`` says; the network, changed in place.
 
     Raises:
-        TrainingError: LoRA targets that the network does not have.
+        TrainingError: LoRA targets or layers that the network does not have.
     """
     if config.trainable == "lora":
         layers = list(config.lora.layers) or None
         try:
+            _check_lora(lm, config.lora)
             inject_adapter_in_model(
                 PeftConfig(
                     r=config.lora.rank,
@@ -49,6 +50,17 @@ def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
         wanted = config.trainable == "all" or is_router(name) or (config.trainable == "lora" and "lora_" in name)
         parameter.requires_grad_(wanted)
     return lm
+
+
+def _check_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
+    """Refuse what PEFT passes over silently where another target or layer fits."""
+    modules = [name for name, _ in lm.named_modules()]
+    targets = [target for target in lora.targets if not any(name.endswith(f".{target}") for name in modules)]
+    if targets:
+        raise ValueError(f"no module is called {', '.join(targets)}")
+    layers = [str(layer) for layer in lora.layers if layer not in range(lm.config.num_hidden_layers)]
+    if layers:
+        raise ValueError(f"layer {', '.join(layers)} is not in 0..{lm.config.num_hidden_layers - 1}")
 
 
 def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, metadata: dict[str, str]) -> list[str]:

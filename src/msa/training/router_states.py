@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -168,7 +169,7 @@ def _check_manifest(model: MSAModel, folder: Path) -> None:
     }
     path = folder / MANIFEST
     if not path.exists():
-        _replace(path, lambda partial: partial.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
+        _replace(path, lambda file: file.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -270,7 +271,7 @@ def _fill(folder: Path, kind: str, texts: Sequence[_Text], encoder: _Encoder, sh
         if (folder / names[-1]).exists():
             continue
         tensors = encoder.encode(shard)
-        _replace(folder / names[-1], lambda partial, tensors=tensors: save_file(tensors, partial))
+        _replace(folder / names[-1], partial(save_file, tensors))
         done += sum(len(text.ids) for text in shard)
         rate = done / (time.perf_counter() - started)
         logger.info("%s: shard %d of %d, %d tokens read, %.0f tokens/s", kind, number, len(shards), done, rate)
@@ -279,8 +280,8 @@ def _fill(folder: Path, kind: str, texts: Sequence[_Text], encoder: _Encoder, sh
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside, flush, rename: the file is there whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    write(partial)
-    with open(partial, "rb+") as file:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(temporary, path)

@@ -24,6 +24,7 @@ from msa.training.config import TrainConfig
 from msa.training.data.collate import TrainingBatch
 from msa.training.log import TrainingLog
 from msa.training.objective import LossWeights, compute_losses
+from msa.training.optimizers import build_optimizers
 from msa.training.parameters import choose_trainable
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,11 @@ class TrainingStep(nn.Module):
             freeze_documents=self._freeze,
             checkpoint_documents=self._checkpoint,
         )
-        return losses.total, losses.parts
+        total = losses.total
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # nothing here reaches a trained weight, for instance routers where no row routes: a step of zeros
+            total = total + 0.0 * torch.stack([p.sum() for p in self.lm.parameters() if p.requires_grad]).sum()
+        return total, losses.parts
 
 
 class Trainer:
@@ -91,21 +96,13 @@ class Trainer:
                 f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes"
             )
         set_seed(config.seed)
+        self._chunk_size = model.lm.config.chunk_size
         self._lm = choose_trainable(model.lm, config)
         _separate(self._lm)
         self._lm.train()
         self._lm.model.checkpoint_layers = config.checkpoint_layers
-        trainable = [parameter for parameter in self._lm.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-                {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=0.0,
-            betas=config.betas,
-        )
         step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
-        self._step, self._optimizer = self.accelerator.prepare(step, optimizer)
+        self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(self._lm, config))
         settings = dataclasses.asdict(config)
         self._checkpoints = Checkpoints(
             Path(config.out) / "checkpoints",
@@ -153,11 +150,11 @@ class Trainer:
     def _optimise(self, step: int) -> tuple[dict[str, float], float, int]:
         """One optimiser step; returns mean losses over all micro-batches, the gradient norm and the real tokens."""
         accelerator, config = self.accelerator, self.config
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
         phase = config.phase_at(step)[1]
-        if phase.chunk_size:
-            self._lm.config.chunk_size = phase.chunk_size
+        self._lm.config.chunk_size = phase.chunk_size or self._chunk_size
         mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         tokens = 0
@@ -174,13 +171,15 @@ class Trainer:
         means = {name: float(accelerator.reduce(value, reduction="mean")) for name, value in sorted(sums.items())}
         norm = float(accelerator.clip_grad_norm_(self._step.parameters(), config.max_grad_norm))
         if not all(map(math.isfinite, [*means.values(), norm])):
-            self._optimizer.zero_grad()
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
             raise TrainingError(
                 f"step {step + 1}: a loss or gradient is not finite ({means}, norm {norm}); nothing was changed by "
                 f"this step. Lower the learning rate, or go on from the last checkpoint with another seed"
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         total_tokens = accelerator.reduce(torch.tensor(tokens, device=accelerator.device), reduction="sum")
         return means, norm, int(total_tokens)
 

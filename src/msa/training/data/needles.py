@@ -36,6 +36,7 @@ class NeedleConfig:
         key_kinds, value_kinds: of :data:`KINDS`, drawn with equal probability.
         number_digits: digits of keys and values that are numbers, at most; RULER's are 7.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
+        twin_kinds: kinds of keys that get twins.
         plain_documents: share of documents without any needle.
         distractors: share of the other documents no question needs that hold a needle of their own.
         two_hop, unanswerable: share of questions of that kind; the rest are plain.
@@ -49,6 +50,7 @@ class NeedleConfig:
     value_kinds: tuple[str, ...] = KINDS
     number_digits: int = 7
     hard_negatives: float = 0.5
+    twin_kinds: tuple[str, ...] = KINDS
     plain_documents: float = 0.1
     distractors: float = 0.5
     two_hop: float = 0.2
@@ -95,7 +97,7 @@ class NeedleWorlds:
             if rng.random() < 0.5:
                 return f"{adjective}-{rng.choice(self._nouns)}"
             return f"{rng.choice(self._adjectives)}-{noun}"
-        place = rng.choice([i for i, character in enumerate(key) if character != "-" and i > 0])
+        place = rng.choice([i for i, character in enumerate(key) if character != "-" and i > 0] or [0])
         return key[:place] + rng.choice("123456789") + key[place + 1 :]
 
     def filler(self, words: int, rng: random.Random) -> list[str]:
@@ -165,7 +167,7 @@ class _World:
         return Sample(query=QUESTION.format(kind=kind, key=key), answer=NOT_IN_MEMORY, source="needle/unanswerable")
 
     def _add_twin(self, key: str, key_kind: str, kind: str) -> None:
-        if key_kind and self.rng.random() < self.config.hard_negatives:
+        if key_kind in self.config.twin_kinds and self.rng.random() < self.config.hard_negatives:
             twin = self.worlds.twin(key, key_kind, self.rng)
             if twin not in self.keys:
                 self.keys.add(twin)

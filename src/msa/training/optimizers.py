@@ -1,0 +1,46 @@
+"""The optimisers of a run: AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from msa.errors import TrainingError
+from msa.training.config import TrainConfig
+
+_OUTSIDE = ("embed_tokens", "lm_head")
+
+
+def build_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Optimisers over the trainable parameters; their learning rate is set before each step.
+
+    Muon (orthogonalised momentum) takes matrices of the layers alone, its update scaled to AdamW's size
+    (arXiv 2502.16982), so that one learning rate serves both. Vectors and scalars have no weight decay.
+
+    Raises:
+        TrainingError: Muon with a torch that has none.
+    """
+    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in trainable:
+        inside = config.optimizer == "muon" and parameter.ndim == 2 and not any(word in name for word in _OUTSIDE)
+        (matrices if inside else others).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [_adamw(others, config)] if others else []
+    if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; use 'adamw'")
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=0.0, momentum=0.95, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def _adamw(parameters: list[Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=config.betas)

@@ -1,0 +1,118 @@
+"""``msa train``: from a YAML file and JSON lines to a model, a log and a picture."""
+
+import json
+
+import pytest
+import yaml
+
+import msa as package
+from msa.training.log import read_log
+
+DOCUMENTS = [{"id": "ada", "text": "Ada met Charles."}, {"id": "snow", "text": "Snow falls in January."}]
+SAMPLES = [
+    {"query": "Who met Charles?", "positives": ["ada"], "answer": "Ada"},
+    {"query": "When does it snow?", "documents": [{"text": "Cats sleep."}], "positives": ["snow"], "answer": "January"},
+]
+
+
+@pytest.fixture
+def write(tmp_path, model_folder):
+    """Write a run of three steps over two samples; returns its YAML file."""
+
+    def write(samples=SAMPLES, **changes):
+        for name, records in (("corpus", DOCUMENTS), ("samples", samples)):
+            lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+            (tmp_path / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        files = {
+            "paths": [str(tmp_path / "samples.jsonl")],
+            "corpus": [str(tmp_path / "corpus.jsonl")],
+            "documents": 2,
+            "questions": 2,
+        }
+        run = {
+            "out": str(tmp_path / "out"),
+            "model": str(model_folder),
+            "phases": [{"name": "sft", "steps": 3, "learning_rate": "1e-3", "files": files, "id_digits": 1}],
+            "log_every": 1,
+            "warmup_steps": 1,
+            **changes,
+        }
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+        return tmp_path / "run.yaml"
+
+    return write
+
+
+def test_a_run_writes_model_log_and_curves(msa, write, tmp_path, model_folder):
+    result = msa("train", write(), "--device", "cpu")
+    out = tmp_path / "out"
+    assert (result.code, result.out) == (0, f"trained: {out / 'model'}\n")
+    records = read_log(out / "log.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
+    assert any("held_out/ids_exact" in record for record in records)
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((out / "config.yaml").read_text())["phases"][0]["learning_rate"] == 1e-3
+    model = package.load(out / "model", dtype="float32")
+    assert model.fingerprint != package.load(model_folder, dtype="float32").fingerprint
+    with package.Memory.open(tmp_path / "memory", model) as memory:
+        memory.add(DOCUMENTS)
+        assert memory.ask("Who?", max_new_tokens=2).rounds
+
+
+def test_a_stopped_run_goes_on_with_the_same_command(msa, write, tmp_path):
+    run, out = write(), tmp_path / "elsewhere"
+    command = ("train", run, "--device", "cpu", "--out", out, "--stop-after", "1e-9")
+    for step in (1, 2):
+        result = msa(*command)
+        assert result.code == 0
+        assert f"run the same command again to go on from {out}/checkpoints" in result.err
+        assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == f"step-0000000{step}"
+        assert not (out / "model").exists()
+    assert msa(*command).out == f"trained: {out / 'model'}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_routers_alone_become_an_adapter(msa, write, tmp_path):
+    result = msa("train", write(trainable="routers"), "--device", "cpu")
+    assert (result.code, result.out) == (0, f"trained: {tmp_path / 'out' / 'adapter.safetensors'}\n")
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_broken_line_is_named_with_its_file(msa, write, tmp_path):
+    result = msa("train", write([SAMPLES[0], '{"query": "When', SAMPLES[1]]))
+    assert (result.code, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert "samples.jsonl:2" in result.err
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_document_that_is_not_in_the_corpus_is_named(msa, write):
+    result = msa("train", write([{"query": "Who?", "positives": ["gone"]}]))
+    assert result.code == 1
+    assert "samples.jsonl:1" in result.err
+    assert "gone" in result.err
+
+
+def test_a_too_long_document_is_named_before_training_begins(msa, write, tmp_path):
+    result = msa("train", write(max_document_tokens=28))
+    assert result.code == 1
+    assert "corpus.jsonl:2" in result.err
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(msa, write):
+    assert msa("train", write(), "--device", "cpu", "--stop-after", "1e-9").code == 0
+    result = msa("train", write(seed=5), "--device", "cpu")
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "made with other settings (seed)" in result.err
+
+
+def test_a_wrong_key_is_named(msa, write):
+    result = msa("train", write(learning_rat=3))
+    assert (result.code, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert "unknown key(s) learning_rat" in result.err
+
+
+def test_a_configuration_that_is_not_there(msa, tmp_path):
+    result = msa("train", tmp_path / "gone.yaml")
+    assert result.code == 1
+    assert "gone.yaml" in result.err

@@ -1,0 +1,175 @@
+"""The configuration of a run: read from YAML with one clear error, and what it says about every step."""
+
+import dataclasses
+import math
+
+import pytest
+import yaml
+
+from msa.errors import TrainingError
+from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
+from msa.training.data.needles import NeedleConfig
+from msa.training.objective import LossWeights
+
+FULL = TrainConfig(
+    out="runs/a",
+    model="some/folder",
+    phases=(
+        Phase(
+            name="first",
+            steps=30,
+            learning_rate=1e-3,
+            weights=LossWeights(ids=0.1, answer=0.2, routing=1.0, closing_id=0.5),
+            needles=NeedleConfig(documents=5, key_kinds=("word",), two_hop=0.0),
+            id_digits=1,
+            repeat_ids=True,
+            chunk_size=8,
+        ),
+        Phase(
+            name="second",
+            steps=70,
+            learning_rate=2e-4,
+            files=FileData(
+                paths=("a.jsonl", "b"), corpus=("c.jsonl",), held_out_paths=("d",), documents=9, skip_bad=True
+            ),
+            final_share=0.5,
+        ),
+    ),
+    seed=3,
+    haystack=("text.txt",),
+    micro_batches=4,
+    precision="bf16",
+    trainable="lora",
+    lora=LoraConfig(rank=4, alpha=8, layers=(1, 2), targets=("q_proj",)),
+    freeze_documents=True,
+    warmup_steps=10,
+    betas=(0.8, 0.9),
+    stop_after_minutes=1.5,
+)
+SMALL = {"out": "runs/b", "phases": [{"name": "only", "steps": 5, "learning_rate": 1e-3, "needles": {}}]}
+
+
+def read(tmp_path, fields):
+    path = tmp_path / "run.yaml"
+    path.write_text(fields if isinstance(fields, str) else yaml.safe_dump(fields))
+    return TrainConfig.from_yaml(path)
+
+
+def refused(tmp_path, fields):
+    with pytest.raises(TrainingError) as caught:
+        read(tmp_path, fields)
+    message = str(caught.value)
+    assert str(tmp_path / "run.yaml") in message
+    return message
+
+
+def changed(**fields):
+    return {**SMALL, **fields}
+
+
+def changed_phase(**fields):
+    return changed(phases=[{**SMALL["phases"][0], **fields}])
+
+
+# YAML
+
+
+def test_a_configuration_survives_yaml(tmp_path):
+    assert read(tmp_path, FULL.to_yaml()) == FULL
+    assert list(yaml.safe_load(FULL.to_yaml())) == [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+def test_what_is_left_out_is_as_documented(tmp_path):
+    config = read(tmp_path, SMALL)
+    [only] = config.phases
+    assert config == TrainConfig(out="runs/b", phases=(only,))
+    assert only == Phase(name="only", steps=5, learning_rate=1e-3, needles=NeedleConfig())
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-4", 1e-4), ("'0.5'", 0.5), ("1", 1.0), ("2.5E-3", 2.5e-3)])
+def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path, written, value):
+    text = f"out: o\nphases:\n- {{name: a, steps: 1, learning_rate: {written}, needles: {{}}}}\n"
+    [phase] = read(tmp_path, text).phases
+    assert phase.learning_rate == value
+    assert isinstance(phase.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (changed(warmup=3), "unknown key(s) warmup; known are out, model, phases"),
+        (changed_phase(rate=3), "phases[0]: unknown key(s) rate; known are name, steps"),
+        (changed_phase(weights={"ids": 1, "idz": 2}), "phases[0]: weights: unknown key(s) idz"),
+        (changed_phase(needles={"twohop": 1}), "phases[0]: needles: unknown key(s) twohop"),
+        (changed(lora={"r": 3}), "lora: unknown key(s) r"),
+        (changed(seed="many"), "seed: expected int, found 'many'"),
+        (changed(seed=1.5), "seed: expected int, found 1.5"),
+        (changed(seed=True), "seed: expected int, found True"),
+        (changed(freeze_documents="yes please"), "freeze_documents: expected bool, found 'yes please'"),
+        (changed(freeze_documents=1), "freeze_documents: expected bool, found 1"),
+        (changed(weight_decay="much"), "weight_decay: expected float, found 'much'"),
+        (changed(weight_decay=True), "weight_decay: expected float, found True"),
+        (changed(model=None), "model: expected str, found None"),
+        (changed(haystack="text.txt"), "haystack: expected a list, found 'text.txt'"),
+        (changed(haystack=["a", 3]), "haystack[1]: expected str, found 3"),
+        (changed(betas=[0.9]), "betas: expected 2 values, found 1"),
+        (changed(lora=[1]), "lora: expected keys and values, found [1]"),
+        (changed(phases=[]), "a training run needs at least one phase"),
+        ({"out": "o"}, "a training run needs at least one phase"),
+        ({"phases": SMALL["phases"]}, "'out'"),
+        (changed(phases=[{"name": "a", "steps": 1, "needles": {}}]), "'learning_rate'"),
+        (changed_phase(needles=None), "phase 'only' needs either needles or files"),
+        (changed_phase(files={"paths": ["a"]}), "phase 'only' needs either needles or files"),
+        (changed_phase(steps=0), "phase 'only' has 0 steps"),
+        (changed_phase(final_share=1.5), "final_share"),
+        (changed_phase(id_digits=0), "id_digits"),
+        (changed_phase(needles={"questions": 0}), "questions"),
+        (changed(trainable="some"), "trainable must be one of all, routers, lora, got 'some'"),
+        (changed(precision="fp8"), "precision must be one of no, bf16, fp16, got 'fp8'"),
+        (changed(micro_batches=0), "micro_batches must be at least 1, got 0"),
+        (changed(keep_checkpoints=0), "keep_checkpoints must be at least 1, got 0"),
+        ("- a list", "expected keys and values"),
+        ("", "expected keys and values, found None"),
+        ("out: [", "cannot read the configuration"),
+    ],
+)
+def test_what_does_not_fit_is_one_error_that_names_the_key(tmp_path, fields, named):
+    assert named in refused(tmp_path, fields)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TrainingError, match="cannot read the configuration .*gone.yaml"):
+        TrainConfig.from_yaml(tmp_path / "gone.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(TrainingError, match="cannot read the configuration .*binary.yaml"):
+        TrainConfig.from_yaml(tmp_path / "binary.yaml")
+
+
+# steps
+
+
+def test_every_step_belongs_to_its_phase():
+    assert FULL.total_steps == 100
+    assert [FULL.phase_at(step)[0] for step in (0, 29, 30, 99, 100)] == [0, 0, 1, 1, 1]
+    assert FULL.phase_at(30)[1].name == "second"
+
+
+def test_the_learning_rate_warms_up_and_then_falls_along_one_cosine():
+    def cosine(step, least=0.1):
+        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * step / 100))
+
+    rates = [FULL.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3 / 10)
+    assert rates[4] == pytest.approx(1e-3 * 0.5 * cosine(4))
+    assert rates[9] == pytest.approx(1e-3 * cosine(9))
+    assert rates[20] == pytest.approx(1e-3 * cosine(20))
+    assert rates[29] == pytest.approx(1e-3 * cosine(29))
+    assert rates[30] == pytest.approx(2e-4 * cosine(30))  # another peak, the same cosine
+    assert rates[50] == pytest.approx(2e-4 * 0.55)
+    assert rates[99] == pytest.approx(2e-4 * 0.1, rel=0.01)
+    assert rates[10:30] == sorted(rates[10:30], reverse=True)
+
+
+def test_without_warm_up_the_first_step_is_at_the_peak():
+    config = dataclasses.replace(FULL, warmup_steps=0, min_learning_rate=1.0)
+    assert {config.learning_rate_at(step) for step in range(30)} == {1e-3}

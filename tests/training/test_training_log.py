@@ -1,0 +1,110 @@
+"""The record of a run: lines that survive kills and resumptions, and a picture of them."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_training import config, phase
+
+from msa.training.log import TrainingLog, draw_curves, matmul_peak, read_log
+
+LOSSES = {"loss": 3.0, "ids": 2.0, "answer": 1.0}
+
+
+@pytest.fixture
+def network():
+    """One that has 12 weights besides its embedding."""
+    module = torch.nn.Linear(3, 4, bias=False)
+    module.embed_tokens = torch.nn.Embedding(7, 7)
+    return module
+
+
+def open_log(folder, network, **changes):
+    return TrainingLog(folder, config(folder, phase(6), **changes), network)
+
+
+def test_steps_are_written_as_often_as_asked_and_the_last_always(tmp_path, network):
+    log = open_log(tmp_path / "new", network, log_every=4)
+    for step in range(1, 7):
+        log.step(step, "main", LOSSES, 0.5, 10)
+    log.close()
+    records = read_log(tmp_path / "new" / "log.jsonl")
+    assert [record["step"] for record in records] == [4, 6]
+    first = records[0]
+    assert (first["phase"], first["loss"], first["loss/ids"], first["loss/answer"]) == ("main", 3.0, 2.0, 1.0)
+    assert first["gradient_norm"] == 0.5
+    assert first["tokens_per_second"] > 0
+    # 6 · parameters · tokens, over what the machine can do
+    assert first["utilisation"] == pytest.approx(6 * 12 * first["tokens_per_second"] / log._peak)
+
+
+def test_everything_is_on_disk_before_the_log_is_closed(tmp_path, network):
+    log = open_log(tmp_path, network)
+    log.step(1, "main", LOSSES, 0.5, 10)
+    assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == [1]
+    log.close()
+
+
+def test_a_torn_last_line_is_passed_over_and_swallows_nothing_of_a_resumed_run(tmp_path, network):
+    log = open_log(tmp_path, network)
+    log.step(1, "main", LOSSES, 0.5, 10)
+    log.step(2, "main", LOSSES, 0.5, 10)
+    log.close()
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert [record["step"] for record in read_log(path)] == [1]
+    resumed = open_log(tmp_path, network)
+    for step in (2, 3):
+        resumed.step(step, "main", {**LOSSES, "loss": 9.0}, 0.5, 10)
+    resumed.close()
+    assert [(record["step"], record["loss"]) for record in read_log(path)] == [(1, 3.0), (2, 9.0), (3, 9.0)]
+
+
+def test_of_a_step_that_was_trained_twice_the_last_record_counts(tmp_path):
+    lines = [{"step": step, "loss": loss} for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5))]
+    lines.insert(3, {"step": 3, "held_out/ids_exact": 0.5})
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_log(path) == [
+        {"step": 1, "loss": 5.0},
+        {"step": 2, "loss": 4.5},
+        {"step": 3, "held_out/ids_exact": 0.5},
+        {"step": 3, "loss": 3.5},
+    ]
+
+
+def test_the_curves_are_a_picture_and_the_numbers_are_in_tensorboard(tmp_path, network):
+    log = open_log(tmp_path, network)
+    for step in (1, 2):
+        log.step(step, "main", LOSSES, 0.5, 10)
+        log.metrics(step, {"ids_exact": 0.5, "recall@1/mean": 0.25, "recall@1/layer 2": 0.1})
+    log.close()
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(10**6)) > 10
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    points = [(event.step, event.value) for event in board.Scalars("held_out/recall@1/mean")]
+    assert points == [(1, 0.25), (2, 0.25)]
+    assert {"loss", "loss/ids", "gradient_norm", "tokens_per_second"} <= set(board.Tags()["scalars"])
+
+
+def test_without_any_record_there_is_no_picture(tmp_path, network):
+    open_log(tmp_path, network).close()
+    assert read_log(tmp_path / "log.jsonl") == []
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_held_out_metrics_alone_can_be_drawn(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "held_out/ids_exact": 0.5}\n')
+    draw_curves(path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_machine_s_peak_is_measured(dtype):
+    assert 1e6 < matmul_peak(torch.device("cpu"), dtype, size=64) < 1e15
