@@ -15,7 +15,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         "train",
         run,
         summary="train routers, LoRA or all weights as a YAML configuration says; goes on from the last checkpoint",
-        examples=["msa train recipes/sft.yaml", "torchrun --nproc-per-node 2 -m msa.cli.main train recipes/sft.yaml"],
+        examples=["msa train warm-up.yaml", "torchrun --nproc-per-node 2 -m msa.cli.main train warm-up.yaml"],
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration; its keys are in docs/training.md")
     parser.add_argument("--out", metavar="DIR", help="write to this folder instead of the configuration's")

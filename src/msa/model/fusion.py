@@ -45,6 +45,16 @@ class FusedLinear:
                 layer.bias.data = self._bias[first:end]
             first = end
 
+    @torch.no_grad()
+    def separate(self, layers: Sequence[nn.Linear]) -> None:
+        """Undo :meth:`fuse`: each layer's weight gets a storage of its own, as training and its checkpoints need."""
+        if self._weight is None:
+            return
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.clone()
+        self._weight = self._bias = None
+
     def _is_intact(self, layers: Sequence[nn.Module]) -> bool:
         assert self._weight is not None
         pointer = self._weight.data_ptr()

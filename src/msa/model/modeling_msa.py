@@ -183,6 +183,13 @@ class MSAForCausalLM(PreTrainedModel):
             attention.fused_qkv.fuse([attention.q_proj, attention.k_proj, attention.v_proj])
             mlp.fused_gate_up.fuse([mlp.gate_proj, mlp.up_proj])
 
+    def separate_projections(self) -> None:
+        """Undo :meth:`fuse_projections`, before training."""
+        for index in range(len(self.model.layers)):
+            attention, mlp = self.model.layer(index).self_attn, self.model.layer(index).mlp
+            attention.fused_qkv.separate([attention.q_proj, attention.k_proj, attention.v_proj])
+            mlp.fused_gate_up.separate([mlp.gate_proj, mlp.up_proj])
+
     def read_documents(self, input_ids: Tensor, lengths: Tensor) -> tuple[DocumentMemory, Tensor]:
         """:meth:`encode_documents` through all layers: also the final states ``[N, L, H]``, for losses on documents."""
         lengths = lengths.to(input_ids.device)

@@ -42,14 +42,13 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
     trainer = Trainer(model, config, batches, evaluate=held_out_evaluation(model, config, batches, held_out))
     if not trainer.run():
         return None
-    if not trainer.accelerator.is_main_process:
-        return None
     out = Path(config.out)
+    result = out / ("model" if config.trainable == "all" else "adapter.safetensors")
+    if not trainer.accelerator.is_main_process:
+        return result
     if config.trainable == "all":
-        model.save_pretrained(out / "model")
-        result = out / "model"
+        model.save_pretrained(result)
     else:
-        result = out / "adapter.safetensors"
         scale = config.lora.alpha / config.lora.rank
         save_trained(model.lm, result, lora_scale=scale, metadata={"backbone": backbone, "config": config.to_yaml()})
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -60,7 +59,7 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
 def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource], list[SampleSource]]:
     """Per phase the source of its batches, and one of held-out data beside it."""
     worlds: dict[bool, NeedleWorlds] = {}
-    files: dict[tuple[str, ...], TrainingSet] = {}
+    files: dict[object, TrainingSet] = {}
     training: list[SampleSource] = []
     held_out: list[SampleSource] = []
     for phase in config.phases:
@@ -78,12 +77,13 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource]
 
 
 def _file_source(
-    model: MSAModel, config: TrainConfig, phase: Phase, known: dict[tuple[str, ...], TrainingSet], *, held_out: bool
+    model: MSAModel, config: TrainConfig, phase: Phase, known: dict[object, TrainingSet], *, held_out: bool
 ) -> SampleSource:
     assert phase.files is not None
     paths = phase.files.held_out_paths if held_out and phase.files.held_out_paths else phase.files.paths
-    if paths not in known:
-        known[paths] = read_training_set(
+    key = (paths, phase.files.corpus, phase.files.skip_bad, phase.id_digits)
+    if key not in known:
+        known[key] = read_training_set(
             [Path(path) for path in paths],
             corpus=[Path(path) for path in phase.files.corpus],
             # the id stands at both ends, between control tokens
@@ -91,7 +91,7 @@ def _file_source(
             count_tokens=lambda text: len(model.protocol.document_ids(10**phase.id_digits - 1, text)),
             skip_bad=phase.files.skip_bad,
         )
-    return FileSource(known[paths], phase.files, config.seed)
+    return FileSource(known[key], phase.files, config.seed)
 
 
 def held_out_evaluation(

@@ -97,8 +97,8 @@ class Trainer:
             )
         set_seed(config.seed)
         self._chunk_size = model.lm.config.chunk_size
+        model.lm.separate_projections()  # accelerate's checkpoints would drop weights that share a storage
         self._lm = choose_trainable(model.lm, config)
-        _separate(self._lm)
         self._lm.train()
         self._lm.model.checkpoint_layers = config.checkpoint_layers
         step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
@@ -190,14 +190,3 @@ class Trainer:
             metrics = self._evaluate(self._lm, self.done)
         if journal is not None:
             journal.metrics(self.done, metrics)
-
-
-def _separate(lm: nn.Module) -> None:
-    """Give each weight a storage of its own.
-
-    Inference joins projections (:meth:`MSAForCausalLM.fuse_projections`), and a checkpoint keeps one of those that
-    share a storage.
-    """
-    for parameter in lm.parameters():
-        if parameter.untyped_storage().nbytes() != parameter.nbytes:
-            parameter.data = parameter.data.clone()
