@@ -6,7 +6,7 @@ So the order of the data needs no state of its own: a resumed run asks for the n
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol as TypingProtocol
 
 from msa.documents import Protocol
@@ -15,6 +15,7 @@ from msa.training.config import FileData, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import Sample, TrainingSet
+from msa.training.data.variables import VariableConfig, variable_world
 
 
 class SampleSource(TypingProtocol):
@@ -33,6 +34,17 @@ class NeedleSource:
     def draw(self, number: int, seed: str) -> TrainingSet:
         """See :class:`SampleSource`."""
         return self._worlds.world(self._config, seed)
+
+
+class VariableSource:
+    """Fresh made-up memories of variable assignments."""
+
+    def __init__(self, haystack: Sequence[str], config: VariableConfig) -> None:
+        self._haystack, self._config = haystack, config
+
+    def draw(self, number: int, seed: str) -> TrainingSet:
+        """See :class:`SampleSource`."""
+        return variable_world(self._config, self._haystack, seed)
 
 
 class FileSource:
@@ -113,6 +125,3 @@ class Batches:
             max_document_tokens=self._config.max_document_tokens,
             bucket_tokens=self._config.bucket_tokens,
         )
-
-
-SourceFactory = Callable[[TrainConfig, Phase], SampleSource]

@@ -34,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, fingerprint: dict[str, Any]) -> None:
         self._folder, self._keep = folder, keep
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._fingerprint = _without_none(json.loads(json.dumps(fingerprint)))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -72,7 +72,7 @@ class Checkpoints:
         if not steps:
             return 0
         folder = self._folder / f"step-{steps[-1]:08d}"
-        saved = json.loads((folder / "run.json").read_text())
+        saved = _without_none(json.loads((folder / "run.json").read_text()))
         differing = sorted(
             name
             for name in {*saved["run"], *self._fingerprint}
@@ -86,6 +86,13 @@ class Checkpoints:
         accelerator.load_state(str(folder))
         log.info("resumed from step %d", saved["step"])
         return int(saved["step"])
+
+
+def _without_none(value: Any) -> Any:
+    """Settings that are not set are left out, so that a later release's new ones do not part a run from its past."""
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _sync(folder: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from msa.errors import TrainingError
 from msa.training.data.needles import NeedleConfig
+from msa.training.data.variables import VariableConfig
 from msa.training.objective import LossWeights
 
 TRAINABLE = ("all", "routers", "lora")
@@ -54,7 +55,7 @@ class Phase:
         steps: optimiser steps.
         learning_rate: peak; warm-up and cosine run over the whole run, not the phase.
         weights: of the losses.
-        needles, files: where batches come from; exactly one of them.
+        needles, variables, files: where batches come from; exactly one of them.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
         repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
         chunk_size: tokens per chunk in this phase; 0: the model's own. Ids are read out of short chunks within minutes
@@ -67,6 +68,7 @@ class Phase:
     learning_rate: float
     weights: LossWeights = field(default_factory=LossWeights)
     needles: NeedleConfig | None = None
+    variables: VariableConfig | None = None
     files: FileData | None = None
     id_digits: int = 7
     repeat_ids: bool = False
@@ -74,12 +76,12 @@ class Phase:
     final_share: float = 0.3
 
     def __post_init__(self) -> None:
-        if (self.needles is None) == (self.files is None):
-            raise ValueError(f"phase {self.name!r} needs either needles or files")
+        given = [data for data in (self.needles, self.variables, self.files) if data is not None]
+        if len(given) != 1:
+            raise ValueError(f"phase {self.name!r} needs either needles, variables or files, exactly one of them")
         if self.steps < 1:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
-        data = self.needles if self.needles is not None else self.files
-        assert data is not None
+        data = given[0]
         if self.id_digits < 1 or not 0 <= self.final_share <= 1 or data.documents < 1 or data.questions < 1:
             raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from msa.training.config import TrainConfig
 
@@ -30,7 +29,7 @@ class TrainingLog:
         self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if not _ends_with_newline(folder / "log.jsonl"):
             self._file.write("\n")  # a killed process's torn line must not swallow the next one
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._board = _board(folder / "tensorboard")
         self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
         device = next(network.parameters()).device
         self._peak = matmul_peak(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
@@ -67,15 +66,26 @@ class TrainingLog:
     def close(self) -> None:
         """Finish the files and draw the curves."""
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         draw_curves(self._folder / "log.jsonl", self._folder / "curves.png")
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if isinstance(value, float):
+            if self._board is not None and isinstance(value, float):
                 self._board.add_scalar(name, value, record["step"])
+
+
+def _board(folder: Path) -> Any:
+    """TensorBoard's writer; None, and a warning, where it is not installed: the JSONL has everything."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("tensorboard is not installed; the run is logged in log.jsonl alone")
+        return None
+    return SummaryWriter(str(folder))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
@@ -111,8 +121,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def draw_curves(path: Path, picture: Path) -> None:
     """Losses and held-out metrics over the steps."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        log.warning("matplotlib is not installed; %s is not drawn", picture.name)
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
 from safetensors.torch import save_file
 
 from msa.errors import TrainingError
@@ -29,21 +27,7 @@ def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
         TrainingError: LoRA targets or layers that the network does not have.
     """
     if config.trainable == "lora":
-        layers = list(config.lora.layers) or None
-        try:
-            _check_lora(lm, config.lora)
-            inject_adapter_in_model(
-                PeftConfig(
-                    r=config.lora.rank,
-                    lora_alpha=config.lora.alpha,
-                    target_modules=list(config.lora.targets),
-                    layers_to_transform=layers,
-                    layers_pattern="layers" if layers else None,
-                ),
-                lm,
-            )
-        except ValueError as error:
-            raise TrainingError(f"LoRA does not fit this network: {error}") from error
+        _add_lora(lm, config.lora)
     for name, parameter in lm.named_parameters():
         if name == "temperature":
             continue  # a setting of the routing loss, never trained
@@ -61,6 +45,27 @@ def _check_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
     layers = [str(layer) for layer in lora.layers if layer not in range(lm.config.num_hidden_layers)]
     if layers:
         raise ValueError(f"layer {', '.join(layers)} is not in 0..{lm.config.num_hidden_layers - 1}")
+
+
+def _add_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
+    try:
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+    except ImportError as error:
+        raise TrainingError("LoRA needs the peft package: pip install 'memory-sparse-attention[train]'") from error
+    layers = list(lora.layers) or None
+    settings = PeftConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        layers_to_transform=layers,
+        layers_pattern="layers" if layers else None,
+    )
+    try:
+        _check_lora(lm, lora)
+        inject_adapter_in_model(settings, lm)
+    except ValueError as error:
+        raise TrainingError(f"LoRA does not fit this network: {error}") from error
 
 
 def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, metadata: dict[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
+from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleWorlds
@@ -70,6 +70,10 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource]
                     worlds[side] = NeedleWorlds(*needle_words(held_out=side), sentences)
             training.append(NeedleSource(worlds[False], phase.needles))
             held_out.append(NeedleSource(worlds[True], phase.needles))
+        elif phase.variables is not None:
+            for side, sources in ((False, training), (True, held_out)):
+                sentences = haystack_sentences(config.haystack, held_out=side)
+                sources.append(VariableSource(sentences, phase.variables))
         else:
             training.append(_file_source(model, config, phase, files, held_out=False))
             held_out.append(_file_source(model, config, phase, files, held_out=True))
