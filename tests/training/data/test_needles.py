@@ -181,3 +181,11 @@ def test_documents_are_about_as_long_as_asked_for(worlds):
 def test_empty_lists_are_refused():
     with pytest.raises(ValueError, match="one of the lists is empty"):
         NeedleWorlds(ADJECTIVES, [], HAYSTACK)
+
+
+def test_values_may_be_shorter_numbers_than_keys(worlds):
+    config = NeedleConfig(key_kinds=("number",), value_kinds=("number",), number_digits=5, value_digits=2, two_hop=0)
+    for sample in worlds.world(config, 3).samples:
+        if sample.positives:
+            assert re.fullmatch(r"\d\d", sample.answer)
+            assert re.search(r"for \d{5} mentioned", sample.query)

@@ -34,7 +34,8 @@ class NeedleConfig:
         questions: questions over it.
         min_filler, max_filler: words of other text around a document's needle.
         key_kinds, value_kinds: of :data:`KINDS`, drawn with equal probability.
-        number_digits: digits of keys and values that are numbers, at most; RULER's are 7.
+        number_digits: digits of keys and values that are numbers; RULER's are 7.
+        value_digits: of values, where they are to differ; 0: as ``number_digits``.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
         twin_kinds: kinds of keys that get twins.
         plain_documents: share of documents without any needle.
@@ -49,6 +50,7 @@ class NeedleConfig:
     key_kinds: tuple[str, ...] = KINDS
     value_kinds: tuple[str, ...] = KINDS
     number_digits: int = 7
+    value_digits: int = 0
     hard_negatives: float = 0.5
     twin_kinds: tuple[str, ...] = KINDS
     plain_documents: float = 0.1
@@ -182,7 +184,7 @@ class _World:
         raise ValueError(f"cannot draw another distinct {kind} of at most {self.config.number_digits} digits")
 
     def _value(self, kind: str) -> str:
-        return self.worlds.token(kind, self.config.number_digits, self.rng)
+        return self.worlds.token(kind, self.config.value_digits or self.config.number_digits, self.rng)
 
     def _place(self, kind: str, key: str, value: str) -> str:
         """Put a needle into an empty document while there is one; returns its id."""
