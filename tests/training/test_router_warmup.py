@@ -23,7 +23,7 @@ from msa.training.router_states import LayerStates
 from msa.training.router_warmup import RouterWarmupConfig, TeacherScores, mine_hard_documents, train_router_layer
 
 HIDDEN, HEAD_DIM = 24, 8
-QUICK = RouterWarmupConfig(steps=40, batch_questions=16, random_documents=20, learning_rate=0.1)
+QUICK = RouterWarmupConfig(steps=40, batch_questions=16, random_documents=20, hard_documents=0, learning_rate=0.1)
 
 
 def offsets_of(counts):

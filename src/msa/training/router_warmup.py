@@ -43,12 +43,12 @@ class RouterWarmupConfig:
         ValueError: a number out of range or an unknown loss.
     """
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-2
     epochs: float = 6.0
     steps: int | None = None
     batch_questions: int = 128
     random_documents: int = 1024
-    hard_documents: int = 0
+    hard_documents: int = 4
     mined_documents: int = 16
     mine_after: float = 0.5
     temperature: float = 0.05
