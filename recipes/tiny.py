@@ -73,12 +73,11 @@ def phase(
 
 def config(out: str, scale: float = 1.0) -> TrainConfig:
     """The recipe: ids, numbers, chunks and texts grow together."""
-    first = {"keys": ("word", "number"), "values": ("number",)}
     both = {"keys": ("word", "number"), "values": ("word", "number")}
     every = {"keys": KINDS, "values": KINDS}
     phases = (
-        phase("1 digit, chunks of 8", 300, digits=1, numbers=4, copied=1, chunk=8, filler=3, hard=0.2, **first),
-        phase("1 digit, chunks of 16", 150, digits=1, numbers=5, copied=2, chunk=16, filler=3, hard=0.3, **first),
+        phase("1 digit, chunks of 8", 300, digits=1, numbers=4, copied=1, chunk=8, filler=3, hard=0.2, **both),
+        phase("1 digit, chunks of 16", 150, digits=1, numbers=5, copied=2, chunk=16, filler=3, hard=0.3, **both),
         phase("2 digits, chunks of 32", 200, digits=2, numbers=6, copied=4, chunk=32, filler=5, hard=0.3, **both),
         phase("3 digits, chunks of 64", 400, digits=3, numbers=7, chunk=64, filler=8, hard=0.4, hops=0.1, **every),
         phase("5 digits", 400, digits=5, numbers=7, chunk=64, filler=20, hard=0.5, hops=0.2, **every),
