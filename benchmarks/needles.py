@@ -29,7 +29,7 @@ from msa.training.data.words import haystack_sentences, needle_words
 BATCH = 20
 
 
-def score(memory: msa.Memory, samples: list[Sample], constrain_ids: str) -> tuple[dict[str, Any], float]:
+def score(memory: msa.Memory, samples: list[Sample], constrain_ids: str | None) -> tuple[dict[str, Any], float]:
     """Rates per source, and seconds a question."""
     rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     started = time.perf_counter()
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64_000, 1_000_000])
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--max-filler", type=int, default=80, help="words around a needle, at most")
-    parser.add_argument("--constrain-ids", default="existing", choices=("existing", "selected", "none"))
+    parser.add_argument(
+        "--constrain-ids", choices=("existing", "selected", "none"), help="default: the checkpoint's own"
+    )
     parser.add_argument("--kinds", nargs="+", default=["word", "number", "uuid"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", default="held out")
@@ -84,7 +86,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "what": "needles in a memory, rates per kind of question",
         "model": repr(model),
-        "constrain_ids": args.constrain_ids,
+        "constrain_ids": args.constrain_ids or model.protocol.strings.constrain_ids,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "sizes": [],

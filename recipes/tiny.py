@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from msa.training.config import Phase, TrainConfig
-from msa.training.data.needles import KINDS, NeedleConfig, NeedleWorlds
+from msa.training.data.copies import CopyConfig
+from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.words import haystack_sentences, needle_words
 from msa.training.objective import LossWeights
 from msa.training.run import train
@@ -27,6 +28,9 @@ HAYSTACK = tuple(
     str(Path(__file__).parent.parent / name)
     for name in ("examples/packages.jsonl", "src/msa/conversion/calibration.jsonl")
 )
+# uuids are five times as long as other keys
+MIXED = ("word", "word", "number", "number", "uuid")
+LEARNING_RATE = 6e-3
 ABLATIONS = ("none", "random-routers", "no-curriculum", "no-routing-bias", "no-closing-id", "no-routing-loss")
 
 
@@ -35,14 +39,14 @@ def phase(
     steps: int,
     *,
     digits: int,
-    numbers: int,
     chunk: int,
     filler: int,
-    hard: float,
-    keys: tuple[str, ...],
-    values: tuple[str, ...],
-    copied: int = 0,
+    keys: tuple[str, ...] = MIXED,
+    values: tuple[str, ...] = MIXED,
+    hard: float = 0.5,
+    alike: float = 0.0,
     hops: float = 0.0,
+    misses: float = 0.0,
 ) -> Phase:
     """One stage of the curriculum."""
     needles = NeedleConfig(
@@ -51,37 +55,38 @@ def phase(
         max_filler=filler,
         key_kinds=keys,
         value_kinds=values,
-        number_digits=numbers,
-        value_digits=copied,
         hard_negatives=hard,
-        twin_kinds=("word",),
+        alike=alike,
         two_hop=hops,
-        unanswerable=hops / 2,
+        unanswerable=misses,
     )
-    weights = LossWeights(routing=1.0 if digits < 5 else 0.5, closing_id=0.5)
     return Phase(
         name=name,
         steps=steps,
-        learning_rate=3e-3,
-        weights=weights,
+        learning_rate=LEARNING_RATE,
+        weights=LossWeights(routing=1.0, closing_id=0.5),
         needles=needles,
         id_digits=digits,
         repeat_ids=digits < 3,
         chunk_size=chunk,
+        final_share=0.4,
+        misses=2,
+        second_tries=misses,
     )
 
 
 def config(out: str, scale: float = 1.0) -> TrainConfig:
-    """The recipe: ids, numbers, chunks and texts grow together."""
-    both = {"keys": ("word", "number"), "values": ("word", "number")}
-    every = {"keys": KINDS, "values": KINDS}
+    """The recipe: ids, chunks and texts grow together, then hops and questions without an answer come in."""
+    short = {"keys": ("word",), "values": ("word", "number")}
+    copying = Phase(name="copying", steps=150, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32))
     phases = (
-        phase("1 digit, chunks of 8", 300, digits=1, numbers=4, copied=1, chunk=8, filler=3, hard=0.2, **both),
-        phase("1 digit, chunks of 16", 150, digits=1, numbers=5, copied=2, chunk=16, filler=3, hard=0.3, **both),
-        phase("2 digits, chunks of 32", 200, digits=2, numbers=6, copied=4, chunk=32, filler=5, hard=0.3, **both),
-        phase("3 digits, chunks of 64", 400, digits=3, numbers=7, chunk=64, filler=8, hard=0.4, hops=0.1, **every),
-        phase("5 digits", 400, digits=5, numbers=7, chunk=64, filler=20, hard=0.5, hops=0.2, **every),
-        phase("7 digits", 2500, digits=7, numbers=7, chunk=64, filler=40, hard=0.5, hops=0.2, **every),
+        copying,
+        phase("1 digit, chunks of 8", 150, digits=1, chunk=8, filler=3, hard=0.2, **short),
+        phase("1 digit, chunks of 16", 75, digits=1, chunk=16, filler=3, hard=0.3, **short),
+        phase("2 digits, chunks of 32", 100, digits=2, chunk=32, filler=6, hard=0.4, **short),
+        phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2),
+        phase("5 digits, hops", 400, digits=5, chunk=64, filler=20, alike=0.3, hops=0.2, misses=0.1),
+        phase("7 digits", 1500, digits=7, chunk=64, filler=50, alike=0.5, hops=0.2, misses=0.1),
     )
     return TrainConfig(
         out=out,
@@ -93,7 +98,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
-        evaluate_every=250,
+        evaluate_every=100,
         checkpoint_every=250,
     )
 

@@ -192,10 +192,11 @@ class Engine:
         self, state: InterleaveState, options: AskOptions, routing: dict[int, Routing], row: int
     ) -> Callable[[Sequence[int]], list[int]] | None:
         """What may be written next: existing ids, or only those that some router layer selected."""
-        if options.constrain_ids == "none":
+        constrain_ids = options.constrain_ids or self.model.protocol.strings.constrain_ids
+        if constrain_ids == "none":
             return None
         mask = self.library.live_mask(options.where).clone()
-        if options.constrain_ids == "selected":
+        if constrain_ids == "selected":
             chosen = torch.cat([layer.doc_indices[row] for layer in routing.values()] or [mask.new_zeros(0).long()])
             selected = torch.zeros_like(mask)
             selected[chosen[chosen >= 0]] = True

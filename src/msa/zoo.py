@@ -1,4 +1,7 @@
-"""Models by name: the default is fetched, converted and cached on first use; folders and hub ids load as they are."""
+"""Models by name; folders and hub ids load as they are.
+
+The default is fetched, converted and cached on first use; the tiny one comes with the package.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from msa.model.bundle import MSAModel, load_checkpoint, model_fingerprint
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "smollm2-135m"
+# checkpoints that come with the package: name → folder in msa/models
+SHIPPED = {"msa-tiny": "msa-tiny"}
 # part of a cached model's folder name: raise it when conversion changes its result
 _RECIPE = 2
 
@@ -100,7 +105,7 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     """Load a model with its tokenizer and transcript.
 
     Args:
-        name: a name in :data:`MODELS` (None: the default), a folder with an MSA checkpoint, or a hub id.
+        name: a name in :data:`MODELS` (None: the default) or :data:`SHIPPED`, a folder with an MSA checkpoint, or a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         dtype: ``auto`` (bfloat16 where it is native), ``bfloat16`` or ``float32``.
 
@@ -111,11 +116,14 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     wanted = str(name or os.environ.get("MSA_MODEL") or DEFAULT_MODEL)
     if wanted in MODELS:
         return _load_named(wanted, device, dtype)
+    if wanted in SHIPPED:
+        shipped = Path(str(files("msa").joinpath("models", SHIPPED[wanted])))
+        return load_checkpoint(shipped, device=device, dtype=dtype, name=wanted)
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         return load_checkpoint(folder, device=device, dtype=dtype, name=str(folder.resolve()))
     if folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
-        known = ", ".join(MODELS)
+        known = ", ".join([*MODELS, *SHIPPED])
         raise ModelNotFoundError(
             f"no model {wanted!r}: it is neither a known name ({known}), a folder nor a hub id like 'owner/name'"
         )

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from msa.errors import CheckpointError
 
 RETRIEVALS = ("generative", "routed")
+CONSTRAINTS = ("existing", "selected", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class ProtocolStrings:
         source_documents: routed mode: how many documents are reported as sources, best first.
         exclude_read: documents whose text the model has been given are not routed to again; the published code routes
             to them, and their own text in the transcript then outscores the next document.
+        constrain_ids: which ids can be written unless a question says otherwise: ``existing`` ones, those of documents
+            that some router layer ``selected``, or any (``none``: invalid ones are ignored afterwards).
         max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
     """
 
@@ -74,11 +77,13 @@ class ProtocolStrings:
     reread_documents: int = 0
     reread_prompt: str = "{text}\nQuestion: "
     exclude_read: bool = False
+    constrain_ids: str = "existing"
     max_document_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.retrieval not in RETRIEVALS:
-            raise ValueError(f"retrieval must be one of {', '.join(RETRIEVALS)}, got {self.retrieval!r}")
+        for name, known in (("retrieval", RETRIEVALS), ("constrain_ids", CONSTRAINTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, needed in (("document", ("{id}", "{text}")), ("question", ("{question}",))):
             missing = [part for part in needed if part not in getattr(self, name)]
             if missing:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msa.documents.protocol import CONSTRAINTS, RETRIEVALS
 from msa.generation.sampling import Sampling
-
-CONSTRAINTS = ("existing", "selected", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class AskOptions:
         sampling: how the answer's tokens are drawn; ids are always written greedily.
         stop: strings that end the answer.
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
-            any (``none``: invalid ones are ignored afterwards).
+            any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
         where: metadata a document must have to be selected.
 
     Raises:
@@ -39,15 +38,14 @@ class AskOptions:
     reread_documents: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    constrain_ids: str = "existing"
+    constrain_ids: str | None = None
     where: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.constrain_ids not in CONSTRAINTS:
-            raise ValueError(f"constrain_ids must be one of {', '.join(CONSTRAINTS)}, got {self.constrain_ids!r}")
+        for name, known in (("constrain_ids", CONSTRAINTS), ("retrieval", RETRIEVALS)):
+            if getattr(self, name) not in (None, *known):
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("max_documents", "reread_documents"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        if self.retrieval not in (None, "generative", "routed"):
-            raise ValueError(f"retrieval must be 'generative' or 'routed', got {self.retrieval!r}")

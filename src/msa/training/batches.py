@@ -13,6 +13,7 @@ from msa.documents import Protocol
 from msa.errors import TrainingDataError
 from msa.training.config import FileData, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
+from msa.training.data.copies import CopyConfig, copy_batch
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.variables import VariableConfig, variable_world
@@ -45,6 +46,22 @@ class VariableSource:
     def draw(self, number: int, seed: str) -> TrainingSet:
         """See :class:`SampleSource`."""
         return variable_world(self._config, self._haystack, seed)
+
+
+class CopySource:
+    """Rows to copy, without documents.
+
+    Args:
+        vocabulary: token ids that may occur.
+        config: their number and length.
+    """
+
+    def __init__(self, vocabulary: Sequence[int], config: CopyConfig) -> None:
+        self._vocabulary, self._config = list(vocabulary), config
+
+    def batch(self, seed: str) -> TrainingBatch:
+        """A batch, a pure function of ``seed``."""
+        return copy_batch(self._config, self._vocabulary, seed)
 
 
 class FileSource:
@@ -97,10 +114,10 @@ class Batches:
         sources: one per phase.
     """
 
-    def __init__(self, config: TrainConfig, protocol: Protocol, sources: list[SampleSource]) -> None:
+    def __init__(self, config: TrainConfig, protocol: Protocol, sources: Sequence[SampleSource | CopySource]) -> None:
         if len(sources) != len(config.phases):
             raise ValueError(f"{len(config.phases)} phases need as many sources, got {len(sources)}")
-        self._config, self._protocol, self._sources = config, protocol, sources
+        self._config, self._protocol, self._sources = config, protocol, list(sources)
 
     def batch(self, step: int, micro: int) -> TrainingBatch:
         """Micro-batch ``micro`` of optimiser step ``step``, both counted from 0."""
@@ -109,18 +126,27 @@ class Batches:
         number = (step - first) * self._config.micro_batches + micro
         return self._collate(self._sources[index], phase, number, f"{self._config.seed} {index} {number}")
 
-    def held_out(self, source: SampleSource, phase: Phase, number: int) -> TrainingBatch:
+    def held_out(self, source: SampleSource | CopySource, phase: Phase, number: int) -> TrainingBatch:
         """A batch of another source under a phase's settings, for evaluation."""
         return self._collate(source, phase, number, f"held out {number}")
 
-    def _collate(self, source: SampleSource, phase: Phase, number: int, seed: str) -> TrainingBatch:
+    def _collate(self, source: SampleSource | CopySource, phase: Phase, number: int, seed: str) -> TrainingBatch:
+        if isinstance(source, CopySource):
+            return source.batch(seed)
         drawn = source.draw(number, seed)
         rng = random.Random(f"{seed} ids")
         draw = draw_repeating_numbers if phase.repeat_ids else draw_numbers
         return collate(
             drawn,
             self._protocol,
-            steps=choose_steps(drawn.samples, list(drawn.corpus), phase.final_share, rng),
+            steps=choose_steps(
+                drawn.samples,
+                list(drawn.corpus),
+                phase.final_share,
+                rng,
+                misses=phase.misses,
+                second_tries=phase.second_tries,
+            ),
             numbers=draw(len(drawn.corpus), phase.id_digits, rng),
             max_document_tokens=self._config.max_document_tokens,
             bucket_tokens=self._config.bucket_tokens,

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from msa.errors import TrainingError
+from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig
 from msa.training.data.variables import VariableConfig
 from msa.training.objective import LossWeights
@@ -55,12 +56,14 @@ class Phase:
         steps: optimiser steps.
         learning_rate: peak; warm-up and cosine run over the whole run, not the phase.
         weights: of the losses.
-        needles, variables, files: where batches come from; exactly one of them.
+        needles, variables, copies, files: where batches come from; exactly one of them.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
         repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
         chunk_size: tokens per chunk in this phase; 0: the model's own. Ids are read out of short chunks within minutes
             and out of long ones hardly ever, so a curriculum begins short (docs/training.md).
         final_share: probability that a sample's row is its last step (reading and answering), not a retrieval.
+        misses: documents without the answer that are read before a question is given up.
+        second_tries: share of retrievals that come after such a document was read.
     """
 
     name: str
@@ -69,20 +72,26 @@ class Phase:
     weights: LossWeights = field(default_factory=LossWeights)
     needles: NeedleConfig | None = None
     variables: VariableConfig | None = None
+    copies: CopyConfig | None = None
     files: FileData | None = None
     id_digits: int = 7
     repeat_ids: bool = False
     chunk_size: int = 0
     final_share: float = 0.3
+    misses: int = 1
+    second_tries: float = 0.0
 
     def __post_init__(self) -> None:
-        given = [data for data in (self.needles, self.variables, self.files) if data is not None]
+        given = [data for data in (self.needles, self.variables, self.copies, self.files) if data is not None]
         if len(given) != 1:
-            raise ValueError(f"phase {self.name!r} needs either needles, variables or files, exactly one of them")
+            raise ValueError(f"phase {self.name!r} needs one of needles, variables, copies and files")
         if self.steps < 1:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
         data = given[0]
-        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or data.documents < 1 or data.questions < 1:
+        documents = 1 if isinstance(data, CopyConfig) else data.documents
+        if self.misses < 1 or not 0 <= self.second_tries <= 1:
+            raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1")
+        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or documents < 1 or data.questions < 1:
             raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
 
 

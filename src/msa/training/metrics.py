@@ -41,6 +41,8 @@ def exact_rows(logits: Tensor, labels: Tensor) -> list[bool | None]:
 def routing_recalls(routing: dict[int, Routing], positives: Sequence[Sequence[int]]) -> dict[str, list[float]]:
     """``recall@k/layer L`` and ``recall@k/mean`` (of the layers' scores) of every row with positives."""
     scores = {str(layer): layer_routing.doc_scores for layer, layer_routing in routing.items()}
+    if not scores:
+        return {}
     scores["mean"] = torch.stack(list(scores.values())).mean(0)
     return {
         f"recall@{k}/{name if name == 'mean' else f'layer {name}'}": recall_at(layer_scores, positives, k)

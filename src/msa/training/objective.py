@@ -108,12 +108,14 @@ def compute_losses(
 
 def encode_batch(
     lm: MSAForCausalLM, buckets: Sequence[DocumentBucket], *, with_closing: bool, checkpointed: bool = False
-) -> tuple[DocumentMemory, Tensor | None]:
-    """Latents of all documents; also the loss on their closing ids where ``with_closing`` asks for it.
+) -> tuple[DocumentMemory | None, Tensor | None]:
+    """Latents of all documents (None without any), and the loss on their closing ids where ``with_closing`` asks for it.
 
     Checkpointed, a bucket's activations live only while its own gradient is computed. A document reaches the loss
     through its few pooled latents alone, so this is gradient caching (arXiv 2101.06983) without a second loop.
     """
+    if not buckets:
+        return None, None
     memories, means = [], _Means()
 
     def encode(bucket: DocumentBucket) -> tuple[DocumentMemory, Tensor | None]:

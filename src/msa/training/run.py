@@ -11,7 +11,7 @@ import torch
 
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
+from msa.training.batches import Batches, CopySource, FileSource, NeedleSource, SampleSource, VariableSource
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleWorlds
@@ -24,6 +24,7 @@ from msa.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 _HELD_OUT_BATCHES = 4
+Source = SampleSource | CopySource
 
 
 def train(model: MSAModel, config: TrainConfig) -> Path | None:
@@ -56,12 +57,12 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
     return result
 
 
-def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource], list[SampleSource]]:
+def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list[Source]]:
     """Per phase the source of its batches, and one of held-out data beside it."""
     worlds: dict[bool, NeedleWorlds] = {}
     files: dict[object, TrainingSet] = {}
-    training: list[SampleSource] = []
-    held_out: list[SampleSource] = []
+    training: list[Source] = []
+    held_out: list[Source] = []
     for phase in config.phases:
         if phase.needles is not None:
             for side in (False, True):
@@ -74,6 +75,11 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[SampleSource]
             for side, sources in ((False, training), (True, held_out)):
                 sentences = haystack_sentences(config.haystack, held_out=side)
                 sources.append(VariableSource(sentences, phase.variables))
+        elif phase.copies is not None:
+            control = set(model.tokenizer.get_added_vocab().values())
+            source = CopySource([i for i in range(len(model.tokenizer)) if i not in control], phase.copies)
+            training.append(source)
+            held_out.append(source)
         else:
             training.append(_file_source(model, config, phase, files, held_out=False))
             held_out.append(_file_source(model, config, phase, files, held_out=True))
@@ -99,7 +105,7 @@ def _file_source(
 
 
 def held_out_evaluation(
-    model: MSAModel, config: TrainConfig, batches: Batches, sources: Sequence[SampleSource]
+    model: MSAModel, config: TrainConfig, batches: Batches, sources: Sequence[Source]
 ) -> Callable[[MSAForCausalLM, int], dict[str, float]]:
     """Metrics on a few held-out batches of the phase a step belongs to."""
     prefix = torch.tensor(model.protocol.prefix_ids, dtype=torch.long)

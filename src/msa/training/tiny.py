@@ -13,6 +13,7 @@ from msa.conversion.routers import tied_routers as tie_routers
 from msa.documents import ProtocolStrings
 from msa.model import MSAConfig, MSAForCausalLM
 from msa.model.bundle import MSAModel
+from msa.training.copying_heads import start_copying_heads
 from msa.training.data.needles import KINDS, NEEDLE, NOT_IN_MEMORY, QUESTION, TWO_HOP_QUESTION, NeedleWorlds
 
 _CONTROL = ("<|pad|>", "<|doc|>", "<|end|>", "<|user|>", "<|assistant|>", "<|ref_end|>", "<|enough|>", "<|answer|>")
@@ -30,6 +31,7 @@ PROTOCOL = ProtocolStrings(
     answer_end="<|end|>",
     route_whole_turn=False,
     exclude_read=True,
+    constrain_ids="selected",
 )
 
 
@@ -80,7 +82,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> MSACon
         "num_key_value_heads": 3,
         "head_dim": 32,
         "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,
         "chunk_size": 64,
         "top_k_docs": 8,
         "routing_bias": True,
@@ -93,11 +95,14 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> MSACon
 
 
 @torch.no_grad()
-def fresh_network(config: MSAConfig, *, seed: int, tied_routers: bool = True) -> MSAForCausalLM:
+def fresh_network(
+    config: MSAConfig, *, seed: int, tied_routers: bool = True, copying_heads: bool = True
+) -> MSAForCausalLM:
     """Random weights that train fast: embeddings of unit scale, and routers that begin as copies of each other.
 
     Tied (W_Q = W_K repeated over each group), a word of the question scores highest where the same word is in a
-    document, before any training; random routers stay at chance for hundreds of steps.
+    document, before any training; random routers stay at chance for hundreds of steps. ``copying_heads``: see
+    :func:`msa.training.copying_heads.start_copying_heads`.
     """
     lm = MSAForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -108,6 +113,9 @@ def fresh_network(config: MSAConfig, *, seed: int, tied_routers: bool = True) ->
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             std *= 0.3
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    if config.tie_word_embeddings:
+        # logits of unit scale in spite of the embeddings' size
+        lm.model.norm.weight.fill_(config.hidden_size**-0.5)
     assert isinstance(config.router_layers, list)
     for layer in config.router_layers:
         attention = lm.model.layer(layer).self_attn
@@ -115,6 +123,8 @@ def fresh_network(config: MSAConfig, *, seed: int, tied_routers: bool = True) ->
             attention.routing_alpha.fill_(ROUTING_ALPHA)
     if tied_routers:
         tie_routers(lm, seed)
+    if copying_heads:
+        start_copying_heads(lm, generator)
     return lm
 
 
@@ -123,6 +133,6 @@ def fresh_model(
 ) -> MSAModel:
     """``msa-tiny`` before training: tokenizer, network and transcript."""
     tokenizer = train_tokenizer(tokenizer_texts(worlds, sentences, seed), vocab_size)
-    tied = bool(changes.pop("tied_routers", True))
-    lm = fresh_network(tiny_config(tokenizer, **changes), seed=seed, tied_routers=tied)
+    starts = {name: bool(changes.pop(name, True)) for name in ("tied_routers", "copying_heads")}
+    lm = fresh_network(tiny_config(tokenizer, **changes), seed=seed, **starts)
     return MSAModel(lm, tokenizer, name="msa-tiny")

@@ -1,5 +1,6 @@
 """Batches: every document and row once, numbers that are distinct, and positives that survive the sorting."""
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -213,6 +214,32 @@ def test_what_cannot_be_answered_is_refused_whatever_was_read():
     steps = choose_steps([UNANSWERABLE] * 100, list(CORPUS), 0.0, random.Random(0))
     assert {step.found for step in steps} == {((name,),) for name in CORPUS}
     assert {(step.target, step.answer) for step in steps} == {((), UNANSWERABLE.answer)}
+
+
+def test_a_question_is_given_up_after_as_many_documents_as_asked_for():
+    near = dataclasses.replace(UNANSWERABLE, documents=("rain",))
+    steps = choose_steps([near] * 50, list(CORPUS), 0.0, random.Random(0), misses=2)
+    assert {len(step.found) for step in steps} == {2}
+    assert {step.found[0] for step in steps} == {("rain",)}  # what the sample names comes first
+    assert {step.found[1] for step in steps} == {(name,) for name in CORPUS if name != "rain"}
+    assert {(step.target, step.answer) for step in steps} == {((), UNANSWERABLE.answer)}
+
+
+def test_a_corpus_without_enough_other_documents_gives_fewer():
+    steps = choose_steps([UNANSWERABLE], ["ada", "rain"], 0.0, random.Random(0), misses=5)
+    assert {name for (name,) in steps[0].found} == {"ada", "rain"}
+
+
+def test_second_tries_read_another_document_and_then_retrieve_the_first_hop():
+    steps = choose_steps([ONE_HOP, TWO_HOPS] * 100, list(CORPUS), 0.0, random.Random(0), second_tries=0.5)
+    tries = [step for step in steps if step not in retrieval_steps(ONE_HOP) + retrieval_steps(TWO_HOPS)]
+    assert 60 < len(tries) < 140
+    for step in tries:
+        sample = ONE_HOP if step.query == ONE_HOP.query else TWO_HOPS
+        assert step.target == sample.steps[0]
+        assert step.answer is None
+        ((read,),) = step.found
+        assert read not in sample.positives
 
 
 def test_hops_must_name_the_positives():

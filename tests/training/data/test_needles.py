@@ -189,3 +189,36 @@ def test_values_may_be_shorter_numbers_than_keys(worlds):
         if sample.positives:
             assert re.fullmatch(r"\d\d", sample.answer)
             assert re.search(r"for \d{5} mentioned", sample.query)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alike_keys_are_near_twins_of_each_other(worlds, kind):
+    settings = {"key_kinds": (kind,), "hard_negatives": 0.0, "two_hop": 0.0, "distractors": 0.0}
+    apart, alike = (keys_of(worlds.world(NeedleConfig(alike=share, **settings), 5)) for share in (0.0, 1.0))
+    assert nearest_parts(alike, kind) < nearest_parts(apart, kind)
+    if kind == "word":
+        adjectives, nouns = zip(*(key.split("-") for key in alike), strict=True)
+        assert max(len(set(adjectives)), len(set(nouns))) <= 13
+    else:
+        assert max(differences(one, other) for one in alike for other in alike) <= 4
+
+
+def differences(one, other):
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def nearest_parts(keys, kind):
+    """Mean over keys of the parts in which the most similar other key differs."""
+    split = [key.split("-") if kind == "word" else list(key) for key in keys]
+    nearest = [min(differences(one, other) for other in split if other is not one) for one in split]
+    return sum(nearest) / len(nearest)
+
+
+def test_a_sample_names_the_document_of_its_twin(worlds):
+    world = worlds.world(NeedleConfig(hard_negatives=1.0, two_hop=0.0, unanswerable=0.3, key_kinds=("word",)), 1)
+    named = [sample for sample in world.samples if sample.documents]
+    assert len(named) > 0.9 * len(world.samples)
+    for sample in named:
+        key = ONE.fullmatch(sample.query)[2]
+        (document,) = sample.documents
+        assert any(is_twin(other, key, "word") for _, other, _ in NEEDLE.findall(world.corpus[document]))

@@ -16,7 +16,15 @@ from torch import Tensor
 from msa.documents import Protocol
 from msa.documents.batching import length_buckets, pad_right
 from msa.training.data.samples import Sample, TrainingSet
-from msa.training.data.steps import IGNORED, RetrievalStep, TokenizedStep, refusal_step, retrieval_steps, tokenize_step
+from msa.training.data.steps import (
+    IGNORED,
+    RetrievalStep,
+    TokenizedStep,
+    refusal_step,
+    retrieval_steps,
+    second_try,
+    tokenize_step,
+)
 
 
 class _OnDevice:
@@ -118,19 +126,50 @@ def draw_repeating_numbers(count: int, digits: int, rng: random.Random) -> list[
 
 
 def choose_steps(
-    samples: Sequence[Sample], corpus: Sequence[str], final: float, rng: random.Random
+    samples: Sequence[Sample],
+    corpus: Sequence[str],
+    final: float,
+    rng: random.Random,
+    *,
+    misses: int = 1,
+    second_tries: float = 0.0,
 ) -> list[RetrievalStep]:
-    """One step per sample: its last one (reading and answering) with probability ``final``."""
+    """One step per sample.
+
+    Args:
+        samples: the questions.
+        corpus: all document ids.
+        final: probability of a sample's last step (reading and answering) rather than a retrieval.
+        rng: decides.
+        misses: documents without the answer that are read before a question is given up.
+        second_tries: probability that a retrieval comes after such a document was read.
+    """
     chosen = []
     for sample in samples:
         steps = retrieval_steps(sample)
         if not steps:
-            chosen.append(refusal_step(sample, rng.choice(corpus)))
+            chosen.append(refusal_step(sample, *_missed(sample, corpus, misses, rng)))
         elif not steps[-1].target and (len(steps) == 1 or rng.random() < final):
             chosen.append(steps[-1])
+        elif rng.random() < second_tries:
+            chosen.append(second_try(sample, *_missed(sample, corpus, 1, rng)))
         else:
             chosen.append(rng.choice([step for step in steps if step.target]))
     return chosen
+
+
+def _missed(sample: Sample, corpus: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Documents that do not answer a sample: those it names as negatives first, then any."""
+    near = [name for name in sample.documents if name not in sample.positives]
+    rng.shuffle(near)
+    missed = near[:count]
+    others = len(corpus) - len(set(sample.positives) | set(missed))
+    while len(missed) < count and others > 0:
+        other = rng.choice(corpus)
+        if other not in sample.positives and other not in missed:
+            missed.append(other)
+            others -= 1
+    return missed
 
 
 def collate(

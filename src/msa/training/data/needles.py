@@ -6,6 +6,7 @@ values and fillers are never seen twice, so nothing can be learnt but the method
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import uuid
@@ -38,6 +39,8 @@ class NeedleConfig:
         value_digits: of values, where they are to differ; 0: as ``number_digits``.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
         twin_kinds: kinds of keys that get twins.
+        alike: probability that all keys of a memory are near twins of each other: of few words, or of one number or
+            uuid with two characters changed. What a memory of many thousand keys does by itself, in a small one.
         plain_documents: share of documents without any needle.
         distractors: share of the other documents no question needs that hold a needle of their own.
         two_hop, unanswerable: share of questions of that kind; the rest are plain.
@@ -53,6 +56,7 @@ class NeedleConfig:
     value_digits: int = 0
     hard_negatives: float = 0.5
     twin_kinds: tuple[str, ...] = KINDS
+    alike: float = 0.0
     plain_documents: float = 0.1
     distractors: float = 0.5
     two_hop: float = 0.2
@@ -92,6 +96,11 @@ class NeedleWorlds:
             return str(rng.randrange(10 ** (digits - 1), 10**digits))
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
+    def few_words(self, count: int, rng: random.Random) -> NeedleWorlds:
+        """The same with only ``count`` adjectives and nouns."""
+        adjectives = rng.sample(self._adjectives, min(count, len(self._adjectives)))
+        return NeedleWorlds(adjectives, rng.sample(self._nouns, min(count, len(self._nouns))), self._haystack)
+
     def twin(self, key: str, kind: str, rng: random.Random) -> str:
         """A key like ``key`` that differs in one word, or in one character."""
         if kind == "word":
@@ -122,6 +131,10 @@ class _World:
         self.keys = keys
         self.free = [i for i in range(config.documents) if i >= config.plain_documents * config.documents]
         rng.shuffle(self.free)
+        self.key_worlds, self.origins = worlds, dict[str, str]()
+        if config.alike and rng.random() < config.alike:
+            self.key_worlds = worlds.few_words(max(2, math.isqrt(3 * (config.documents + config.questions))), rng)
+            self.origins = {kind: worlds.token(kind, config.number_digits, rng) for kind in ("number", "uuid")}
 
     def build(self) -> TrainingSet:
         """Place the needles of all questions, then write the documents around them."""
@@ -144,9 +157,12 @@ class _World:
         key_kind, kind = self.rng.choice(self.config.key_kinds), self.rng.choice(self.config.value_kinds)
         key, value = self._new_key(key_kind), self._value(kind)
         where = self._place(kind, key, value)
-        self._add_twin(key, key_kind, kind)
         return Sample(
-            query=QUESTION.format(kind=kind, key=key), positives=(where,), answer=value, source=f"needle/{key_kind}"
+            query=QUESTION.format(kind=kind, key=key),
+            positives=(where,),
+            documents=self._add_twin(key, key_kind, kind),
+            answer=value,
+            source=f"needle/{key_kind}",
         )
 
     def _two_hop(self) -> Sample:
@@ -165,19 +181,28 @@ class _World:
     def _unanswerable(self) -> Sample:
         key_kind, kind = self.rng.choice(self.config.key_kinds), self.rng.choice(self.config.value_kinds)
         key = self._new_key(key_kind)
-        self._add_twin(key, key_kind, kind)
-        return Sample(query=QUESTION.format(kind=kind, key=key), answer=NOT_IN_MEMORY, source="needle/unanswerable")
+        return Sample(
+            query=QUESTION.format(kind=kind, key=key),
+            documents=self._add_twin(key, key_kind, kind),
+            answer=NOT_IN_MEMORY,
+            source="needle/unanswerable",
+        )
 
-    def _add_twin(self, key: str, key_kind: str, kind: str) -> None:
+    def _add_twin(self, key: str, key_kind: str, kind: str) -> tuple[str, ...]:
+        """Perhaps place a needle with a twin of the key; the document it is in."""
         if key_kind in self.config.twin_kinds and self.rng.random() < self.config.hard_negatives:
             twin = self.worlds.twin(key, key_kind, self.rng)
             if twin not in self.keys:
                 self.keys.add(twin)
-                self._place(kind, twin, self._value(kind))
+                return (self._place(kind, twin, self._value(kind)),)
+        return ()
 
     def _new_key(self, kind: str) -> str:
         for _ in range(100):
-            key = self.worlds.token(kind, self.config.number_digits, self.rng)
+            if kind in self.origins:
+                key = self.worlds.twin(self.worlds.twin(self.origins[kind], kind, self.rng), kind, self.rng)
+            else:
+                key = self.key_worlds.token(kind, self.config.number_digits, self.rng)
             if key not in self.keys:
                 self.keys.add(key)
                 return key

@@ -58,9 +58,14 @@ def retrieval_steps(sample: Sample) -> list[RetrievalStep]:
     return steps
 
 
-def refusal_step(sample: Sample, read: str) -> RetrievalStep:
-    """The model has read ``read``, which does not hold what is asked: enough, and the sample's answer."""
-    return RetrievalStep(sample.query, ((read,),), (), sample.answer)
+def refusal_step(sample: Sample, *read: str) -> RetrievalStep:
+    """The model has read ``read``, one a round, and none holds what is asked: enough, and the sample's answer."""
+    return RetrievalStep(sample.query, tuple((document,) for document in read), (), sample.answer)
+
+
+def second_try(sample: Sample, read: str) -> RetrievalStep:
+    """The model has read ``read``, which is not what it looked for: the first step once more, to another document."""
+    return RetrievalStep(sample.query, ((read,),), sample.steps[0], None)
 
 
 def tokenize_step(

@@ -1,0 +1,78 @@
+"""Random tokens with spans of them quoted again: rows from which a fresh network learns to copy before anything else.
+
+Copying what stands earlier in the row (an induction head) is what reading an answer out of an injected text needs. From
+answers of a few tokens a row it is hardly learnt in thousands of steps; from these rows in a few hundred. Spans are
+quoted from anywhere and in any order: where the distance between original and copy is always the same, attention
+learns that distance, and nothing that is of use elsewhere.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from msa.training.data.collate import RowBucket, TrainingBatch
+from msa.training.data.steps import IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyConfig:
+    """Rows without documents.
+
+    Attributes:
+        questions: rows of a step.
+        tokens: random tokens a row begins with, at most; at least half as many.
+        quoted_tokens: tokens of spans quoted from them that follow.
+        min_span, max_span: tokens of a span.
+        few_tokens: share of rows made of few different tokens, where the last token alone does not tell what comes
+            next: numbers and uuids are of that kind.
+    """
+
+    questions: int = 64
+    tokens: int = 40
+    quoted_tokens: int = 40
+    min_span: int = 4
+    max_span: int = 16
+    few_tokens: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.questions < 1 or not 2 <= self.min_span <= self.max_span <= self.tokens // 2:
+            raise ValueError(
+                f"copying needs rows and spans of 2 to tokens/2 = {self.tokens // 2} tokens, got {self.questions} rows "
+                f"and spans of {self.min_span} to {self.max_span}"
+            )
+
+
+def copy_batch(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> TrainingBatch:
+    """One batch over the token ids in ``vocabulary``; learnt are all but the first token of every quoted span."""
+    rng = random.Random(seed)
+    width = config.tokens + config.quoted_tokens
+    ids = torch.zeros(config.questions, width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for row in range(config.questions):
+        alphabet = rng.sample(vocabulary, min(rng.randint(10, 20), len(vocabulary)))
+        pool = alphabet if rng.random() < config.few_tokens else vocabulary
+        original = [rng.choice(pool) for _ in range(rng.randint(config.tokens // 2, config.tokens))]
+        tokens, learnt = list(original), [False] * len(original)
+        while len(tokens) < width:
+            size = rng.randint(config.min_span, config.max_span)
+            start = rng.randrange(len(original) - size + 1)
+            tokens += original[start : start + size]
+            learnt += [False] + [True] * (size - 1)
+        ids[row] = torch.tensor(tokens[:width])
+        labels[row] = torch.where(torch.tensor(learnt[:width]), ids[row], IGNORED)
+    nothing = torch.full_like(ids, IGNORED)
+    rows = RowBucket(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        routing_mask=torch.zeros_like(ids),
+        id_labels=nothing,
+        answer_labels=labels,
+        selectable=torch.ones(config.questions, 0, dtype=torch.bool),
+        positives=[[] for _ in range(config.questions)],
+        sources=["copy"] * config.questions,
+    )
+    return TrainingBatch([], [rows], [])
