@@ -30,8 +30,12 @@ def pretrain(data: str, out: str, model: str = "runs/warm-up/model") -> TrainCon
 
 
 def sft_8k(data: str, out: str, model: str = "runs/pretrain/model") -> TrainConfig:
-    """Question answering over about 8K tokens of memory a step."""
-    return _config(data, out, model, "SFT 8K", 4000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=64)
+    """Question answering over about 8K tokens of memory a step, with negatives mined as the routers learn."""
+    whole = _config(data, out, model, "SFT 8K", 4000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=64)
+    (phase,) = whole.phases
+    assert phase.files is not None
+    mining = replace(phase, files=replace(phase.files, mined_negatives=1), misses=2, second_tries=0.1)
+    return replace(whole, phases=(mining,), refresh_every=1000)
 
 
 def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfig:
@@ -40,13 +44,21 @@ def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfi
     return replace(whole, checkpoint_documents=True)
 
 
+def chains(data: str, out: str, model: str = "runs/sft-64k/model") -> TrainConfig:
+    """Memory Interleave: questions of two hops and more alone, as single steps; most rows find the next document."""
+    whole = _config(data, out, model, "interleave chains", 1000, 6e-6, LossWeights(routing=0.1), final=0.3)
+    (phase,) = whole.phases
+    assert phase.files is not None
+    return replace(whole, phases=(replace(phase, files=replace(phase.files, min_hops=2)),))
+
+
 def lora(data: str, out: str, model: str = "smollm2-135m") -> TrainConfig:
     """SFT of routers and LoRA over a backbone that stays as it is; the result is an adapter."""
     whole = _config(data, out, model, "LoRA", 4000, 1e-4, LossWeights(routing=0.5), final=0.5, documents=64)
     return replace(whole, trainable="lora", lora=LoraConfig(rank=16), checkpoint_documents=True)
 
 
-STAGES = {stage.__name__: stage for stage in (warm_up, pretrain, sft_8k, sft_64k, lora)}
+STAGES = {stage.__name__: stage for stage in (warm_up, pretrain, sft_8k, sft_64k, chains, lora)}
 
 
 def _config(

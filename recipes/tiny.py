@@ -47,11 +47,12 @@ def phase(
     alike: float = 0.0,
     hops: float = 0.0,
     misses: float = 0.0,
+    questions: int = 32,
 ) -> Phase:
     """One stage of the curriculum."""
     needles = NeedleConfig(
         documents=32,
-        questions=32,
+        questions=questions,
         max_filler=filler,
         key_kinds=keys,
         value_kinds=values,
@@ -78,7 +79,7 @@ def phase(
 def config(out: str, scale: float = 1.0) -> TrainConfig:
     """The recipe: ids, chunks and texts grow together, then hops and questions without an answer come in."""
     short = {"keys": ("word",), "values": ("word", "number")}
-    copying = Phase(name="copying", steps=150, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32))
+    copying = Phase(name="copying", steps=250, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32))
     phases = (
         copying,
         phase("1 digit, chunks of 8", 150, digits=1, chunk=8, filler=3, hard=0.2, **short),
@@ -86,7 +87,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         phase("2 digits, chunks of 32", 100, digits=2, chunk=32, filler=6, hard=0.4, **short),
         phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2),
         phase("5 digits, hops", 400, digits=5, chunk=64, filler=20, alike=0.3, hops=0.2, misses=0.1),
-        phase("7 digits", 1500, digits=7, chunk=64, filler=50, alike=0.5, hops=0.2, misses=0.1),
+        phase("7 digits", 1600, digits=7, chunk=64, filler=40, alike=0.5, hops=0.2, misses=0.1, questions=24),
     )
     return TrainConfig(
         out=out,
@@ -98,7 +99,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
-        evaluate_every=100,
+        evaluate_every=250,
         checkpoint_every=250,
     )
 

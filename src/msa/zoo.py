@@ -105,7 +105,8 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     """Load a model with its tokenizer and transcript.
 
     Args:
-        name: a name in :data:`MODELS` (None: the default) or :data:`SHIPPED`, a folder with an MSA checkpoint, or a hub id.
+        name: a name in :data:`MODELS` (None: the default) or :data:`SHIPPED`, a folder with an MSA
+            checkpoint, or a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         dtype: ``auto`` (bfloat16 where it is native), ``bfloat16`` or ``float32``.
 

@@ -1,17 +1,19 @@
 """The losses of a batch in buckets against one plain padded pass, and against the equations written out."""
 
+import dataclasses
 import math
 import random
 
 import pytest
 import torch
 from tiny import random_tokens, tiny_lm, tiny_tokenizer
-from tiny_training import CORPUS, SHORT, all_steps_batch, all_steps_set, learner
+from tiny_training import CORPUS, ONE_HOP, SHORT, all_steps_batch, all_steps_set, learner
 
 from msa.documents import Protocol
 from msa.documents.batching import pad_right
 from msa.model.losses import labelled_token_loss, next_token_loss
-from msa.training.data.collate import draw_numbers
+from msa.training.data.collate import collate, draw_numbers
+from msa.training.data.samples import TrainingSet
 from msa.training.data.steps import IGNORED, tokenize_step
 from msa.training.objective import LossWeights, compute_losses, encode_batch
 
@@ -319,3 +321,57 @@ def test_without_any_label_the_loss_is_zero_and_keeps_its_graph():
     loss.backward()
     assert loss.item() == 0
     assert not states.grad.any()
+
+
+# distillation
+
+
+def taught_batch(model, teacher):
+    """The steps of all samples, the first sample with a teacher's scores."""
+    drawn, steps = all_steps_set()
+    samples = [dataclasses.replace(s, teacher=teacher) if s.query == ONE_HOP.query else s for s in drawn.samples]
+    return collate(
+        TrainingSet(corpus=drawn.corpus, samples=samples),
+        model.protocol,
+        steps=steps,
+        numbers=draw_numbers(len(drawn.corpus), 3, random.Random(0)),
+        max_document_tokens=500,
+        bucket_tokens=120,
+    )
+
+
+def test_distillation_is_the_divergence_over_the_documents_the_teacher_scored():
+    model = learner()
+    teacher = (("ada", 2.0), ("snow", 1.0), ("cats", -1.0))
+    batch = taught_batch(model, teacher)
+    prefix = torch.tensor(model.protocol.prefix_ids)
+    settings = LossWeights(distillation=0.5, teacher_temperature=2.0)
+    losses = compute_losses(model.lm, batch, prefix, settings)
+    scored = [
+        (b, row)
+        for b, rows in enumerate(batch.rows)
+        if rows.teacher is not None
+        for row in range(len(rows.sources))
+        if bool((rows.teacher[row] > -math.inf).any())
+    ]
+    assert len(scored) == 1  # only the step that has read nothing yet
+    ((b, row),) = scored
+    columns = (batch.rows[b].teacher[row] > -math.inf).nonzero().flatten()
+    assert sorted(batch.rows[b].teacher[row][columns].tolist()) == [-1.0, 1.0, 2.0]
+    expected = []
+    for routing in losses.routing[b].values():
+        q = (routing.doc_scores[row][columns] / model.lm.temperature).softmax(0)
+        p = (batch.rows[b].teacher[row][columns] / 2.0).softmax(0)
+        expected.append((p * (p.log() - q.log())).sum())
+    torch.testing.assert_close(losses.parts["distillation"], torch.stack(expected).mean())
+    plain = compute_losses(model.lm, batch, prefix, LossWeights())
+    assert "distillation" not in plain.parts
+    torch.testing.assert_close(losses.total, plain.total + 0.5 * losses.parts["distillation"])
+
+
+def test_without_a_teacher_distillation_is_zero():
+    model = learner()
+    batch = taught_batch(model, ())
+    assert all(rows.teacher is None for rows in batch.rows)
+    losses = compute_losses(model.lm, batch, torch.tensor(model.protocol.prefix_ids), LossWeights(distillation=1.0))
+    assert losses.parts["distillation"] == 0

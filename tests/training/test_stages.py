@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_training import learner
 
 from msa.training.config import TrainConfig
 from msa.training.data.formats import read_training_set
+from msa.training.run import sources_of
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stages.py"
 
@@ -19,7 +21,7 @@ def recipe():
     return module
 
 
-@pytest.mark.parametrize("name", ["warm_up", "pretrain", "sft_8k", "sft_64k", "lora"])
+@pytest.mark.parametrize("name", ["warm_up", "pretrain", "sft_8k", "sft_64k", "chains", "lora"])
 def test_a_stage_survives_yaml(name, tmp_path):
     stage = recipe().STAGES[name](str(tmp_path), "out")
     path = tmp_path / "stage.yaml"
@@ -39,3 +41,17 @@ def test_a_stage_reads_what_the_builder_writes(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"query": "What is the moon?", "positives": ["a"]}) + "\n")
     files = recipe().STAGES["sft_8k"](str(tmp_path), "out").phases[0].files
     assert len(read_training_set([Path(p) for p in files.paths], corpus=[Path(p) for p in files.corpus])) == 1
+
+
+def test_chains_train_on_questions_of_several_hops_alone(tmp_path):
+    corpus = [{"id": name, "text": f"About {name}."} for name in "abc"]
+    samples = [
+        {"query": "one?", "positives": ["a"], "answer": "x"},
+        {"query": "two?", "positives": ["a", "b"], "hops": [["a"], ["b"]], "answer": "y"},
+    ]
+    for name, records in (("corpus", corpus), ("train", samples), ("validation", samples)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    stage = recipe().STAGES["chains"](str(tmp_path), "out")
+    for sources in sources_of(learner(), stage):
+        drawn = [sample.query for number in range(4) for sample in sources[0].draw(number, "s").samples]
+        assert set(drawn) == {"two?"}

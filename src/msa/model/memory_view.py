@@ -6,7 +6,7 @@ M selected chunks (padded to the row with the most).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -91,6 +91,24 @@ class DocumentMemory:
         chunks, slot = chunks_of_documents(self.chunk_offsets, doc_indices)
         rows = chunks.clamp(min=0)
         return SelectedMemory(keys=self.keys[layer][rows], values=self.values[layer][rows], slot=slot)
+
+    def select(self, doc_indices: Tensor) -> DocumentMemory:
+        """The documents ``[M]`` int64, in that order, as a memory of their own."""
+        counts = self.chunk_offsets.diff()[doc_indices]
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        within = torch.arange(int(offsets[-1]), device=counts.device) - offsets[:-1].repeat_interleave(counts)
+        chunks = self.chunk_offsets[doc_indices].repeat_interleave(counts) + within
+        return self._mapped(lambda tensor: tensor[chunks], offsets)
+
+    def to(self, device: torch.device) -> DocumentMemory:
+        """The same on another device."""
+        return self._mapped(lambda tensor: tensor.to(device), self.chunk_offsets.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor], chunk_offsets: Tensor) -> DocumentMemory:
+        def mapped(table: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {layer: change(tensor) for layer, tensor in table.items()}
+
+        return DocumentMemory(mapped(self.keys), mapped(self.values), mapped(self.routing_keys), chunk_offsets)
 
     @staticmethod
     def concatenate(parts: list[DocumentMemory]) -> DocumentMemory:

@@ -3,7 +3,7 @@
 from msa.ops.attend_memory import attend_memory
 from msa.ops.pool_chunks import chunk_offsets_of, pool_chunks
 from msa.ops.route import Routing, RoutingSpec, route
-from msa.ops.routing_loss import ROUTING_LOSSES, routing_loss
+from msa.ops.routing_loss import ROUTING_LOSSES, routing_divergence, routing_loss
 
 __all__ = [
     "ROUTING_LOSSES",
@@ -13,5 +13,6 @@ __all__ = [
     "chunk_offsets_of",
     "pool_chunks",
     "route",
+    "routing_divergence",
     "routing_loss",
 ]

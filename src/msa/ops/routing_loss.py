@@ -1,4 +1,4 @@
-"""The routing loss L_aux (paper, Eq. 5; the published code's variants beside it).
+"""The routing loss L_aux (paper, Eq. 5; the published code's variants beside it), and distillation of scores.
 
 Axes: B rows (samples), N documents.
 """
@@ -47,3 +47,26 @@ def routing_loss(doc_scores: Tensor, positives: Tensor, temperature: Tensor | fl
         log_p = (1 - log_p.exp()) ** _FOCAL_GAMMA * log_p
     count = positives.sum(1)
     return -torch.where(positives, log_p, log_p.new_zeros(())).sum(1) / count.clamp(min=1)
+
+
+def routing_divergence(
+    doc_scores: Tensor, teacher_scores: Tensor, temperature: Tensor | float, teacher_temperature: float
+) -> Tensor:
+    """KL divergence of the router's distribution from a teacher's, over the documents the teacher scored.
+
+    Not in the paper: what distils a stronger retriever, for instance a cross-encoder, into the routers.
+
+    Args:
+        doc_scores: ``[B, N]`` float32, −inf for documents a row cannot see.
+        teacher_scores: ``[B, N]`` float32, −inf where the teacher says nothing.
+        temperature: τ of the router's scores.
+        teacher_temperature: of the teacher's.
+
+    Returns:
+        Divergence per row ``[B]``; 0 for a row about which the teacher says nothing (leave it out of means).
+    """
+    missing = (teacher_scores == float("-inf")) | (doc_scores == float("-inf"))
+    # a finite stand-in for −inf, whose difference in the divergence would be NaN
+    log_q = (doc_scores.masked_fill(missing, 0.0) / temperature).masked_fill(missing, -1e9).log_softmax(1)
+    log_p = (teacher_scores.masked_fill(missing, 0.0) / teacher_temperature).masked_fill(missing, -1e9).log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(missing, 0.0).sum(1)

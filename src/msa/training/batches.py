@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from typing import Protocol as TypingProtocol
 
 from msa.documents import Protocol
 from msa.errors import TrainingDataError
+from msa.model import MSAForCausalLM
 from msa.training.config import FileData, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
 from msa.training.data.copies import CopyConfig, copy_batch
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.variables import VariableConfig, variable_world
+from msa.training.snapshot import Snapshot, take_snapshot
 
 
 class SampleSource(TypingProtocol):
@@ -81,6 +86,7 @@ class FileSource:
             raise TrainingDataError(f"no samples to train on in {', '.join(config.paths)}")
         self._set, self._config, self._seed = training_set, config, seed
         self._names = list(training_set.corpus)
+        self.snapshot: Snapshot | None = None
         self._epoch, self._order = -1, list(range(len(training_set.samples)))
 
     def draw(self, number: int, seed: str) -> TrainingSet:
@@ -88,7 +94,7 @@ class FileSource:
         rng = random.Random(seed)
         first = number * self._config.questions
         samples = [self._sample(place) for place in range(first, first + self._config.questions)]
-        named = dict.fromkeys(i for sample in samples for i in (*sample.positives, *sample.documents))
+        named = dict.fromkeys(name for sample in samples for name in sample.named)
         missing = min(self._config.documents, len(self._names)) - len(named)
         while missing > 0:
             other = rng.choice(self._names)
@@ -96,13 +102,38 @@ class FileSource:
             named[other] = None
         return TrainingSet(corpus={name: self._set.corpus[name] for name in named}, samples=samples)
 
-    def _sample(self, place: int) -> Sample:
-        epoch, within = divmod(place, len(self._set.samples))
+    def take_snapshot(self, lm: MSAForCausalLM, protocol: Protocol, step: int, micros: range, **options: Any) -> None:
+        """Encode the corpus; mine negatives for the questions of micro-batches ``micros``."""
+        questions = range(micros.start * self._config.questions, micros.stop * self._config.questions)
+        self.snapshot = take_snapshot(
+            lm,
+            protocol,
+            self._set,
+            step=step,
+            places=[self._place(number) for number in questions],
+            negatives=self._config.mined_negatives,
+            **options,
+        )
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the corpus."""
+        return len(self._names)
+
+    def _place(self, number: int) -> int:
+        """Which sample of the set question ``number``, counted over all epochs, is."""
+        epoch, within = divmod(number, len(self._set.samples))
         if epoch != self._epoch:
             self._order = list(range(len(self._set.samples)))
             random.Random(f"{self._seed} epoch {epoch}").shuffle(self._order)
             self._epoch = epoch
-        return self._set.samples[self._order[within]]
+        return self._order[within]
+
+    def _sample(self, number: int) -> Sample:
+        place = self._place(number)
+        sample = self._set.samples[place]
+        mined = self.snapshot.mined.get(place, ()) if self.snapshot is not None else ()
+        return replace(sample, documents=tuple(dict.fromkeys((*sample.documents, *mined)))) if mined else sample
 
 
 class Batches:
@@ -126,6 +157,48 @@ class Batches:
         number = (step - first) * self._config.micro_batches + micro
         return self._collate(self._sources[index], phase, number, f"{self._config.seed} {index} {number}")
 
+    def refresh(self, lm: MSAForCausalLM, step: int, folder: Path, *, writes: bool) -> None:
+        """Take the snapshot that optimiser step ``step`` trains on if it is due, or read it back in a resumed run.
+
+        Args:
+            lm: the network as it is before the step.
+            step: counted from 0.
+            folder: where snapshots are kept for as long as a checkpoint may need them.
+            writes: whether this process writes them.
+
+        Raises:
+            TrainingError: a resumed run's snapshot is missing or damaged.
+        """
+        config = self._config
+        index, phase = config.phase_at(step)
+        source = self._sources[index]
+        if not config.refresh_every or not isinstance(source, FileSource):
+            return
+        first = sum(earlier.steps for earlier in config.phases[:index])
+        due = step - (step - first) % config.refresh_every
+        if source.snapshot is not None and source.snapshot.step == due:
+            return
+        path = folder / f"step-{due:08d}.safetensors"
+        if due < step:
+            source.snapshot = Snapshot.load(path, lm.device)
+            return
+        rng = random.Random(f"{config.seed} snapshot {due}")
+        source.take_snapshot(
+            lm,
+            self._protocol,
+            due,
+            range((due - first) * config.micro_batches, (due - first + config.refresh_every) * config.micro_batches),
+            numbers=draw_numbers(source.num_documents, phase.id_digits, rng),
+            bucket_tokens=config.bucket_tokens,
+            keep_latents=config.freeze_documents,
+        )
+        if writes and source.snapshot is not None:
+            source.snapshot.save(path)
+            oldest = due - config.refresh_every - (config.keep_checkpoints + 1) * config.checkpoint_every
+            for old in folder.glob("step-*.safetensors"):
+                if int(old.stem.removeprefix("step-")) < oldest:
+                    old.unlink()
+
     def held_out(self, source: SampleSource | CopySource, phase: Phase, number: int) -> TrainingBatch:
         """A batch of another source under a phase's settings, for evaluation."""
         return self._collate(source, phase, number, f"held out {number}")
@@ -136,6 +209,10 @@ class Batches:
         drawn = source.draw(number, seed)
         rng = random.Random(f"{seed} ids")
         draw = draw_repeating_numbers if phase.repeat_ids else draw_numbers
+        numbers, memory = draw(len(drawn.corpus), phase.id_digits, rng), None
+        snapshot = source.snapshot if isinstance(source, FileSource) else None
+        if snapshot is not None and snapshot.memory is not None:
+            numbers, memory = [snapshot.numbers[name] for name in drawn.corpus], snapshot.latents(drawn.corpus)
         return collate(
             drawn,
             self._protocol,
@@ -147,7 +224,8 @@ class Batches:
                 misses=phase.misses,
                 second_tries=phase.second_tries,
             ),
-            numbers=draw(len(drawn.corpus), phase.id_digits, rng),
+            numbers=numbers,
             max_document_tokens=self._config.max_document_tokens,
             bucket_tokens=self._config.bucket_tokens,
+            memory=memory,
         )

@@ -36,6 +36,9 @@ class FileData:
         held_out_paths: samples to evaluate on; empty: the training samples (and the log says nothing of new ones).
         documents: documents in each step's memory: what the samples name, filled up with others of the corpus.
         questions: rows of each step.
+        mined_negatives: documents per question that the network mistook for the answer when the corpus was last encoded
+            (``refresh_every``); they are in the step's memory, and second tries read them. 0: none.
+        min_hops: leave out samples of fewer retrieval steps: 2 trains on chains alone.
         skip_bad: leave out what cannot be read, with a warning, instead of stopping.
     """
 
@@ -44,6 +47,8 @@ class FileData:
     held_out_paths: tuple[str, ...] = ()
     documents: int = 64
     questions: int = 32
+    mined_negatives: int = 0
+    min_hops: int = 0
     skip_bad: bool = False
 
 
@@ -125,6 +130,9 @@ class TrainConfig:
         trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
         lora: with ``trainable: lora``.
         freeze_documents: encode documents without gradients (the document side is not trained).
+        refresh_every: steps between encodings of the whole corpus with the weights of that moment, in phases that read
+            files: negatives are mined from it, and with ``freeze_documents`` every step reads these latents instead of
+            encoding its documents. 0: never.
         checkpoint_documents: keep no activations of documents; each bucket is encoded again in the backward pass, so
             the memory grows with ``bucket_tokens`` and not with the documents.
         checkpoint_layers: the same for the rows, layer by layer.
@@ -148,6 +156,7 @@ class TrainConfig:
     trainable: str = "all"
     lora: LoraConfig = field(default_factory=LoraConfig)
     freeze_documents: bool = False
+    refresh_every: int = 0
     checkpoint_documents: bool = False
     checkpoint_layers: bool = False
     max_document_tokens: int = 2048
@@ -177,6 +186,11 @@ class TrainConfig:
         for name in ("micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.refresh_every < 0:
+            raise ValueError(f"refresh_every must be 0 or more, got {self.refresh_every}")
+        mining = [phase.name for phase in self.phases if phase.files is not None and phase.files.mined_negatives]
+        if mining and not self.refresh_every:
+            raise ValueError(f"phase {mining[0]!r} mines negatives: say how often with refresh_every")
 
     @property
     def total_steps(self) -> int:

@@ -1,8 +1,8 @@
 """A start for networks from nothing: heads that see the token before, and heads that copy what followed it.
 
-Copying needs two heads in series (an induction head): one tells each token its predecessor, the next one finds the place
-whose predecessor is the current token. Out of random weights both take thousands of steps to form on a CPU, because
-neither is of use without the other; begun like this they copy within a hundred. In the spirit of mimetic
+Copying needs two heads in series (an induction head): one tells each token its predecessor, the next one finds the
+place whose predecessor is the current token. Out of random weights both take thousands of steps to form on a CPU,
+because neither is of use without the other; begun like this they copy within a hundred. In the spirit of mimetic
 initialisation (arXiv 2305.09828): only the start is made, everything is trained.
 
 Axes: H hidden size, D head_dim.
@@ -48,11 +48,11 @@ def start_copying_heads(lm: MSAForCausalLM, generator: torch.Generator) -> None:
         _copy_followers(lm, layer, predecessor, constant, generator)
     for layer in range(1, lm.config.num_hidden_layers):
         attention = lm.model.layer(layer).self_attn
-        weights = [attention.q_proj.weight, attention.k_proj.weight]
+        projections = [attention.q_proj, attention.k_proj]
         if hasattr(attention, "router_q_proj"):
-            weights += [attention.router_q_proj[0].weight, attention.router_k_proj[0].weight]
-        for weight in weights:
-            weight.copy_(_without(weight, constant))
+            projections += [*attention.router_q_proj, *attention.router_k_proj]
+        for projection in projections:
+            projection.weight.copy_(_without(projection.weight, constant))
 
 
 def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Generator) -> _Predecessor:

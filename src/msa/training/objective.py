@@ -14,26 +14,31 @@ from torch.utils.checkpoint import checkpoint
 
 from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
 from msa.model.losses import labelled_token_loss
-from msa.ops import Routing
+from msa.ops import Routing, routing_divergence
 from msa.training.data.collate import DocumentBucket, TrainingBatch
 from msa.training.data.steps import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing.
+    """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing + distillation · L_distil.
 
     Attributes:
         ids: on what retrieval writes (the paper's α).
         answer: on the answer's tokens.
         routing: on the routing loss (the paper's β).
         closing_id: on each document's closing id, predicted on the document side; not in the paper, 0: off.
+        distillation: on the divergence of the document scores from a teacher's, where samples bring its scores; not in
+            the paper, 0: off.
+        teacher_temperature: of the teacher's scores.
     """
 
     ids: float = 1.0
     answer: float = 1.0
     routing: float = 0.1
     closing_id: float = 0.0
+    distillation: float = 0.0
+    teacher_temperature: float = 1.0
 
 
 @dataclass
@@ -71,10 +76,12 @@ def compute_losses(
         checkpoint_documents: keep only the latents of documents, and encode each bucket again in the backward pass.
     """
     parts: dict[str, Tensor] = {}
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_documents):
-        memory, closing = encode_batch(
-            lm, batch.documents, with_closing=bool(weights.closing_id), checkpointed=checkpoint_documents
-        )
+    memory, closing = batch.memory, None
+    if memory is None:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_documents):
+            memory, closing = encode_batch(
+                lm, batch.documents, with_closing=bool(weights.closing_id), checkpointed=checkpoint_documents
+            )
     if closing is not None:
         parts["closing_id"] = closing
     prefix: PrefixMemory | None = lm.encode_prefix(prefix_ids) if prefix_ids.numel() else None
@@ -97,19 +104,22 @@ def compute_losses(
         means.add("answer", out.answer_loss, rows.count(rows.answer_labels))
         if num_positive:
             means.add("routing", out.aux_loss, num_positive)
+        if weights.distillation and rows.teacher is not None:
+            divergence, count = distillation_loss(lm, out.routing, rows.teacher, weights.teacher_temperature)
+            means.add("distillation", divergence, count)
         means.routing.append(out.routing)
     parts |= means.result()
     # always there, because processes that train together compare their parts one by one
-    parts.setdefault("routing", torch.zeros_like(parts["ids"]))
-    scale = {"ids": weights.ids, "answer": weights.answer, "routing": weights.routing, "closing_id": weights.closing_id}
-    total = torch.stack([scale[name] * loss.float() for name, loss in parts.items()]).sum()
+    for name in ("routing", *(["distillation"] if weights.distillation else [])):
+        parts.setdefault(name, torch.zeros_like(parts["ids"]))
+    total = torch.stack([getattr(weights, name) * loss.float() for name, loss in parts.items()]).sum()
     return StepLosses(total=total, parts=parts, routing=means.routing)
 
 
 def encode_batch(
     lm: MSAForCausalLM, buckets: Sequence[DocumentBucket], *, with_closing: bool, checkpointed: bool = False
 ) -> tuple[DocumentMemory | None, Tensor | None]:
-    """Latents of all documents (None without any), and the loss on their closing ids where ``with_closing`` asks for it.
+    """Latents of all documents (None without any), and, ``with_closing``, the loss on their closing ids.
 
     Checkpointed, a bucket's activations live only while its own gradient is computed. A document reaches the loss
     through its few pooled latents alone, so this is gradient caching (arXiv 2101.06983) without a second loop.
@@ -133,6 +143,17 @@ def encode_batch(
         if closing is not None:
             means.add("closing_id", closing, int(bucket.closing_lengths.sum()))
     return DocumentMemory.concatenate(memories), means.result().get("closing_id")
+
+
+def distillation_loss(
+    lm: MSAForCausalLM, routing: dict[int, Routing], teacher: Tensor, teacher_temperature: float
+) -> tuple[Tensor, int]:
+    """Mean divergence from a teacher's scores ``[B, N]`` over upper router layers and scored rows; and those rows."""
+    count = int((teacher > float("-inf")).any(1).sum())
+    tau = lm.temperature.detach().float().clamp(0.001, 0.5)
+    layers = [layer for layer in routing if layer >= lm.config.num_hidden_layers // 2]
+    sums = [routing_divergence(routing[layer].doc_scores, teacher, tau, teacher_temperature).sum() for layer in layers]
+    return torch.stack(sums).mean() / max(count, 1), count
 
 
 def closing_id_loss(lm: MSAForCausalLM, states: Tensor, bucket: DocumentBucket) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msa.errors import TrainingError
-from msa.ops import ROUTING_LOSSES, routing_loss
+from msa.ops import ROUTING_LOSSES, routing_divergence, routing_loss
 from msa.training.router_scores import RouterMaps, document_scores, rows_of, score_pool
 from msa.training.router_states import LayerStates
 
@@ -254,13 +254,10 @@ class _LayerTraining:
         return candidates[candidates >= 0]
 
     def _divergence(self, scores: Tensor, candidates: Tensor, batch: Tensor, teacher: TeacherScores) -> Tensor:
-        """KL of the student's from the teacher's distribution over the documents the teacher scored, mean over rows."""
+        """Mean over rows of the divergence from the teacher, whose documents are all among the candidates."""
         documents = teacher.documents[batch]
         columns = torch.searchsorted(candidates, documents.clamp(min=0)).clamp(max=len(candidates) - 1)
-        # a finite stand-in for −inf, whose difference in the divergence would be NaN
-        missing = documents < 0
-        student = (scores.gather(1, columns) / self.config.temperature).masked_fill(missing, -1e9)
-        taught = (teacher.scores[batch] / self.config.teacher_temperature).masked_fill(missing, -1e9)
-        log_q, log_p = student.log_softmax(1), taught.log_softmax(1)
-        per_row = (log_p.exp() * (log_p - log_q)).masked_fill(missing, 0.0).sum(1)
-        return per_row[~missing.all(1)].sum() / len(batch)
+        taught = teacher.scores[batch].masked_fill(documents < 0, float("-inf"))
+        spread = torch.full_like(scores, float("-inf")).scatter_reduce(1, columns, taught, "amax")
+        config = self.config
+        return routing_divergence(scores, spread, config.temperature, config.teacher_temperature).mean()

@@ -91,7 +91,7 @@ def _file_source(
 ) -> SampleSource:
     assert phase.files is not None
     paths = phase.files.held_out_paths if held_out and phase.files.held_out_paths else phase.files.paths
-    key = (paths, phase.files.corpus, phase.files.skip_bad, phase.id_digits)
+    key = (paths, phase.files.corpus, phase.files.skip_bad, phase.files.min_hops, phase.id_digits)
     if key not in known:
         known[key] = read_training_set(
             [Path(path) for path in paths],
@@ -101,6 +101,7 @@ def _file_source(
             count_tokens=lambda text: len(model.protocol.document_ids(10**phase.id_digits - 1, text)),
             skip_bad=phase.files.skip_bad,
         )
+        known[key].samples = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
     return FileSource(known[key], phase.files, config.seed)
 
 

@@ -27,7 +27,8 @@ PROTOCOL = ProtocolStrings(
     end_of_retrieve="<|enough|>",
     expanded_document="[{id}]. {text}\n",
     answer_request="<|answer|>",
-    answer_lead="",
+    # so that a value follows "is:" in the answer as it does in a needle, and is cut into the same tokens
+    answer_lead="The answer is:",
     answer_end="<|end|>",
     route_whole_turn=False,
     exclude_read=True,

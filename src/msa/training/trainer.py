@@ -155,6 +155,9 @@ class Trainer:
                 group["lr"] = config.learning_rate_at(step)
         phase = config.phase_at(step)[1]
         self._lm.config.chunk_size = phase.chunk_size or self._chunk_size
+        folder = Path(config.out) / "snapshots"
+        with accelerator.autocast():
+            self._batches.refresh(self._lm, step, folder, writes=accelerator.is_main_process)
         mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         tokens = 0

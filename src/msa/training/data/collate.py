@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msa.documents import Protocol
 from msa.documents.batching import length_buckets, pad_right
+from msa.model import DocumentMemory
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.steps import (
     IGNORED,
@@ -60,6 +61,8 @@ class RowBucket(_OnDevice):
         selectable: bool ``[B, N]`` over the documents of the whole batch, False for those a row has read already.
         positives: per row the documents to retrieve now; empty: the row has no routing loss.
         sources: per row the sample's source.
+        teacher: a stronger retriever's scores ``[B, N]`` of what is to be retrieved now, −inf where it says nothing;
+            None: it says nothing at all.
     """
 
     input_ids: Tensor
@@ -70,6 +73,7 @@ class RowBucket(_OnDevice):
     selectable: Tensor
     positives: list[list[int]]
     sources: list[str]
+    teacher: Tensor | None = None
 
     def count(self, labels: Tensor) -> int:
         """Tokens that a loss over ``labels`` averages."""
@@ -84,15 +88,19 @@ class TrainingBatch:
         documents: in buckets, shortest first; documents are counted through all buckets.
         rows: in buckets, shortest first.
         numbers: the number each document was given.
+        memory: latents of the documents where they were encoded before; then ``documents`` is empty.
     """
 
     documents: list[DocumentBucket]
     rows: list[RowBucket]
     numbers: list[int]
+    memory: DocumentMemory | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on another device."""
-        return TrainingBatch([b.to(device) for b in self.documents], [b.to(device) for b in self.rows], self.numbers)
+        memory = None if self.memory is None else self.memory.to(device)
+        documents, rows = [b.to(device) for b in self.documents], [b.to(device) for b in self.rows]
+        return TrainingBatch(documents, rows, self.numbers, memory)
 
     @property
     def num_tokens(self) -> int:
@@ -177,9 +185,10 @@ def collate(
     protocol: Protocol,
     *,
     steps: Sequence[RetrievalStep],
-    numbers: Sequence[int],
+    numbers: list[int],
     max_document_tokens: int,
     bucket_tokens: int = 4096,
+    memory: DocumentMemory | None = None,
 ) -> TrainingBatch:
     """Tensors of one batch: every document of the set is in the memory of every row.
 
@@ -190,11 +199,16 @@ def collate(
         numbers: one per document, from :func:`draw_numbers`.
         max_document_tokens: longer documents are refused.
         bucket_tokens: tokens of a bucket once padded, at most.
+        memory: latents of the documents in the corpus's order, encoded before under these numbers; None: the step
+            encodes them.
 
     Raises:
         ValueError: a document that is too long.
     """
     number_of = dict(zip(training_set.corpus, numbers, strict=True))
+    if memory is not None:
+        index = {name: place for place, name in enumerate(training_set.corpus)}
+        return TrainingBatch([], _rows(training_set, protocol, steps, number_of, index, bucket_tokens), numbers, memory)
     encoded = {name: protocol.document_ids(number_of[name], text) for name, text in training_set.corpus.items()}
     for name, ids in encoded.items():
         if len(ids) > max_document_tokens:
@@ -211,18 +225,35 @@ def collate(
         input_ids, lengths = pad_right([encoded[name] for name in group])
         closing = torch.tensor([len(protocol.closing_ids(number_of[name])) for name in group])
         documents.append(DocumentBucket(input_ids, lengths, closing))
-    tokenized = [tokenize_step(step, protocol, training_set.corpus, number_of) for step in steps]
-    sources = [sample.source for sample in training_set.samples]
-    rows = [
-        _row_bucket([tokenized[i] for i in group], [steps[i] for i in group], [sources[i] for i in group], index)
-        for group in length_buckets([len(row.ids) for row in tokenized], bucket_tokens)
-    ]
+    rows = _rows(training_set, protocol, steps, number_of, index, bucket_tokens)
     return TrainingBatch(documents, rows, [number_of[name] for name in index])
 
 
+def _rows(
+    training_set: TrainingSet,
+    protocol: Protocol,
+    steps: Sequence[RetrievalStep],
+    number_of: Mapping[str, int],
+    index: Mapping[str, int],
+    bucket_tokens: int,
+) -> list[RowBucket]:
+    """The rows in buckets; ``index`` counts documents as the memory does."""
+    tokenized = [tokenize_step(step, protocol, training_set.corpus, number_of) for step in steps]
+    samples = training_set.samples
+    return [
+        _row_bucket([tokenized[i] for i in group], [steps[i] for i in group], [samples[i] for i in group], index)
+        for group in length_buckets([len(row.ids) for row in tokenized], bucket_tokens)
+    ]
+
+
 def _row_bucket(
-    rows: Sequence[TokenizedStep], steps: Sequence[RetrievalStep], sources: Sequence[str], index: Mapping[str, int]
+    rows: Sequence[TokenizedStep], steps: Sequence[RetrievalStep], samples: Sequence[Sample], index: Mapping[str, int]
 ) -> RowBucket:
+    teacher = torch.full((len(steps), len(index)), float("-inf"))
+    for row, (step, sample) in enumerate(zip(steps, samples, strict=True)):
+        if step.target and not step.found:  # the teacher was asked the question alone
+            for name, score in sample.teacher:
+                teacher[row, index[name]] = score
     selectable = torch.ones(len(steps), len(index), dtype=torch.bool)
     for row, step in enumerate(steps):
         selectable[row, [index[name] for found in step.found for name in found]] = False
@@ -234,7 +265,8 @@ def _row_bucket(
         answer_labels=_padded([row.answer_labels for row in rows], IGNORED),
         selectable=selectable,
         positives=[[index[name] for name in step.target] for step in steps],
-        sources=list(sources),
+        sources=[sample.source for sample in samples],
+        teacher=teacher if bool((teacher > float("-inf")).any()) else None,
     )
 
 

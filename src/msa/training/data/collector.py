@@ -179,7 +179,7 @@ class Collector:
 
     def _knows_all(self, place: Place, sample: Sample) -> bool:
         """Whether all documents of a sample are in the corpus; if not, that is a problem."""
-        for name in (*sample.positives, *sample.documents):
+        for name in sample.named:
             if name in self.corpus:
                 continue
             if name in self._seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ from msa.training.data.samples import TrainingSet
 
 FORMATS = ("auto", "msa", "sentence-transformers", "beir", "hipporag")
 CORPUS_NAME, SAMPLES_NAME = "corpus.jsonl", "samples.jsonl"
-_SAMPLE_KEYS = ("query", "positives", "documents", "answer", "hops", "source")
+_SAMPLE_KEYS = ("query", "positives", "documents", "answer", "hops", "teacher", "source")
 _EXAMPLE = '{"query": "...", "documents": [{"text": "..."}], "positives": [0]}'
 
 
@@ -47,8 +48,8 @@ def read_training_set(
 
     * ``msa``: JSON lines of ``query``, ``positives`` (ids, or numbers that count ``documents`` from 0; an empty list is
       a question the corpus cannot answer) and, if wanted, ``documents`` (ids, or ``{"text", "id"}``), ``answer``,
-      ``hops``, ``source``; or a folder that :func:`write_training_set` wrote. A document without an id gets
-      ``<file name>:<line>#<index>``.
+      ``hops``, ``teacher`` (id → a stronger retriever's score), ``source``; or a folder that
+      :func:`write_training_set` wrote. A document without an id gets ``<file name>:<line>#<index>``.
     * ``sentence-transformers``: pairs or triplets as JSON lines, JSON, CSV or TSV. Equal texts are one document.
     * ``beir``: a folder with ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``. Ids become
       ``<folder name>/<id>``; documents judged 0 become the sample's further documents.
@@ -194,9 +195,24 @@ def _add_sample(record: dict[str, Any], place: Place, prefix: str, collector: Co
         documents=listed,
         answer=optional_string(record, "answer"),
         hops=tuple(map(tuple, hops)),
+        teacher=_teacher(record),
         source=optional_string(record, "source") or "",
     )
     collector.note_unused(record, _SAMPLE_KEYS)
+
+
+def _teacher(record: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Scores of documents by id."""
+    scores = record.get("teacher")
+    if scores is None:
+        return ()
+    if not isinstance(scores, dict):
+        raise Fault("wrong type", f'"teacher" is {kind_of(scores)}. Give an object of ids and scores')
+    for name, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            what = f'"teacher" scores {name!r} with {kind_of(score)}. Give a finite number'
+            raise Fault("wrong type", what)
+    return tuple((name, float(score)) for name, score in scores.items())
 
 
 def _names(items: Any, listed: Sequence[str], key: str) -> list[str]:

@@ -21,6 +21,7 @@ class Sample:
         answer: what to answer after reading; None: the sample teaches retrieval only.
         hops: corpus ids per retrieval step, in order: ``(("a",), ("b",))`` finds a, reads it, then finds b. Empty: all
             positives in one step.
+        teacher: (corpus id, score) of documents that a stronger retriever scored, for distillation.
         source: which dataset or generator it comes from; metrics are reported per source.
 
     Raises:
@@ -32,6 +33,7 @@ class Sample:
     documents: tuple[str, ...] = ()
     answer: str | None = None
     hops: tuple[tuple[str, ...], ...] = ()
+    teacher: tuple[tuple[str, float], ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -39,6 +41,11 @@ class Sample:
             raise ValueError("the query is empty")
         if self.hops and sorted(i for hop in self.hops for i in hop) != sorted(self.positives):
             raise ValueError("hops must name each positive document once and no others")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Corpus ids of every document the sample names, once each."""
+        return tuple(dict.fromkeys((*self.positives, *self.documents, *(name for name, _ in self.teacher))))
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:
@@ -53,6 +60,7 @@ class Sample:
         fields |= {"documents": list(self.documents)} if self.documents else {}
         fields |= {} if self.answer is None else {"answer": self.answer}
         fields |= {"hops": [list(hop) for hop in self.hops]} if self.hops else {}
+        fields |= {"teacher": dict(self.teacher)} if self.teacher else {}
         return fields | ({"source": self.source} if self.source else {})
 
 
@@ -76,6 +84,6 @@ class TrainingSet:
     def unknown_ids(self) -> Iterator[tuple[int, str]]:
         """(sample index, id) of every id that is not in the corpus."""
         for index, sample in enumerate(self.samples):
-            for document in (*sample.positives, *sample.documents):
+            for document in sample.named:
                 if document not in self.corpus:
                     yield index, document
