@@ -100,6 +100,26 @@ class DocumentMemory:
         chunks = self.chunk_offsets[doc_indices].repeat_interleave(counts) + within
         return self._mapped(lambda tensor: tensor[chunks], offsets)
 
+    def detach(self) -> DocumentMemory:
+        """The same without gradients."""
+        return self._mapped(torch.Tensor.detach, self.chunk_offsets)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything under names such as ``routing_keys.3``, for a safetensors file."""
+        tables = {"keys": self.keys, "values": self.values, "routing_keys": self.routing_keys}
+        named = {f"{name}.{layer}": t.contiguous() for name, table in tables.items() for layer, t in table.items()}
+        return named | {"chunk_offsets": self.chunk_offsets}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> DocumentMemory:
+        """The memory that :meth:`tensors` took apart; other names are passed over."""
+        tables: dict[str, dict[int, Tensor]] = {"keys": {}, "values": {}, "routing_keys": {}}
+        for name, tensor in tensors.items():
+            table, _, layer = name.partition(".")
+            if layer and table in tables:
+                tables[table][int(layer)] = tensor
+        return cls(**tables, chunk_offsets=tensors["chunk_offsets"])
+
     def to(self, device: torch.device) -> DocumentMemory:
         """The same on another device."""
         return self._mapped(lambda tensor: tensor.to(device), self.chunk_offsets.to(device))

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class Checkpoints:
             return []
         return sorted(int(match[1]) for path in self._folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
-    def save(self, accelerator: Accelerator, step: int) -> None:
-        """Write the state after ``step`` optimiser steps."""
+    def save(self, accelerator: Accelerator, step: int, add: Callable[[Path], None]) -> None:
+        """Write the state after ``step`` optimiser steps; every process may ``add`` files of its own to the folder."""
         final = self._folder / f"step-{step:08d}"
         temporary = self._folder / f".{final.name}.incomplete"
         if accelerator.is_main_process:
@@ -51,6 +52,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(temporary))
+        add(temporary)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (temporary / "run.json").write_text(json.dumps({"step": step, "run": self._fingerprint}, indent=1))
@@ -62,8 +64,10 @@ class Checkpoints:
                 shutil.rmtree(self._folder / f"step-{old:08d}")
         accelerator.wait_for_everyone()
 
-    def resume(self, accelerator: Accelerator) -> int:
+    def resume(self, accelerator: Accelerator, read: Callable[[Path], None]) -> int:
         """Load the newest checkpoint into what the accelerator has prepared; returns its step, 0 where there is none.
+
+        ``read`` gets the folder, for what ``add`` of :meth:`save` put there.
 
         Raises:
             TrainingError: it belongs to another configuration, which is named.
@@ -84,6 +88,7 @@ class Checkpoints:
                 f"use another 'out' folder, or put the settings back to go on"
             )
         accelerator.load_state(str(folder))
+        read(folder)
         log.info("resumed from step %d", saved["step"])
         return int(saved["step"])
 

@@ -69,6 +69,7 @@ class Phase:
         final_share: probability that a sample's row is its last step (reading and answering), not a retrieval.
         misses: documents without the answer that are read before a question is given up.
         second_tries: share of retrievals that come after such a document was read.
+        past_documents: documents of earlier steps that stay in the memory as distractors, with the latents they had.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Phase:
     final_share: float = 0.3
     misses: int = 1
     second_tries: float = 0.0
+    past_documents: int = 0
 
     def __post_init__(self) -> None:
         given = [data for data in (self.needles, self.variables, self.copies, self.files) if data is not None]
@@ -94,8 +96,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
         data = given[0]
         documents = 1 if isinstance(data, CopyConfig) else data.documents
-        if self.misses < 1 or not 0 <= self.second_tries <= 1:
-            raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1")
+        if self.misses < 1 or not 0 <= self.second_tries <= 1 or self.past_documents < 0:
+            raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1, past_documents 0 or more")
         if self.id_digits < 1 or not 0 <= self.final_share <= 1 or documents < 1 or data.questions < 1:
             raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
@@ -49,11 +49,13 @@ class StepLosses:
         total: the weighted sum.
         parts: name → unweighted loss.
         routing: per bucket of rows, router layer → its routing.
+        memory: latents of the batch's documents; None: it has none.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     routing: list[dict[int, Routing]]
+    memory: DocumentMemory | None
 
 
 def compute_losses(
@@ -64,6 +66,7 @@ def compute_losses(
     *,
     freeze_documents: bool = False,
     checkpoint_documents: bool = False,
+    past: DocumentMemory | None = None,
 ) -> StepLosses:
     """Forward pass of one batch: encode its documents, route, and compute every loss of the step.
 
@@ -74,6 +77,7 @@ def compute_losses(
         weights: of the losses.
         freeze_documents: no gradients into the documents' latents.
         checkpoint_documents: keep only the latents of documents, and encode each bucket again in the backward pass.
+        past: documents of earlier steps, which every row may select beside the batch's own.
     """
     parts: dict[str, Tensor] = {}
     memory, closing = batch.memory, None
@@ -84,6 +88,9 @@ def compute_losses(
             )
     if closing is not None:
         parts["closing_id"] = closing
+    own, num_past = memory, 0
+    if memory is not None and past is not None:
+        memory, num_past = DocumentMemory.concatenate([memory, past]), past.num_documents
     prefix: PrefixMemory | None = lm.encode_prefix(prefix_ids) if prefix_ids.numel() else None
     means = _Means()
     for rows in batch.rows:
@@ -97,7 +104,7 @@ def compute_losses(
             labels=rows.id_labels,
             answer_labels=rows.answer_labels,
             positives=rows.positives if num_positive else None,
-            doc_mask=rows.selectable,
+            doc_mask=nn.functional.pad(rows.selectable, (0, num_past), value=True),
             labelled_only=True,
         )
         means.add("ids", out.lm_loss, rows.count(rows.id_labels))
@@ -105,7 +112,8 @@ def compute_losses(
         if num_positive:
             means.add("routing", out.aux_loss, num_positive)
         if weights.distillation and rows.teacher is not None:
-            divergence, count = distillation_loss(lm, out.routing, rows.teacher, weights.teacher_temperature)
+            teacher = nn.functional.pad(rows.teacher, (0, num_past), value=float("-inf"))
+            divergence, count = distillation_loss(lm, out.routing, teacher, weights.teacher_temperature)
             means.add("distillation", divergence, count)
         means.routing.append(out.routing)
     parts |= means.result()
@@ -113,7 +121,7 @@ def compute_losses(
     for name in ("routing", *(["distillation"] if weights.distillation else [])):
         parts.setdefault(name, torch.zeros_like(parts["ids"]))
     total = torch.stack([getattr(weights, name) * loss.float() for name, loss in parts.items()]).sum()
-    return StepLosses(total=total, parts=parts, routing=means.routing)
+    return StepLosses(total=total, parts=parts, routing=means.routing, memory=own)
 
 
 def encode_batch(

@@ -18,15 +18,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from msa.documents import Protocol
 from msa.documents.batching import length_buckets, pad_left, pad_right
 from msa.errors import TrainingError
 from msa.model import DocumentMemory, MSAForCausalLM
 from msa.training.data.samples import TrainingSet
-
-_TABLES = ("keys", "values", "routing_keys")
 
 
 @dataclass
@@ -55,14 +52,7 @@ class Snapshot:
 
     def save(self, path: Path) -> None:
         """Write beside, flush, rename: the file is there whole or not at all."""
-        tensors: dict[str, Tensor] = {}
-        if self.memory is not None:
-            tensors = {
-                f"{table}.{layer}": tensor.contiguous().cpu()
-                for table in _TABLES
-                for layer, tensor in getattr(self.memory, table).items()
-            }
-            tensors["chunk_offsets"] = self.memory.chunk_offsets.cpu()
+        tensors = {} if self.memory is None else self.memory.tensors()
         facts = {"step": self.step, "numbers": self.numbers, "mined": list(self.mined.items())}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -88,14 +78,7 @@ class Snapshot:
                 f"Put it back, or start again in another 'out' folder"
             ) from error
         mined = {int(place): tuple(names) for place, names in facts["mined"]}
-        if "chunk_offsets" not in tensors:
-            return cls(facts["step"], facts["numbers"], None, mined)
-        tables: dict[str, dict[int, Tensor]] = {table: {} for table in _TABLES}
-        for name, tensor in tensors.items():
-            table, _, layer = name.partition(".")
-            if layer:
-                tables[table][int(layer)] = tensor
-        memory = DocumentMemory(**tables, chunk_offsets=tensors["chunk_offsets"])
+        memory = DocumentMemory.from_tensors(tensors) if "chunk_offsets" in tensors else None
         return cls(facts["step"], facts["numbers"], memory, mined)
 
 

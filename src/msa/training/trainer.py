@@ -26,6 +26,7 @@ from msa.training.log import TrainingLog
 from msa.training.objective import LossWeights, compute_losses
 from msa.training.optimizers import build_optimizers
 from msa.training.parameters import choose_trainable
+from msa.training.past import PastDocuments
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,14 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.lm = lm
         self._freeze, self._checkpoint = config.freeze_documents, config.checkpoint_documents
+        self.past = PastDocuments()
         self.prefix_ids: Tensor
         self.register_buffer("prefix_ids", prefix_ids, persistent=False)
 
-    def forward(self, batch: TrainingBatch, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its parts."""
+    def forward(
+        self, batch: TrainingBatch, weights: LossWeights, past_documents: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts; keeps up to ``past_documents`` documents for later steps."""
         losses = compute_losses(
             self.lm,
             batch,
@@ -52,7 +56,10 @@ class TrainingStep(nn.Module):
             weights,
             freeze_documents=self._freeze,
             checkpoint_documents=self._checkpoint,
+            past=self.past.memory if past_documents else None,
         )
+        if losses.memory is not None:
+            self.past.add(losses.memory, past_documents)
         total = losses.total
         if torch.is_grad_enabled() and not total.requires_grad:
             # nothing here reaches a trained weight, for instance routers where no row routes: a step of zeros
@@ -102,6 +109,7 @@ class Trainer:
         self._lm.train()
         self._lm.model.checkpoint_layers = config.checkpoint_layers
         step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
+        self._past = step.past
         self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(self._lm, config))
         settings = dataclasses.asdict(config)
         self._checkpoints = Checkpoints(
@@ -109,7 +117,7 @@ class Trainer:
             config.keep_checkpoints,
             {name: value for name, value in settings.items() if name not in _FREE},
         )
-        self.done = self._checkpoints.resume(self.accelerator)
+        self.done = self._checkpoints.resume(self.accelerator, self._load_more)
 
     def run(self) -> bool:
         """Train to the end, or until ``stop_after_minutes``; returns whether the run is complete.
@@ -131,7 +139,7 @@ class Trainer:
                     self._report(journal)
                 stopping = self._should_stop(started) and self.done < total
                 if self.done % self.config.checkpoint_every == 0 or self.done == total or stopping:
-                    self._checkpoints.save(self.accelerator, self.done)
+                    self._checkpoints.save(self.accelerator, self.done, self._save_more)
                 if stopping:
                     log.info("stopped at step %d of %d; run it again to go on", self.done, total)
                     return False
@@ -140,6 +148,13 @@ class Trainer:
                 journal.close()
         self._lm.eval()
         return True
+
+    def _save_more(self, folder: Path) -> None:
+        """What this process adds to a checkpoint."""
+        self._past.save(folder / f"past-{self.accelerator.process_index}.safetensors")
+
+    def _load_more(self, folder: Path) -> None:
+        self._past.load(folder / f"past-{self.accelerator.process_index}.safetensors", self.accelerator.device)
 
     def _should_stop(self, started: float) -> bool:
         """Whether the time is up, decided by the main process for all."""
@@ -155,6 +170,8 @@ class Trainer:
                 group["lr"] = config.learning_rate_at(step)
         phase = config.phase_at(step)[1]
         self._lm.config.chunk_size = phase.chunk_size or self._chunk_size
+        if step and config.phase_at(step - 1)[1].chunk_size != phase.chunk_size:
+            self._past.clear()
         folder = Path(config.out) / "snapshots"
         with accelerator.autocast():
             self._batches.refresh(self._lm, step, folder, writes=accelerator.is_main_process)
@@ -166,7 +183,7 @@ class Trainer:
             tokens += batch.num_tokens
             syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
             with accelerator.autocast(), syncing:
-                total, parts = self._step(batch, phase.weights)
+                total, parts = self._step(batch, phase.weights, phase.past_documents)
                 # gradients are summed here and averaged over processes by the engine
                 accelerator.backward(total / len(mine))
             for name, loss in {"loss": total, **parts}.items():

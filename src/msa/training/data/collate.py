@@ -159,7 +159,7 @@ def choose_steps(
             chosen.append(refusal_step(sample, *_missed(sample, corpus, misses, rng)))
         elif not steps[-1].target and (len(steps) == 1 or rng.random() < final):
             chosen.append(steps[-1])
-        elif rng.random() < second_tries:
+        elif second_tries and rng.random() < second_tries:
             chosen.append(second_try(sample, *_missed(sample, corpus, 1, rng)))
         else:
             chosen.append(rng.choice([step for step in steps if step.target]))
