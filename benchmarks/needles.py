@@ -29,13 +29,13 @@ from msa.training.data.words import haystack_sentences, needle_words
 BATCH = 20
 
 
-def score(memory: msa.Memory, samples: list[Sample], constrain_ids: str | None) -> tuple[dict[str, Any], float]:
+def score(memory: msa.Memory, samples: list[Sample], **options: Any) -> tuple[dict[str, Any], float]:
     """Rates per source, and seconds a question."""
     rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     started = time.perf_counter()
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        answers = memory.ask_many([s.query for s in batch], max_new_tokens=64, constrain_ids=constrain_ids)
+        answers = memory.ask_many([s.query for s in batch], max_new_tokens=64, **options)
         for sample, answer in zip(batch, answers, strict=True):
             rounds = [tuple(found.retrieved) for found in answer.rounds if found.retrieved]
             read = {document for found in rounds for document in found}
@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--max-filler", type=int, default=80, help="words around a needle, at most")
     parser.add_argument(
         "--constrain-ids", choices=("existing", "selected", "none"), help="default: the checkpoint's own"
+    )
+    parser.add_argument(
+        "--max-rounds", type=int, default=4, help="1: no interleave; 0: answer without reading any text"
     )
     parser.add_argument("--kinds", nargs="+", default=["word", "number", "uuid"])
     parser.add_argument("--dtype", default="auto")
@@ -87,6 +90,7 @@ def main() -> None:
         "what": "needles in a memory, rates per kind of question",
         "model": repr(model),
         "constrain_ids": args.constrain_ids or model.protocol.strings.constrain_ids,
+        "max_rounds": args.max_rounds,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "sizes": [],
@@ -109,7 +113,9 @@ def main() -> None:
                 documents = [{"id": f"{size}-{more}-{n}", "text": text} for n, text in filled.corpus.items()]
                 more += 1
             documents = []
-            rates, per_question = score(memory, asked.samples, args.constrain_ids)
+            rates, per_question = score(
+                memory, asked.samples, constrain_ids=args.constrain_ids, max_rounds=args.max_rounds
+            )
             result["sizes"].append(
                 {
                     "tokens": tokens,

@@ -1,10 +1,10 @@
 """msa-tiny from scratch: the whole method in a few million weights, on two CPU cores.
 
-    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--ablation NAME] [--scale 1.0]
+    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--ablation NAME] [--phases N] [--scale 1.0]
 
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
-uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase, for comparisons
-from equal budgets; ``--ablation`` leaves one thing out.
+uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase and ``--phases``
+ends after so many, for comparisons from equal budgets; ``--ablation`` leaves one thing out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.copies import CopyConfig
@@ -31,7 +32,16 @@ HAYSTACK = tuple(
 # uuids are five times as long as other keys
 MIXED = ("word", "word", "number", "number", "uuid")
 LEARNING_RATE = 6e-3
-ABLATIONS = ("none", "random-routers", "no-curriculum", "no-routing-bias", "no-closing-id", "no-routing-loss")
+ABLATIONS = (
+    "none",
+    "random-routers",
+    "no-copying-heads",
+    "no-curriculum",
+    "no-routing-bias",
+    "no-closing-id",
+    "no-routing-loss",
+    "chunks-of-16",
+)
 
 
 def phase(
@@ -41,22 +51,23 @@ def phase(
     digits: int,
     chunk: int,
     filler: int,
+    documents: int = 24,
+    questions: int = 30,
     keys: tuple[str, ...] = MIXED,
     values: tuple[str, ...] = MIXED,
-    hard: float = 0.5,
-    alike: float = 0.0,
-    hops: float = 0.0,
-    misses: float = 0.0,
-    questions: int = 32,
+    alike: float = 0.5,
+    hops: float = 0.2,
+    misses: float = 0.1,
+    past: int = 0,
 ) -> Phase:
     """One stage of the curriculum."""
     needles = NeedleConfig(
-        documents=32,
+        documents=documents,
         questions=questions,
         max_filler=filler,
         key_kinds=keys,
         value_kinds=values,
-        hard_negatives=hard,
+        hard_negatives=0.0,
         alike=alike,
         two_hop=hops,
         unanswerable=misses,
@@ -65,29 +76,39 @@ def phase(
         name=name,
         steps=steps,
         learning_rate=LEARNING_RATE,
-        weights=LossWeights(routing=1.0, closing_id=0.5),
+        weights=LossWeights(routing=1.0, closing_id=0.5, copying=0.5),
         needles=needles,
+        copies=CopyConfig(questions=8),
         id_digits=digits,
+        full_ids=0.5,
         repeat_ids=digits < 3,
         chunk_size=chunk,
-        final_share=0.4,
+        final_share=0.3,
         misses=2,
         second_tries=misses,
+        past_documents=past,
     )
 
 
 def config(out: str, scale: float = 1.0) -> TrainConfig:
-    """The recipe: ids, chunks and texts grow together, then hops and questions without an answer come in."""
-    short = {"keys": ("word",), "values": ("word", "number")}
-    copying = Phase(name="copying", steps=250, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32))
+    """The recipe: copying first; then ids, chunks and texts grow together, and the memory with them."""
+    short: dict[str, Any] = {
+        "keys": ("word",),
+        "values": ("word", "number"),
+        "documents": 32,
+        "questions": 32,
+        "hops": 0.0,
+        "misses": 0.0,
+    }
     phases = (
-        copying,
-        phase("1 digit, chunks of 8", 150, digits=1, chunk=8, filler=3, hard=0.2, **short),
-        phase("1 digit, chunks of 16", 75, digits=1, chunk=16, filler=3, hard=0.3, **short),
-        phase("2 digits, chunks of 32", 100, digits=2, chunk=32, filler=6, hard=0.4, **short),
-        phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2),
-        phase("5 digits, hops", 400, digits=5, chunk=64, filler=20, alike=0.3, hops=0.2, misses=0.1),
-        phase("7 digits", 1600, digits=7, chunk=64, filler=40, alike=0.5, hops=0.2, misses=0.1, questions=24),
+        Phase(name="copying", steps=250, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
+        phase("1 digit, chunks of 8", 120, digits=1, chunk=8, filler=3, alike=0.0, **short),
+        phase("1 digit, chunks of 16", 60, digits=1, chunk=16, filler=3, alike=0.1, **short),
+        phase("2 digits, chunks of 32", 80, digits=2, chunk=32, filler=6, alike=0.2, **short),
+        phase("3 digits, chunks of 64", 250, digits=3, chunk=64, filler=10, alike=0.2),
+        phase("5 digits", 500, digits=5, chunk=64, filler=20, past=200),
+        phase("7 digits", 1000, digits=7, chunk=64, filler=30, past=1000),
+        phase("longer texts", 500, digits=7, chunk=64, filler=100, past=1000),
     )
     return TrainConfig(
         out=out,
@@ -108,8 +129,13 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
     """The configuration and changes of the network for one ablation."""
     if name == "random-routers":
         return whole, {"tied_routers": False}
+    if name == "no-copying-heads":
+        return whole, {"copying_heads": False}
     if name == "no-routing-bias":
         return whole, {"routing_bias": False}
+    if name == "chunks-of-16":
+        phases = tuple(replace(p, chunk_size=min(p.chunk_size, 16)) for p in whole.phases)
+        return replace(whole, phases=phases), {"chunk_size": 16}
     if name == "no-curriculum":
         last = replace(whole.phases[-1], steps=whole.total_steps)
         return replace(whole, phases=(last,)), {}
@@ -125,11 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/tiny")
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--phases", type=int, help="end after so many phases")
     parser.add_argument("--ablation", choices=ABLATIONS, default="none")
     parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings, changes = without(args.ablation, config(args.out, args.scale))
+    whole = config(args.out, args.scale)
+    settings, changes = without(args.ablation, replace(whole, phases=whole.phases[: args.phases]))
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
     model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)

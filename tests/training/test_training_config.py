@@ -118,8 +118,11 @@ def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path, written, value)
         ({"out": "o"}, "a training run needs at least one phase"),
         ({"phases": SMALL["phases"]}, "'out'"),
         (changed(phases=[{"name": "a", "steps": 1, "needles": {}}]), "'learning_rate'"),
-        (changed_phase(needles=None), "phase 'only' needs one of needles, variables, copies and files"),
-        (changed_phase(files={"paths": ["a"]}), "phase 'only' needs one of needles, variables, copies and files"),
+        (changed_phase(needles=None), "phase 'only' needs one of needles, variables and files, or copies, or both"),
+        (
+            changed_phase(files={"paths": ["a"]}),
+            "phase 'only' needs one of needles, variables and files, or copies, or both",
+        ),
         (changed_phase(steps=0), "phase 'only' has 0 steps"),
         (changed_phase(final_share=1.5), "final_share"),
         (changed_phase(id_digits=0), "id_digits"),

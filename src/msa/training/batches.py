@@ -17,7 +17,7 @@ from msa.errors import TrainingDataError
 from msa.model import MSAForCausalLM
 from msa.training.config import FileData, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
-from msa.training.data.copies import CopyConfig, copy_batch
+from msa.training.data.copies import copy_rows
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.variables import VariableConfig, variable_world
@@ -51,22 +51,6 @@ class VariableSource:
     def draw(self, number: int, seed: str) -> TrainingSet:
         """See :class:`SampleSource`."""
         return variable_world(self._config, self._haystack, seed)
-
-
-class CopySource:
-    """Rows to copy, without documents.
-
-    Args:
-        vocabulary: token ids that may occur.
-        config: their number and length.
-    """
-
-    def __init__(self, vocabulary: Sequence[int], config: CopyConfig) -> None:
-        self._vocabulary, self._config = list(vocabulary), config
-
-    def batch(self, seed: str) -> TrainingBatch:
-        """A batch, a pure function of ``seed``."""
-        return copy_batch(self._config, self._vocabulary, seed)
 
 
 class FileSource:
@@ -142,13 +126,15 @@ class Batches:
     Args:
         config: the run's.
         protocol: the model's transcript.
-        sources: one per phase.
+        sources: one per phase; None for a phase of copies alone.
     """
 
-    def __init__(self, config: TrainConfig, protocol: Protocol, sources: Sequence[SampleSource | CopySource]) -> None:
+    def __init__(self, config: TrainConfig, protocol: Protocol, sources: Sequence[SampleSource | None]) -> None:
         if len(sources) != len(config.phases):
             raise ValueError(f"{len(config.phases)} phases need as many sources, got {len(sources)}")
         self._config, self._protocol, self._sources = config, protocol, list(sources)
+        control = set(protocol.tokenizer.get_added_vocab().values())
+        self._vocabulary = [index for index in range(len(protocol.tokenizer)) if index not in control]
 
     def batch(self, step: int, micro: int) -> TrainingBatch:
         """Micro-batch ``micro`` of optimiser step ``step``, both counted from 0."""
@@ -199,21 +185,25 @@ class Batches:
                 if int(old.stem.removeprefix("step-")) < oldest:
                     old.unlink()
 
-    def held_out(self, source: SampleSource | CopySource, phase: Phase, number: int) -> TrainingBatch:
+    def held_out(self, source: SampleSource | None, phase: Phase, number: int) -> TrainingBatch:
         """A batch of another source under a phase's settings, for evaluation."""
         return self._collate(source, phase, number, f"held out {number}")
 
-    def _collate(self, source: SampleSource | CopySource, phase: Phase, number: int, seed: str) -> TrainingBatch:
-        if isinstance(source, CopySource):
-            return source.batch(seed)
+    def _collate(self, source: SampleSource | None, phase: Phase, number: int, seed: str) -> TrainingBatch:
+        copies = None if phase.copies is None else copy_rows(phase.copies, self._vocabulary, seed)
+        if source is None:
+            return TrainingBatch([], [], [], copies=copies)
         drawn = source.draw(number, seed)
         rng = random.Random(f"{seed} ids")
-        draw = draw_repeating_numbers if phase.repeat_ids else draw_numbers
-        numbers, memory = draw(len(drawn.corpus), phase.id_digits, rng), None
+        memory = None
+        if phase.repeat_ids:
+            numbers = draw_repeating_numbers(len(drawn.corpus), phase.id_digits, rng)
+        else:
+            numbers = draw_numbers(len(drawn.corpus), phase.id_digits, rng, phase.full_ids)
         snapshot = source.snapshot if isinstance(source, FileSource) else None
         if snapshot is not None and snapshot.memory is not None:
             numbers, memory = [snapshot.numbers[name] for name in drawn.corpus], snapshot.latents(drawn.corpus)
-        return collate(
+        batch = collate(
             drawn,
             self._protocol,
             steps=choose_steps(
@@ -229,3 +219,4 @@ class Batches:
             bucket_tokens=self._config.bucket_tokens,
             memory=memory,
         )
+        return replace(batch, copies=copies)

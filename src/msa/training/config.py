@@ -61,8 +61,10 @@ class Phase:
         steps: optimiser steps.
         learning_rate: peak; warm-up and cosine run over the whole run, not the phase.
         weights: of the losses.
-        needles, variables, copies, files: where batches come from; exactly one of them.
+        needles, variables, files: where batches come from, at most one of them.
+        copies: rows to copy, beside them or alone.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
+        full_ids: share of the documents whose numbers have all these digits; the others' lengths are uniform.
         repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
         chunk_size: tokens per chunk in this phase; 0: the model's own. Ids are read out of short chunks within minutes
             and out of long ones hardly ever, so a curriculum begins short (docs/training.md).
@@ -81,6 +83,7 @@ class Phase:
     copies: CopyConfig | None = None
     files: FileData | None = None
     id_digits: int = 7
+    full_ids: float = 0.0
     repeat_ids: bool = False
     chunk_size: int = 0
     final_share: float = 0.3
@@ -89,16 +92,15 @@ class Phase:
     past_documents: int = 0
 
     def __post_init__(self) -> None:
-        given = [data for data in (self.needles, self.variables, self.copies, self.files) if data is not None]
-        if len(given) != 1:
-            raise ValueError(f"phase {self.name!r} needs one of needles, variables, copies and files")
+        given = [data for data in (self.needles, self.variables, self.files) if data is not None]
+        if len(given) > 1 or not (given or self.copies):
+            raise ValueError(f"phase {self.name!r} needs one of needles, variables and files, or copies, or both")
         if self.steps < 1:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
-        data = given[0]
-        documents = 1 if isinstance(data, CopyConfig) else data.documents
         if self.misses < 1 or not 0 <= self.second_tries <= 1 or self.past_documents < 0:
             raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1, past_documents 0 or more")
-        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or documents < 1 or data.questions < 1:
+        sizes = [size for data in given for size in (data.documents, data.questions)]
+        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or any(size < 1 for size in sizes):
             raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
 
 

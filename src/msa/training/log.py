@@ -59,7 +59,7 @@ class TrainingLog:
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Note an evaluation on held-out data."""
         self._write({"step": step, **{f"held_out/{name}": value for name, value in metrics.items()}})
-        shown = ("ids_exact", "answer_exact", "recall@1/mean")
+        shown = ("copied", "ids_exact", "answer_exact", "recall@1/mean")
         log.info("%d held out: %s", step, " ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
         self._since, self._tokens = time.monotonic(), 0
 

@@ -53,7 +53,7 @@ def routing_recalls(routing: dict[int, Routing], positives: Sequence[Sequence[in
 
 @torch.no_grad()
 def evaluate(lm: MSAForCausalLM, batches: Sequence[TrainingBatch], prefix_ids: Tensor) -> dict[str, float]:
-    """Means over held-out batches: recalls, ``ids_exact`` and ``answer_exact``, per source too."""
+    """Means over held-out batches: recalls, ``ids_exact`` and ``answer_exact``, per source too; ``copied`` tokens."""
     was_training = lm.training
     lm.eval()
     values: dict[str, list[float]] = defaultdict(list)
@@ -76,5 +76,9 @@ def evaluate(lm: MSAForCausalLM, batches: Sequence[TrainingBatch], prefix_ids: T
                     if exact is not None:
                         values[name].append(float(exact))
                         values[f"{name}/{source}"].append(float(exact))
+        if batch.copies is not None:
+            targets = batch.copies.answer_labels[:, 1:]
+            out = lm(batch.copies.input_ids, prefix=prefix)
+            values["copied"] += (out.logits[:, :-1].argmax(-1) == targets)[targets != IGNORED].float().tolist()
     lm.train(was_training)
     return {name: sum(numbers) / len(numbers) for name, numbers in sorted(values.items()) if numbers}

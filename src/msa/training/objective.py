@@ -15,13 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
 from msa.model.losses import labelled_token_loss
 from msa.ops import Routing, routing_divergence
-from msa.training.data.collate import DocumentBucket, TrainingBatch
+from msa.training.data.collate import DocumentBucket, RowBucket, TrainingBatch
 from msa.training.data.steps import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing + distillation · L_distil.
+    """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing + distillation · L_distil
+    + copying · L_copying.
 
     Attributes:
         ids: on what retrieval writes (the paper's α).
@@ -31,6 +32,7 @@ class LossWeights:
         distillation: on the divergence of the document scores from a teacher's, where samples bring its scores; not in
             the paper, 0: off.
         teacher_temperature: of the teacher's scores.
+        copying: on rows to copy, where a phase has them; not in the paper.
     """
 
     ids: float = 1.0
@@ -39,6 +41,7 @@ class LossWeights:
     closing_id: float = 0.0
     distillation: float = 0.0
     teacher_temperature: float = 1.0
+    copying: float = 1.0
 
 
 @dataclass
@@ -116,12 +119,28 @@ def compute_losses(
             divergence, count = distillation_loss(lm, out.routing, teacher, weights.teacher_temperature)
             means.add("distillation", divergence, count)
         means.routing.append(out.routing)
+    if batch.copies is not None:
+        means.add("copying", *_copying_loss(lm, batch.copies, prefix))
     parts |= means.result()
     # always there, because processes that train together compare their parts one by one
-    for name in ("routing", *(["distillation"] if weights.distillation else [])):
-        parts.setdefault(name, torch.zeros_like(parts["ids"]))
+    zero = next(iter(parts.values())) * 0.0
+    for name in ("ids", "answer", "routing", *(["distillation"] if weights.distillation else [])):
+        parts.setdefault(name, zero)
     total = torch.stack([getattr(weights, name) * loss.float() for name, loss in parts.items()]).sum()
     return StepLosses(total=total, parts=parts, routing=means.routing, memory=own)
+
+
+def _copying_loss(lm: MSAForCausalLM, rows: RowBucket, prefix: PrefixMemory | None) -> tuple[Tensor, int]:
+    """Loss on the copied tokens, and how many they are; no memory takes part."""
+    out = lm(
+        rows.input_ids,
+        attention_mask=rows.attention_mask,
+        prefix=prefix,
+        labels=rows.answer_labels,
+        labelled_only=True,
+    )
+    assert out.lm_loss is not None
+    return out.lm_loss, rows.count(rows.answer_labels)
 
 
 def encode_batch(

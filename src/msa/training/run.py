@@ -11,7 +11,7 @@ import torch
 
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, CopySource, FileSource, NeedleSource, SampleSource, VariableSource
+from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleWorlds
@@ -24,7 +24,7 @@ from msa.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 _HELD_OUT_BATCHES = 4
-Source = SampleSource | CopySource
+Source = SampleSource | None  # None: a phase of copies alone
 
 
 def train(model: MSAModel, config: TrainConfig) -> Path | None:
@@ -75,11 +75,9 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list
             for side, sources in ((False, training), (True, held_out)):
                 sentences = haystack_sentences(config.haystack, held_out=side)
                 sources.append(VariableSource(sentences, phase.variables))
-        elif phase.copies is not None:
-            control = set(model.tokenizer.get_added_vocab().values())
-            source = CopySource([i for i in range(len(model.tokenizer)) if i not in control], phase.copies)
-            training.append(source)
-            held_out.append(source)
+        elif phase.files is None:
+            training.append(None)
+            held_out.append(None)
         else:
             training.append(_file_source(model, config, phase, files, held_out=False))
             held_out.append(_file_source(model, config, phase, files, held_out=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msa.training.data.copies import CopyConfig, copy_batch
+from msa.training.data.copies import CopyConfig, copy_rows
 from msa.training.data.steps import IGNORED
 
 VOCABULARY = range(100, 900)
@@ -12,17 +12,14 @@ CONFIG = CopyConfig(questions=40, tokens=24, quoted_tokens=30, min_span=3, max_s
 
 @pytest.fixture(scope="module")
 def rows():
-    batch = copy_batch(CONFIG, VOCABULARY, "seed")
-    assert batch.documents == []
-    assert len(batch.rows) == 1
-    return batch.rows[0]
+    return copy_rows(CONFIG, VOCABULARY, "seed")
 
 
 def test_a_batch_is_a_pure_function_of_its_seed(rows):
-    again = copy_batch(CONFIG, VOCABULARY, "seed").rows[0]
+    again = copy_rows(CONFIG, VOCABULARY, "seed")
     assert torch.equal(rows.input_ids, again.input_ids)
     assert torch.equal(rows.answer_labels, again.answer_labels)
-    assert not torch.equal(rows.input_ids, copy_batch(CONFIG, VOCABULARY, "other").rows[0].input_ids)
+    assert not torch.equal(rows.input_ids, copy_rows(CONFIG, VOCABULARY, "other").input_ids)
 
 
 def test_every_learnt_token_follows_its_predecessor_earlier_in_the_row(rows):
@@ -54,12 +51,12 @@ def test_the_original_and_the_first_token_of_a_span_are_not_learnt(rows):
 
 def test_some_rows_are_made_of_few_tokens():
     def kinds(share):
-        ids = copy_batch(CopyConfig(questions=30, few_tokens=share), VOCABULARY, "s").rows[0].input_ids
+        ids = copy_rows(CopyConfig(questions=30, few_tokens=share), VOCABULARY, "s").input_ids
         return [len(set(row.tolist())) for row in ids]
 
     assert max(kinds(1.0)) <= 20
     assert min(kinds(0.0)) > 15
-    assert len(set(copy_batch(CopyConfig(few_tokens=1.0), [7, 8, 9], "s").rows[0].input_ids.flatten().tolist())) == 3
+    assert len(set(copy_rows(CopyConfig(few_tokens=1.0), [7, 8, 9], "s").input_ids.flatten().tolist())) == 3
 
 
 @pytest.mark.parametrize(

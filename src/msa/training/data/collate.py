@@ -89,32 +89,43 @@ class TrainingBatch:
         rows: in buckets, shortest first.
         numbers: the number each document was given.
         memory: latents of the documents where they were encoded before; then ``documents`` is empty.
+        copies: rows to copy, which see no memory; None: none.
     """
 
     documents: list[DocumentBucket]
     rows: list[RowBucket]
     numbers: list[int]
     memory: DocumentMemory | None = None
+    copies: RowBucket | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on another device."""
         memory = None if self.memory is None else self.memory.to(device)
         documents, rows = [b.to(device) for b in self.documents], [b.to(device) for b in self.rows]
-        return TrainingBatch(documents, rows, self.numbers, memory)
+        copies = None if self.copies is None else self.copies.to(device)
+        return TrainingBatch(documents, rows, self.numbers, memory, copies)
 
     @property
     def num_tokens(self) -> int:
         """Real tokens of documents and rows."""
-        return int(sum(b.lengths.sum() for b in self.documents) + sum(b.attention_mask.sum() for b in self.rows))
+        rows = [*self.rows, *([self.copies] if self.copies is not None else [])]
+        return int(sum(b.lengths.sum() for b in self.documents) + sum(b.attention_mask.sum() for b in rows))
 
     @property
     def padded_tokens(self) -> int:
         """Tokens computed, padding included."""
-        return sum(b.input_ids.numel() for b in self.documents) + sum(b.input_ids.numel() for b in self.rows)
+        rows = [*self.rows, *([self.copies] if self.copies is not None else [])]
+        return sum(b.input_ids.numel() for b in self.documents) + sum(b.input_ids.numel() for b in rows)
 
 
-def draw_numbers(count: int, max_digits: int, rng: random.Random) -> list[int]:
+def draw_numbers(count: int, max_digits: int, rng: random.Random, full: float = 0.0) -> list[int]:
     """Distinct document numbers, their length uniform in 1..max_digits as far as there are enough short ones.
+
+    Args:
+        count: how many.
+        max_digits: of the longest.
+        rng: draws them.
+        full: probability that a number has ``max_digits`` digits whatever is drawn for the others.
 
     Raises:
         ValueError: more documents than numbers.
@@ -123,7 +134,7 @@ def draw_numbers(count: int, max_digits: int, rng: random.Random) -> list[int]:
         raise ValueError(f"{count} documents need longer ids than {max_digits} digits")
     drawn: dict[int, None] = {}
     while len(drawn) < count:
-        digits = rng.randint(1, max_digits)
+        digits = max_digits if full and rng.random() < full else rng.randint(1, max_digits)
         drawn[rng.randrange(10 ** (digits - 1), 10**digits)] = None
     return list(drawn)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from msa.training.data.collate import RowBucket, TrainingBatch
+from msa.training.data.collate import RowBucket
 from msa.training.data.steps import IGNORED
 
 
@@ -46,8 +46,8 @@ class CopyConfig:
             )
 
 
-def copy_batch(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> TrainingBatch:
-    """One batch over the token ids in ``vocabulary``; learnt are all but the first token of every quoted span."""
+def copy_rows(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> RowBucket:
+    """Rows over the token ids in ``vocabulary``; learnt are all but the first token of every quoted span."""
     rng = random.Random(seed)
     width = config.tokens + config.quoted_tokens
     ids = torch.zeros(config.questions, width, dtype=torch.long)
@@ -65,7 +65,7 @@ def copy_batch(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> Trai
         ids[row] = torch.tensor(tokens[:width])
         labels[row] = torch.where(torch.tensor(learnt[:width]), ids[row], IGNORED)
     nothing = torch.full_like(ids, IGNORED)
-    rows = RowBucket(
+    return RowBucket(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         routing_mask=torch.zeros_like(ids),
@@ -75,4 +75,3 @@ def copy_batch(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> Trai
         positives=[[] for _ in range(config.questions)],
         sources=["copy"] * config.questions,
     )
-    return TrainingBatch([], [rows], [])
