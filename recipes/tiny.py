@@ -36,6 +36,7 @@ ABLATIONS = (
     "none",
     "random-routers",
     "no-copying-heads",
+    "no-copy-rows",
     "no-curriculum",
     "no-routing-bias",
     "no-closing-id",
@@ -59,6 +60,7 @@ def phase(
     hops: float = 0.2,
     misses: float = 0.1,
     past: int = 0,
+    probe: float = 0.0,
 ) -> Phase:
     """One stage of the curriculum."""
     needles = NeedleConfig(
@@ -76,7 +78,7 @@ def phase(
         name=name,
         steps=steps,
         learning_rate=LEARNING_RATE,
-        weights=LossWeights(routing=1.0, closing_id=0.5, copying=0.5),
+        weights=LossWeights(routing=1.0, closing_id=0.5, copying=0.5, id_probe=probe),
         needles=needles,
         copies=CopyConfig(questions=8),
         id_digits=digits,
@@ -106,9 +108,10 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         phase("1 digit, chunks of 16", 60, digits=1, chunk=16, filler=3, alike=0.1, **short),
         phase("2 digits, chunks of 32", 80, digits=2, chunk=32, filler=6, alike=0.2, **short),
         phase("3 digits, chunks of 64", 250, digits=3, chunk=64, filler=10, alike=0.2),
-        phase("5 digits", 500, digits=5, chunk=64, filler=20, past=200),
-        phase("7 digits", 1000, digits=7, chunk=64, filler=30, past=1000),
-        phase("longer texts", 500, digits=7, chunk=64, filler=100, past=1000),
+        phase("5 digits", 240, digits=5, chunk=64, filler=20, past=200),
+        phase("5 digits, legible", 350, digits=5, chunk=64, filler=20, past=200, probe=1.0),
+        phase("7 digits", 800, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
+        phase("longer texts", 610, digits=7, chunk=64, filler=80, past=1000, probe=1.0),
     )
     return TrainConfig(
         out=out,
@@ -131,6 +134,9 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
         return whole, {"tied_routers": False}
     if name == "no-copying-heads":
         return whole, {"copying_heads": False}
+    if name == "no-copy-rows":
+        copying, first, *others = (replace(p, copies=None) if p.needles else p for p in whole.phases)
+        return replace(whole, phases=(replace(first, steps=first.steps + copying.steps), *others)), {}
     if name == "no-routing-bias":
         return whole, {"routing_bias": False}
     if name == "chunks-of-16":

@@ -17,12 +17,13 @@ from msa.model.losses import labelled_token_loss
 from msa.ops import Routing, routing_divergence
 from msa.training.data.collate import DocumentBucket, RowBucket, TrainingBatch
 from msa.training.data.steps import IGNORED
+from msa.training.id_probe import IdProbe
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing + distillation · L_distil
-    + copying · L_copying.
+    + copying · L_copying + id_probe · L_probe.
 
     Attributes:
         ids: on what retrieval writes (the paper's α).
@@ -33,6 +34,7 @@ class LossWeights:
             the paper, 0: off.
         teacher_temperature: of the teacher's scores.
         copying: on rows to copy, where a phase has them; not in the paper.
+        id_probe: on a probe that reads ids in each chunk's values; not in the paper, 0: off.
     """
 
     ids: float = 1.0
@@ -42,6 +44,7 @@ class LossWeights:
     distillation: float = 0.0
     teacher_temperature: float = 1.0
     copying: float = 1.0
+    id_probe: float = 0.0
 
 
 @dataclass
@@ -70,6 +73,7 @@ def compute_losses(
     freeze_documents: bool = False,
     checkpoint_documents: bool = False,
     past: DocumentMemory | None = None,
+    probe: IdProbe | None = None,
 ) -> StepLosses:
     """Forward pass of one batch: encode its documents, route, and compute every loss of the step.
 
@@ -81,6 +85,7 @@ def compute_losses(
         freeze_documents: no gradients into the documents' latents.
         checkpoint_documents: keep only the latents of documents, and encode each bucket again in the backward pass.
         past: documents of earlier steps, which every row may select beside the batch's own.
+        probe: reads the ids of the batch's documents where ``weights.id_probe`` is set.
     """
     parts: dict[str, Tensor] = {}
     memory, closing = batch.memory, None
@@ -91,6 +96,8 @@ def compute_losses(
             )
     if closing is not None:
         parts["closing_id"] = closing
+    if memory is not None and probe is not None and weights.id_probe:
+        parts["id_probe"] = probe(memory, torch.tensor(batch.numbers, device=memory.chunk_offsets.device))
     own, num_past = memory, 0
     if memory is not None and past is not None:
         memory, num_past = DocumentMemory.concatenate([memory, past]), past.num_documents

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from msa.errors import TrainingError
 from msa.training.config import TrainConfig
 
-_OUTSIDE = ("embed_tokens", "lm_head")
+_OUTSIDE = ("embed_tokens", "lm_head", "id_probe")
 
 
 def build_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:

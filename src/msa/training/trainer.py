@@ -22,6 +22,7 @@ from msa.training.batches import Batches
 from msa.training.checkpoints import Checkpoints
 from msa.training.config import TrainConfig
 from msa.training.data.collate import TrainingBatch
+from msa.training.id_probe import IdProbe
 from msa.training.log import TrainingLog
 from msa.training.objective import LossWeights, compute_losses
 from msa.training.optimizers import build_optimizers
@@ -42,6 +43,8 @@ class TrainingStep(nn.Module):
         self.lm = lm
         self._freeze, self._checkpoint = config.freeze_documents, config.checkpoint_documents
         self.past = PastDocuments()
+        probed = any(phase.weights.id_probe for phase in config.phases)
+        self.id_probe = IdProbe(lm.config).to(lm.device) if probed else None
         self.prefix_ids: Tensor
         self.register_buffer("prefix_ids", prefix_ids, persistent=False)
 
@@ -57,6 +60,7 @@ class TrainingStep(nn.Module):
             freeze_documents=self._freeze,
             checkpoint_documents=self._checkpoint,
             past=self.past.memory if past_documents else None,
+            probe=self.id_probe,
         )
         if losses.memory is not None:
             self.past.add(losses.memory, past_documents)
@@ -110,7 +114,7 @@ class Trainer:
         self._lm.model.checkpoint_layers = config.checkpoint_layers
         step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
         self._past = step.past
-        self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(self._lm, config))
+        self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(step, config))
         settings = dataclasses.asdict(config)
         self._checkpoints = Checkpoints(
             Path(config.out) / "checkpoints",
