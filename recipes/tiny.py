@@ -32,6 +32,8 @@ HAYSTACK = tuple(
 # uuids are five times as long as other keys
 MIXED = ("word", "word", "number", "number", "uuid")
 LEARNING_RATE = 6e-3
+SHORT_COPIES = CopyConfig(questions=8)
+LONG_COPIES = CopyConfig(questions=8, tokens=80, quoted_tokens=60, max_span=36, few_tokens=0.5)
 ABLATIONS = (
     "none",
     "random-routers",
@@ -42,6 +44,7 @@ ABLATIONS = (
     "no-closing-id",
     "no-routing-loss",
     "chunks-of-16",
+    "probe-from-the-start",
 )
 
 
@@ -58,7 +61,11 @@ def phase(
     values: tuple[str, ...] = MIXED,
     alike: float = 0.5,
     hops: float = 0.2,
-    misses: float = 0.1,
+    unanswerable: float = 0.1,
+    second_tries: float = 0.1,
+    misses: int = 2,
+    copies: CopyConfig = SHORT_COPIES,
+    final: float = 0.3,
     past: int = 0,
     probe: float = 0.0,
 ) -> Phase:
@@ -72,7 +79,7 @@ def phase(
         hard_negatives=0.0,
         alike=alike,
         two_hop=hops,
-        unanswerable=misses,
+        unanswerable=unanswerable,
     )
     return Phase(
         name=name,
@@ -80,14 +87,14 @@ def phase(
         learning_rate=LEARNING_RATE,
         weights=LossWeights(routing=1.0, closing_id=0.5, copying=0.5, id_probe=probe),
         needles=needles,
-        copies=CopyConfig(questions=8),
+        copies=copies,
         id_digits=digits,
         full_ids=0.5,
         repeat_ids=digits < 3,
         chunk_size=chunk,
-        final_share=0.3,
-        misses=2,
-        second_tries=misses,
+        final_share=final,
+        misses=misses,
+        second_tries=second_tries,
         past_documents=past,
     )
 
@@ -100,7 +107,17 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         "documents": 32,
         "questions": 32,
         "hops": 0.0,
-        "misses": 0.0,
+        "unanswerable": 0.0,
+        "second_tries": 0.0,
+    }
+    late: dict[str, Any] = {
+        "past": 1000,
+        "probe": 1.0,
+        "unanswerable": 0.15,
+        "second_tries": 0.0,
+        "misses": 1,
+        "final": 0.4,
+        "copies": LONG_COPIES,
     }
     phases = (
         Phase(name="copying", steps=250, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
@@ -110,8 +127,9 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         phase("3 digits, chunks of 64", 250, digits=3, chunk=64, filler=10, alike=0.2),
         phase("5 digits", 240, digits=5, chunk=64, filler=20, past=200),
         phase("5 digits, legible", 350, digits=5, chunk=64, filler=20, past=200, probe=1.0),
-        phase("7 digits", 800, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
-        phase("longer texts", 610, digits=7, chunk=64, filler=80, past=1000, probe=1.0),
+        phase("7 digits", 150, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
+        phase("longer texts", 500, digits=7, chunk=64, filler=50, **late),
+        phase("still longer texts", 450, digits=7, chunk=64, filler=80, **late),
     )
     return TrainConfig(
         out=out,
@@ -120,6 +138,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         haystack=HAYSTACK,
         optimizer="muon",
         warmup_steps=50,
+        decay_steps=round(2760 * scale),
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
@@ -145,8 +164,13 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
     if name == "no-curriculum":
         last = replace(whole.phases[-1], steps=whole.total_steps)
         return replace(whole, phases=(last,)), {}
-    if name in ("no-closing-id", "no-routing-loss"):
-        field = {"closing_id": 0.0} if name == "no-closing-id" else {"routing": 0.0}
+    changed_weights = {
+        "no-closing-id": {"closing_id": 0.0},
+        "no-routing-loss": {"routing": 0.0},
+        "probe-from-the-start": {"id_probe": 1.0},
+    }
+    if name in changed_weights:
+        field = changed_weights[name]
         phases = tuple(replace(p, weights=replace(p.weights, **field)) for p in whole.phases)
         return replace(whole, phases=phases), {}
     return whole, {}

@@ -176,3 +176,14 @@ def test_the_learning_rate_warms_up_and_then_falls_along_one_cosine():
 def test_without_warm_up_the_first_step_is_at_the_peak():
     config = dataclasses.replace(FULL, warmup_steps=0, min_learning_rate=1.0)
     assert {config.learning_rate_at(step) for step in range(30)} == {1e-3}
+
+
+def test_the_rate_decays_over_its_own_number_of_steps(tmp_path):
+    phases = (Phase(name="all", steps=100, learning_rate=1.0, needles=NeedleConfig()),)
+    settings = {"out": str(tmp_path), "phases": phases, "warmup_steps": 1, "min_learning_rate": 0.1}
+    whole, short, long = (TrainConfig(**settings, decay_steps=steps) for steps in (0, 50, 200))
+    assert whole.learning_rate_at(99) == pytest.approx(0.1, abs=1e-3)
+    assert whole.learning_rate_at(50) == pytest.approx(0.55)
+    assert short.learning_rate_at(25) == pytest.approx(0.55)
+    assert short.learning_rate_at(50) == short.learning_rate_at(99) == pytest.approx(0.1)
+    assert long.learning_rate_at(99) > 0.5

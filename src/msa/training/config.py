@@ -143,6 +143,7 @@ class TrainConfig:
         max_document_tokens: longer documents are refused.
         bucket_tokens: tokens of a bucket of similar lengths.
         warmup_steps: of the learning rate. min_learning_rate: share of the peak the cosine ends at.
+        decay_steps: steps the cosine takes; 0: as many as the phases have.
         optimizer: ``adamw``, or ``muon`` for the matrices inside the layers (see training/optimizers.py).
         weight_decay, betas, max_grad_norm: of the optimiser, and clipping.
         checkpoint_every, keep_checkpoints: steps between checkpoints, and how many stay.
@@ -167,6 +168,7 @@ class TrainConfig:
     bucket_tokens: int = 4096
     warmup_steps: int = 100
     min_learning_rate: float = 0.1
+    decay_steps: int = 0
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
@@ -210,9 +212,9 @@ class TrainConfig:
         return len(self.phases) - 1, self.phases[-1]
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine over the whole run down to ``min_learning_rate`` of the phase's peak."""
+        """Linear warm-up, and a cosine over ``decay_steps`` down to ``min_learning_rate`` of the phase's peak."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / (self.decay_steps or self.total_steps))))
         return (
             self.phase_at(step)[1].learning_rate
             * warm
