@@ -3,8 +3,9 @@
     python benchmarks/needles.py --model runs/tiny/model --tokens 64000 1000000 [--questions 200] [--out results.json]
 
 The memory holds made-up documents of held-out sentences, keys and values (msa.training.data.needles); it grows from one
-size to the next and is never encoded again. Per kind of question: ``retrieved`` (each round wrote exactly the right
-ids), ``answered`` (the answer is the expected text exactly) and ``read`` (the right documents were read, in any round).
+size to the next and is never encoded again. Per kind of question and of value: ``retrieved`` (each round wrote exactly
+the right ids), ``answered`` (the answer is the expected text exactly), ``read`` (the right documents were read, in any
+round).
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ from typing import Any
 import torch
 
 import msa
-from msa.training.data.needles import NeedleConfig, NeedleWorlds, keys_of
+from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds, keys_of
 from msa.training.data.samples import Sample
 from msa.training.data.words import haystack_sentences, needle_words
 
 BATCH = 20
+
+
+def kind_of(value: str) -> str:
+    """Which kind of value an answer is."""
+    if value == NOT_IN_MEMORY:
+        return "none"
+    return "number" if value.isdigit() else "uuid" if len(value) == 36 and value.count("-") == 4 else "word"
 
 
 def score(memory: msa.Memory, samples: list[Sample], **options: Any) -> tuple[dict[str, Any], float]:
@@ -39,7 +47,7 @@ def score(memory: msa.Memory, samples: list[Sample], **options: Any) -> tuple[di
         for sample, answer in zip(batch, answers, strict=True):
             rounds = [tuple(found.retrieved) for found in answer.rounds if found.retrieved]
             read = {document for found in rounds for document in found}
-            for name in (sample.source, "all"):
+            for name in (sample.source, f"value/{kind_of(sample.answer or '')}", "all"):
                 if sample.positives:
                     rates[name]["retrieved"].append(float(rounds == list(sample.steps)))
                     rates[name]["read"].append(float(set(sample.positives) <= read))

@@ -260,6 +260,20 @@ def test_ids_can_be_constrained_to_the_selected_documents(writer):
     assert set(answer.rounds[0].numbers) == {int(writer.library.numbers[index]) for index in indices}
 
 
+@pytest.mark.parametrize("constrain_ids", ["existing", "selected", "none"])
+def test_a_checkpoint_says_which_ids_can_be_written_where_a_question_does_not(tmp_path, constrain_ids):
+    model = tiny_model(protocol={"retrieval": "generative", "constrain_ids": constrain_ids}, top_k_docs=2)
+    memory, engine = open_engine(model, tmp_path / "memory")
+    with memory:
+        own, said = (
+            engine.ask(["Which?"], AskOptions(max_new_tokens=3, max_rounds=1, constrain_ids=how))[0]
+            for how in (None, constrain_ids)
+        )
+        assert own.rounds[0].generated == said.rounds[0].generated
+    with pytest.raises(ValueError, match="constrain_ids must be one of existing, selected, none, got 'any'"):
+        tiny_model(protocol={"constrain_ids": "any"})
+
+
 def test_where_restricts_the_ids_that_are_written(writer):
     answer = writer.ask(["Which?"], AskOptions(retrieval="generative", where={"half": 1}, max_new_tokens=1))[0]
     assert len(answer.sources) >= 16

@@ -1,7 +1,7 @@
 """A start for networks from nothing: heads that see the token before, and heads that copy what followed it.
 
-Copying needs two heads in series (an induction head): one tells each token its predecessor, the next one finds the
-place whose predecessor is the current token. Out of random weights both take thousands of steps to form on a CPU,
+Copying needs two heads in series (an induction head): one tells each token its predecessors, the next one finds the
+place whose predecessors are the current tokens. Out of random weights both take thousands of steps to form on a CPU,
 because neither is of use without the other; begun like this they copy within a hundred. In the spirit of mimetic
 initialisation (arXiv 2305.09828): only the start is made, everything is trained.
 
@@ -23,12 +23,16 @@ _SHARPNESS = 7.5
 _FAST_PAIRS = 6
 
 
+# how many tokens in a row the heads of one key/value head compare, in turn
+_ORDERS = (2, 3)
+
+
 @dataclass(frozen=True)
-class _Predecessor:
-    """Where the first layer leaves the token before: ``reads`` ``[D, H]`` of it, at ``writes`` ``[D, H]``."""
+class _Predecessors:
+    """What the first layer tells each token: ``reads`` ``[D, H]`` of the token m + 1 back, at ``writes[m]``."""
 
     reads: Tensor
-    writes: Tensor
+    writes: list[Tensor]
 
 
 @torch.no_grad()
@@ -37,15 +41,15 @@ def start_copying_heads(lm: MSAForCausalLM, generator: torch.Generator) -> None:
 
     Every embedding gets a constant vector in common. The first layer's queries and keys are made of it alone, with
     phases whose product under RoPE peaks at a distance of m tokens for head m. The next two layers' heads, except for
-    the last key/value head's, match the current token against predecessors and write what they find as it was read.
-    Elsewhere the constant is projected out, so that it does not drown what differs between tokens.
+    the last key/value head's, match the last two or three tokens against those before a place, and write what stands
+    there. Elsewhere the constant is projected out, so that it does not drown what differs between tokens.
     """
     embeddings = lm.model.embed_tokens.weight
     constant = torch.randn(embeddings.shape[1], generator=generator) * 0.5
     embeddings += constant
-    predecessor = _see_predecessors(lm, constant, generator)
+    predecessors = _see_predecessors(lm, constant, generator)
     for layer in range(1, min(3, lm.config.num_hidden_layers)):
-        _copy_followers(lm, layer, predecessor, constant, generator)
+        _copy_followers(lm, layer, predecessors, constant, generator)
     for layer in range(1, lm.config.num_hidden_layers):
         attention = lm.model.layer(layer).self_attn
         projections = [attention.q_proj, attention.k_proj]
@@ -55,7 +59,7 @@ def start_copying_heads(lm: MSAForCausalLM, generator: torch.Generator) -> None:
             projection.weight.copy_(_without(projection.weight, constant))
 
 
-def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Generator) -> _Predecessor:
+def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Generator) -> _Predecessors:
     """The first layer: head m (from 1) attends m tokens back; each writes to its own part of the residual stream."""
     config, attention = lm.config, lm.model.layer(0).self_attn
     dim, group_size = attention.head_dim, attention.num_heads // attention.num_kv_heads
@@ -65,44 +69,47 @@ def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Gen
     along = constant / constant.norm() ** 2 * 1.25**0.5
     scale = (_SHARPNESS * dim**0.5) ** 0.5
     room = _orthonormal(config.hidden_size, config.hidden_size, generator)
+    reads = _without(_orthonormal(dim, config.hidden_size, generator), constant)
     key = torch.zeros(dim)
     key[:fast] = scale
-    first: _Predecessor | None = None
-    reads = torch.zeros(0)
-    for head in range(attention.num_heads):
-        rows, kv_rows = _rows(head, dim), _rows(head // group_size, dim)
-        if head % group_size == 0:
-            reads = _without(_orthonormal(dim, config.hidden_size, generator), constant)
-            attention.k_proj.weight[kv_rows] = key[:, None] * along
-            attention.v_proj.weight[kv_rows] = reads
+    for kv in range(attention.num_kv_heads):
+        attention.k_proj.weight[_rows(kv, dim)] = key[:, None] * along
+        attention.v_proj.weight[_rows(kv, dim)] = reads
+    writes = []
+    for head in range(group_size * attention.num_kv_heads):
         phases = frequencies * (head + 1)
         query = torch.zeros(dim)
         query[:fast], query[dim // 2 : dim // 2 + fast] = scale * phases.cos(), -scale * phases.sin()
-        attention.q_proj.weight[rows] = query[:, None] * along
+        attention.q_proj.weight[_rows(head, dim)] = query[:, None] * along
         part = torch.arange(head * dim, (head + 1) * dim) % config.hidden_size
-        writes = room[part] * (2.0 if head == 0 else 1.0)
-        attention.o_proj.weight[:, rows] = writes.T
-        first = first or _Predecessor(reads, writes)
-    assert first is not None
-    return first
+        writes.append(room[part] * (2.0 if head < max(_ORDERS) else 1.0))
+        attention.o_proj.weight[:, _rows(head, dim)] = writes[-1].T
+    return _Predecessors(reads, writes)
 
 
 def _copy_followers(
-    lm: MSAForCausalLM, layer: int, predecessor: _Predecessor, constant: Tensor, generator: torch.Generator
+    lm: MSAForCausalLM, layer: int, predecessors: _Predecessors, constant: Tensor, generator: torch.Generator
 ) -> None:
-    """Heads whose key is a token's predecessor, whose query is the current token, and that write the token found."""
+    """Heads that match the last tokens against those before a place, and write the token that stands there."""
     attention = lm.model.layer(layer).self_attn
     dim, group_size = attention.head_dim, attention.num_heads // attention.num_kv_heads
     pairs = dim // 2
     # only slow pairs of RoPE can compare contents over a distance
     slow = torch.cat([torch.arange(pairs // 2, pairs), torch.arange(pairs // 2, pairs) + pairs])
+    slow = slow[torch.randperm(len(slow), generator=generator)]
+    # the current token, then the tokens before it as the first layer has told them
+    recent = [predecessors.reads, *predecessors.writes]
     for kv in range(max(attention.num_kv_heads - 1, 1)):
-        chosen = torch.randperm(dim, generator=generator)[: len(slow)]
+        order = min(_ORDERS[kv % len(_ORDERS)], len(predecessors.writes))
         copied = _without(_orthonormal(dim, attention.q_proj.in_features, generator), constant)
-        attention.k_proj.weight[kv * dim + slow] = 2.0 * predecessor.writes[chosen]
         attention.v_proj.weight[_rows(kv, dim)] = copied
+        for back, part in enumerate(slow.chunk(order)):
+            chosen = torch.randperm(dim, generator=generator)[: len(part)]
+            attention.k_proj.weight[kv * dim + part] = 2.0 * predecessors.writes[back][chosen]
+            for head in range(kv * group_size, (kv + 1) * group_size):
+                gain = 2.5 if back == 0 else 1.25  # what the first layer wrote is twice as large
+                attention.q_proj.weight[head * dim + part] = gain * recent[back][chosen]
         for head in range(kv * group_size, (kv + 1) * group_size):
-            attention.q_proj.weight[head * dim + slow] = 2.5 * predecessor.reads[chosen]
             attention.o_proj.weight[:, _rows(head, dim)] = 1.5 * copied.T
 
 

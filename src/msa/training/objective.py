@@ -104,28 +104,7 @@ def compute_losses(
     prefix: PrefixMemory | None = lm.encode_prefix(prefix_ids) if prefix_ids.numel() else None
     means = _Means()
     for rows in batch.rows:
-        num_positive = sum(bool(positives) for positives in rows.positives)
-        out = lm(
-            rows.input_ids,
-            attention_mask=rows.attention_mask,
-            routing_mask=rows.routing_mask,
-            memory=memory,
-            prefix=prefix,
-            labels=rows.id_labels,
-            answer_labels=rows.answer_labels,
-            positives=rows.positives if num_positive else None,
-            doc_mask=nn.functional.pad(rows.selectable, (0, num_past), value=True),
-            labelled_only=True,
-        )
-        means.add("ids", out.lm_loss, rows.count(rows.id_labels))
-        means.add("answer", out.answer_loss, rows.count(rows.answer_labels))
-        if num_positive:
-            means.add("routing", out.aux_loss, num_positive)
-        if weights.distillation and rows.teacher is not None:
-            teacher = nn.functional.pad(rows.teacher, (0, num_past), value=float("-inf"))
-            divergence, count = distillation_loss(lm, out.routing, teacher, weights.teacher_temperature)
-            means.add("distillation", divergence, count)
-        means.routing.append(out.routing)
+        _add_row_losses(means, lm, rows, memory, num_past, prefix, weights)
     if batch.copies is not None:
         means.add("copying", *_copying_loss(lm, batch.copies, prefix))
     parts |= means.result()
@@ -135,6 +114,40 @@ def compute_losses(
         parts.setdefault(name, zero)
     total = torch.stack([getattr(weights, name) * loss.float() for name, loss in parts.items()]).sum()
     return StepLosses(total=total, parts=parts, routing=means.routing, memory=own)
+
+
+def _add_row_losses(
+    means: _Means,
+    lm: MSAForCausalLM,
+    rows: RowBucket,
+    memory: DocumentMemory | None,
+    num_past: int,
+    prefix: PrefixMemory | None,
+    weights: LossWeights,
+) -> None:
+    """Add the losses of one bucket of rows; the last ``num_past`` documents of the memory are of earlier steps."""
+    num_positive = sum(bool(positives) for positives in rows.positives)
+    out = lm(
+        rows.input_ids,
+        attention_mask=rows.attention_mask,
+        routing_mask=rows.routing_mask,
+        memory=memory,
+        prefix=prefix,
+        labels=rows.id_labels,
+        answer_labels=rows.answer_labels,
+        positives=rows.positives if num_positive else None,
+        doc_mask=nn.functional.pad(rows.selectable, (0, num_past), value=True),
+        labelled_only=True,
+    )
+    means.add("ids", out.lm_loss, rows.count(rows.id_labels))
+    means.add("answer", out.answer_loss, rows.count(rows.answer_labels))
+    if num_positive:
+        means.add("routing", out.aux_loss, num_positive)
+    if weights.distillation and rows.teacher is not None:
+        teacher = nn.functional.pad(rows.teacher, (0, num_past), value=float("-inf"))
+        divergence, count = distillation_loss(lm, out.routing, teacher, weights.teacher_temperature)
+        means.add("distillation", divergence, count)
+    means.routing.append(out.routing)
 
 
 def _copying_loss(lm: MSAForCausalLM, rows: RowBucket, prefix: PrefixMemory | None) -> tuple[Tensor, int]:
