@@ -70,12 +70,20 @@ def test_the_same_seed_makes_the_same_network(worlds, fresh):
     assert fresh_model(worlds, HAYSTACK, vocab_size=500, seed=1, **SMALL).fingerprint != fresh.fingerprint
 
 
-def test_tied_routers_find_a_question_s_words_before_any_training():
+@pytest.mark.parametrize(
+    ("copying_heads", "shape", "least"),
+    [
+        (False, {**SMALL, "hidden_size": 64, "head_dim": 32}, 0.5),
+        # what the copying heads write stands beside the words that the routers compare
+        (True, {"chunk_size": 8}, 0.15),
+    ],
+)
+def test_tied_routers_find_a_question_s_words_before_any_training(copying_heads, shape, least):
     tokenizer = train_tokenizer([*HAYSTACK, *ADJECTIVES], 400)
-    config = tiny_config(tokenizer, **{**SMALL, "hidden_size": 64, "head_dim": 32})
+    config = tiny_config(tokenizer, **shape)
     found = []
-    for seed in range(4):
-        lm = fresh_network(config, seed=seed)
+    for seed in range(8):
+        lm = fresh_network(config, seed=seed, copying_heads=copying_heads)
         generator = torch.Generator().manual_seed(seed)
         documents = torch.randint(10, len(tokenizer), (20, 8), generator=generator)
         wanted = random.Random(seed).sample(range(20), 5)
@@ -85,7 +93,7 @@ def test_tied_routers_find_a_question_s_words_before_any_training():
             routing = lm.route(questions, memory, top_k=2)
         scores = torch.stack([layer.doc_scores for layer in routing.values()]).mean(0)
         found += [int(best) == index for best, index in zip(scores.argmax(1), wanted, strict=True)]
-    assert sum(found) > 0.5 * len(found)  # chance is one in twenty
+    assert sum(found) > least * len(found)  # chance is one in twenty
 
 
 def test_texts_for_the_tokenizer_hold_every_sentence_that_needles_use(worlds):
