@@ -13,6 +13,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.objective import LossWeights
@@ -32,10 +33,7 @@ def pretrain(data: str, out: str, model: str = "runs/warm-up/model") -> TrainCon
 def sft_8k(data: str, out: str, model: str = "runs/pretrain/model") -> TrainConfig:
     """Question answering over about 8K tokens of memory a step, with negatives mined as the routers learn."""
     whole = _config(data, out, model, "SFT 8K", 4000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=64)
-    (phase,) = whole.phases
-    assert phase.files is not None
-    mining = replace(phase, files=replace(phase.files, mined_negatives=1), misses=2, second_tries=0.1)
-    return replace(whole, phases=(mining,), refresh_every=1000)
+    return _reading(whole, refresh_every=1000, mined_negatives=1)
 
 
 def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfig:
@@ -47,9 +45,7 @@ def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfi
 def chains(data: str, out: str, model: str = "runs/sft-64k/model") -> TrainConfig:
     """Memory Interleave: questions of two hops and more alone, as single steps; most rows find the next document."""
     whole = _config(data, out, model, "interleave chains", 1000, 6e-6, LossWeights(routing=0.1), final=0.3)
-    (phase,) = whole.phases
-    assert phase.files is not None
-    return replace(whole, phases=(replace(phase, files=replace(phase.files, min_hops=2)),))
+    return _reading(whole, min_hops=2)
 
 
 def lora(data: str, out: str, model: str = "smollm2-135m") -> TrainConfig:
@@ -82,6 +78,14 @@ def _config(
     )
     phase = Phase(name=name, steps=steps, learning_rate=learning_rate, weights=weights, files=files, final_share=final)
     return TrainConfig(out=out, model=model, phases=(phase,), precision="bf16")
+
+
+def _reading(whole: TrainConfig, refresh_every: int = 0, **changes: Any) -> TrainConfig:
+    """The stage with other settings of its files."""
+    (phase,) = whole.phases
+    assert phase.files is not None
+    changed = replace(phase, files=replace(phase.files, **changes))
+    return replace(whole, phases=(changed,), refresh_every=refresh_every)
 
 
 def main() -> None:

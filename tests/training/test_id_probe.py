@@ -49,6 +49,11 @@ def test_it_teaches_the_document_side_where_it_has_a_weight():
     assert probe.head.weight.grad.abs().sum() > 0
 
 
+def test_ids_that_it_cannot_read_are_refused():
+    with pytest.raises(ValueError, match="the id probe reads 7 digits, id_digits is 8"):
+        phase(id_digits=8, weights=LossWeights(id_probe=1.0))
+
+
 def test_it_is_trained_resumed_and_not_part_of_the_model(tmp_path):
     def run_of(folder, model, **changes):
         run = config(folder, phase(4, weights=LossWeights(id_probe=1.0)), **changes)

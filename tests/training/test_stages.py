@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_training import learner
 
+from msa.errors import TrainingDataError
 from msa.training.config import TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.run import sources_of
@@ -55,3 +56,6 @@ def test_chains_train_on_questions_of_several_hops_alone(tmp_path):
     for sources in sources_of(learner(), stage):
         drawn = [sample.query for number in range(4) for sample in sources[0].draw(number, "s").samples]
         assert set(drawn) == {"two?"}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(samples[0]) + "\n")
+    with pytest.raises(TrainingDataError, match=r"no sample in .*validation\.jsonl has 2 retrieval steps or more"):
+        sources_of(learner(), stage)

@@ -19,6 +19,7 @@ from msa.errors import TrainingError
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig
 from msa.training.data.variables import VariableConfig
+from msa.training.id_probe import PLACES
 from msa.training.objective import LossWeights
 
 TRAINABLE = ("all", "routers", "lora")
@@ -99,6 +100,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
         if self.misses < 1 or not 0 <= self.second_tries <= 1 or self.past_documents < 0:
             raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1, past_documents 0 or more")
+        if self.weights.id_probe and self.id_digits > PLACES:
+            raise ValueError(f"phase {self.name!r}: the id probe reads {PLACES} digits, id_digits is {self.id_digits}")
         sizes = [size for data in given for size in (data.documents, data.questions)]
         if self.id_digits < 1 or not 0 <= self.final_share <= 1 or any(size < 1 for size in sizes):
             raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")

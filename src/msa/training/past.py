@@ -32,11 +32,13 @@ class PastDocuments:
     @torch.no_grad()
     def add(self, memory: DocumentMemory, limit: int) -> None:
         """Put a step's documents at the end and keep the last ``limit``."""
+        if not limit:
+            self.memory = None
+            return
         parts = [self.memory] if self.memory is not None else []
         joined = DocumentMemory.concatenate([*parts, memory.detach()])
         count = joined.num_documents
-        kept = torch.arange(max(count - limit, 0), count, device=joined.chunk_offsets.device)
-        self.memory = joined.select(kept) if limit else None
+        self.memory = joined.select(torch.arange(max(count - limit, 0), count, device=joined.chunk_offsets.device))
 
     def save(self, path: Path) -> None:
         """Write the queue for :meth:`load`; without documents there is no file."""

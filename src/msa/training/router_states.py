@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from msa.model.bundle import MSAModel, model_fingerprint
 from msa.ops import chunk_offsets_of, pool_chunks
 from msa.ops.attend_memory import attend_causal
 from msa.training.data.samples import Sample
+from msa.training.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _check_manifest(model: MSAModel, folder: Path) -> None:
     }
     path = folder / MANIFEST
     if not path.exists():
-        _replace(path, lambda file: file.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
+        replace_file(path, lambda file: file.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -271,17 +271,8 @@ def _fill(folder: Path, kind: str, texts: Sequence[_Text], encoder: _Encoder, sh
         if (folder / names[-1]).exists():
             continue
         tensors = encoder.encode(shard)
-        _replace(folder / names[-1], partial(save_file, tensors))
+        replace_file(folder / names[-1], partial(save_file, tensors))
         done += sum(len(text.ids) for text in shard)
         rate = done / (time.perf_counter() - started)
         logger.info("%s: shard %d of %d, %d tokens read, %.0f tokens/s", kind, number, len(shards), done, rate)
     return tuple(names)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, flush, rename: the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

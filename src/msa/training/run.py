@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from msa.errors import TrainingDataError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
 from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
@@ -99,7 +100,13 @@ def _file_source(
             count_tokens=lambda text: len(model.protocol.document_ids(10**phase.id_digits - 1, text)),
             skip_bad=phase.files.skip_bad,
         )
-        known[key].samples = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
+        kept = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
+        if not kept:
+            raise TrainingDataError(
+                f"no sample in {', '.join(paths)} has {phase.files.min_hops} retrieval steps or more; lower min_hops of "
+                f"phase {phase.name!r}, or add samples with hops"
+            )
+        known[key].samples = kept
     return FileSource(known[key], phase.files, config.seed)
 
 

@@ -9,9 +9,9 @@ Axes: N documents.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from msa.documents.batching import length_buckets, pad_left, pad_right
 from msa.errors import TrainingError
 from msa.model import DocumentMemory, MSAForCausalLM
 from msa.training.data.samples import TrainingSet
+from msa.training.files import replace_file
 
 
 @dataclass
@@ -45,21 +46,21 @@ class Snapshot:
     def latents(self, names: Iterable[str]) -> DocumentMemory:
         """Latents of some documents, in that order."""
         assert self.memory is not None
-        place = {name: index for index, name in enumerate(self.numbers)}
-        return self.memory.select(
-            torch.tensor([place[name] for name in names], device=self.memory.chunk_offsets.device)
-        )
+        places = [self._places[name] for name in names]
+        return self.memory.select(torch.tensor(places, device=self.memory.chunk_offsets.device))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Corpus id → which document of the memory it is."""
+        return {name: index for index, name in enumerate(self.numbers)}
 
     def save(self, path: Path) -> None:
-        """Write beside, flush, rename: the file is there whole or not at all."""
+        """Write everything into one file, which is there whole or not at all."""
         tensors = {} if self.memory is None else self.memory.tensors()
         facts = {"step": self.step, "numbers": self.numbers, "mined": list(self.mined.items())}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors or {"empty": torch.zeros(0)}, temporary, metadata={"snapshot": json.dumps(facts)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        metadata = {"snapshot": json.dumps(facts)}
+        replace_file(path, partial(save_file, tensors or {"empty": torch.zeros(0)}, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Snapshot:
