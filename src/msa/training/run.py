@@ -103,8 +103,8 @@ def _file_source(
         kept = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
         if not kept:
             raise TrainingDataError(
-                f"no sample in {', '.join(paths)} has {phase.files.min_hops} retrieval steps or more; lower min_hops of "
-                f"phase {phase.name!r}, or add samples with hops"
+                f"no sample in {', '.join(paths)} has {phase.files.min_hops} retrieval steps or more; "
+                f"lower min_hops of phase {phase.name!r}, or add samples with hops"
             )
         known[key].samples = kept
     return FileSource(known[key], phase.files, config.seed)
