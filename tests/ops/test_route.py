@@ -143,14 +143,17 @@ def test_gradients_equal_the_reference(spec, tile):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements any operation returned."""
+    """Remembers the most elements any operation returned, and the most of float32."""
 
     numel = 0
+    floats = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.numel = max(self.numel, *sizes, 0)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.numel = max(self.numel, leaf.numel())
+                self.floats = max(self.floats, leaf.numel() if leaf.dtype == torch.float32 else 0)
         return out
 
 

@@ -2,16 +2,32 @@
 
 from msa.ops.attend_memory import attend_memory
 from msa.ops.pool_chunks import chunk_offsets_of, pool_chunks
-from msa.ops.route import Routing, RoutingSpec, route
+from msa.ops.route import (
+    ExactKeys,
+    HalfKeys,
+    KeyBlock,
+    QuantizedKeys,
+    Routing,
+    RoutingSpec,
+    halve_keys,
+    quantize_keys,
+    route,
+)
 from msa.ops.routing_loss import ROUTING_LOSSES, routing_divergence, routing_loss
 
 __all__ = [
     "ROUTING_LOSSES",
+    "ExactKeys",
+    "HalfKeys",
+    "KeyBlock",
+    "QuantizedKeys",
     "Routing",
     "RoutingSpec",
     "attend_memory",
     "chunk_offsets_of",
+    "halve_keys",
     "pool_chunks",
+    "quantize_keys",
     "route",
     "routing_divergence",
     "routing_loss",

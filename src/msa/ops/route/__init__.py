@@ -3,8 +3,24 @@
 Axes: B rows, T tokens, Hq query heads, Hkv key/value heads, D head_dim, C chunks, N documents, k selected documents.
 """
 
+from msa.ops.route.blocks import ExactKeys, HalfKeys, KeyBlock, KeyRows, QuantizedKeys, halve_keys, quantize_keys
 from msa.ops.route.naive import route_naive
+from msa.ops.route.threads import on_threads
 from msa.ops.route.tiled import route
-from msa.ops.route.types import Routing, RoutingSpec
+from msa.ops.route.types import Routing, RoutingSpec, best_documents
 
-__all__ = ["Routing", "RoutingSpec", "route", "route_naive"]
+__all__ = [
+    "ExactKeys",
+    "HalfKeys",
+    "KeyBlock",
+    "KeyRows",
+    "QuantizedKeys",
+    "Routing",
+    "RoutingSpec",
+    "best_documents",
+    "halve_keys",
+    "on_threads",
+    "quantize_keys",
+    "route",
+    "route_naive",
+]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from msa.ops.route.blocks import KeyBlock, as_blocks, dequantize
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
 
 
 def route_naive(
     query: Tensor,
     query_mask: Tensor,
-    keys: Tensor,
+    keys: Tensor | Sequence[KeyBlock],
     chunk_offsets: Tensor,
     spec: RoutingSpec,
     top_k: int,
     doc_mask: Tensor | None = None,
 ) -> Routing:
-    """Same arguments and result as :func:`msa.ops.route.route`; holds a tensor of rows x heads x tokens x chunks."""
-    group_size = query.shape[2] // keys.shape[1]
+    """Same arguments and result as :func:`msa.ops.route.route`; keys are dequantised in full and scores
+    are a tensor of rows x heads x tokens x chunks. ``stored`` keys are not looked at.
+    """
+    k = dequantize(as_blocks(keys, query), spec.similarity)  # [C, Hkv, D], of length 1 per head for cosine
+    k = k.repeat_interleave(query.shape[2] // k.shape[1], dim=1)  # [C, Hq, D]
     q = query.float()
-    k = keys.float().repeat_interleave(group_size, dim=1)  # [C, Hq, D]
     if spec.similarity == "cosine":
-        q, k = torch.nn.functional.normalize(q, dim=-1), torch.nn.functional.normalize(k, dim=-1)
+        q = torch.nn.functional.normalize(q, dim=-1)
     scores = torch.einsum("bthd,chd->bhtc", q, k) * spec.scale
     scores = scores.mean(1) if spec.head_reduce == "mean" else scores.amax(1)  # [B, T, C]
     rows = []

@@ -63,21 +63,54 @@ class Routing:
 
 
 def reduce_chunks(chunk_scores: Tensor, chunk_offsets: Tensor, reduction: str) -> Tensor:
-    """Chunk scores ``[B, C]`` and offsets ``[N + 1]`` → document scores ``[B, N]``."""
-    num_docs = chunk_offsets.shape[0] - 1
-    owner = torch.repeat_interleave(
-        torch.arange(num_docs, device=chunk_scores.device), chunk_offsets.diff(), output_size=chunk_scores.shape[1]
-    )
-    empty = chunk_scores.new_full((chunk_scores.shape[0], num_docs), float("-inf"))
-    how = "amax" if reduction == "max" else "mean"
-    return empty.scatter_reduce(1, owner.expand_as(chunk_scores), chunk_scores, how, include_self=False)
+    """Chunk scores ``[B, C]`` and offsets ``[N + 1]`` → document scores ``[B, N]``; −inf for one without chunks.
+
+    Raises:
+        ValueError: the offsets do not end at C.
+    """
+    if int(chunk_offsets[-1]) != chunk_scores.shape[1]:
+        raise ValueError(f"chunk_offsets end at {int(chunk_offsets[-1])}, but there are {chunk_scores.shape[1]} chunks")
+    offsets = chunk_offsets.expand(chunk_scores.shape[0], -1)
+    doc_scores = torch.segment_reduce(chunk_scores, reduction, offsets=offsets, axis=1)
+    return doc_scores.masked_fill(chunk_offsets.diff() == 0, float("-inf"))
 
 
 def select_documents(doc_scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Document scores ``[B, N]`` → the ``top_k`` best, indices and scores ``[B, top_k]``; −1 and −inf fill up."""
-    kept = min(top_k, doc_scores.shape[1])
-    scores, indices = doc_scores.topk(kept, dim=1)
+    """Document scores ``[B, N]`` → the ``top_k`` best, indices and scores ``[B, top_k]``; −1 and −inf fill up.
+
+    Of equal scores the lower index goes first.
+    """
+    indices = best_documents(doc_scores, top_k)
+    scores = doc_scores.gather(1, indices)
     indices = indices.masked_fill(scores == float("-inf"), -1)
-    missing = (0, top_k - kept)
+    missing = (0, top_k - indices.shape[1])
     pad = torch.nn.functional.pad
     return pad(indices, missing, value=-1), pad(scores, missing, value=float("-inf"))
+
+
+def best_documents(scores: Tensor, top_k: int) -> Tensor:
+    """The best columns of each row, best first; of equal scores the lower column goes first.
+
+    ``torch.topk`` leaves the order and the choice among equal scores open, and they change with N: a part of a memory
+    and the whole of it would pick different ones of two identical documents.
+
+    Args:
+        scores: ``[B, N]``, −inf where a document may not be selected, no NaN.
+        top_k: documents to select per row.
+
+    Returns:
+        Indices ``[B, min(top_k, N)]`` int64; those of −inf scores come last.
+
+    >>> best_documents(torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0]]), 3)
+    tensor([[1, 3, 2]])
+    """
+    kept = min(top_k, scores.shape[1])
+    if kept == 0 or scores.shape[0] == 0:
+        return torch.zeros(scores.shape[0], kept, dtype=torch.int64, device=scores.device)
+    last = scores.topk(kept, dim=1).values[:, -1:]
+    above, tied = scores > last, scores == last
+    room = kept - above.sum(1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(1) <= room))
+    indices = chosen.nonzero()[:, 1].view(scores.shape[0], kept)  # ascending in each row
+    order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True).indices
+    return indices.gather(1, order)

@@ -1,0 +1,239 @@
+"""Forms in which a memory keeps its routing keys: as they were stored, halved, or as int8 with one scale a chunk.
+
+Memories of many segments are routed over as a sequence of blocks, so nothing is concatenated. Halved and int8 keys
+are made ready for one similarity when they are prepared; a question then costs one product and no normalisation.
+
+Axes: C chunks of a block, c chunks of a tile, Hkv key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from msa.ops.route.types import SIMILARITIES
+
+# keys in float32 while a block is prepared: 4 MB
+_PREPARED_ELEMENTS = 1024 * 1024
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class KeyRows(Protocol):
+    """Stored keys ``[C, Hkv, D]`` of which single chunks can be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(C, Hkv, D)``."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Chunks ``[n]`` int64 on the CPU → ``[n, Hkv, D]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExactKeys:
+    """Keys as they were stored, normalised in float32 at each question if the similarity asks for it.
+
+    Attributes:
+        keys: ``[C, Hkv, D]`` of any float dtype, before any normalisation; may be memory-mapped.
+    """
+
+    keys: Tensor
+
+    @property
+    def scale(self) -> None:
+        """Exact keys have no scale."""
+
+    @property
+    def stored(self) -> None:
+        """Exact keys need no second look."""
+
+    def rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """Chunks ``start:stop`` ready for a dot product, ``[c, Hkv, D]`` float32; ``out`` is scratch of that shape."""
+        keys = _float(self.keys[start:stop], out)
+        return torch.nn.functional.normalize(keys, dim=-1, out=out) if similarity == "cosine" else keys
+
+
+@dataclass(frozen=True, eq=False)
+class HalfKeys:
+    """Keys made ready for one similarity and rounded to 16 bits; :func:`halve_keys` makes them.
+
+    Attributes:
+        keys: ``[C, Hkv, D]`` bfloat16 or float16; for cosine of length 1 per head up to rounding.
+        similarity: what they were prepared for.
+        stored: the keys ``[C, Hkv, D]`` they were made of, as in :class:`ExactKeys`, on any device or on disk:
+            the best documents are scored again from them. None: the selection is that of the rounded keys.
+
+    Raises:
+        ValueError: another dtype or an unknown similarity.
+    """
+
+    keys: Tensor
+    similarity: str = "cosine"
+    stored: Tensor | KeyRows | None = None
+
+    def __post_init__(self) -> None:
+        _check_similarity(self.similarity)
+        _check_stored(self.keys, self.stored)
+        if self.keys.dtype not in HALF_DTYPES:
+            raise ValueError(f"halved keys must be bfloat16 or float16, got {self.keys.dtype}; halve_keys makes them")
+
+    @property
+    def scale(self) -> None:
+        """Halved keys have no scale."""
+
+    def rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """As :meth:`ExactKeys.rows`.
+
+        Raises:
+            ValueError: the keys were prepared for another similarity.
+        """
+        _check_prepared(self.similarity, similarity)
+        return _float(self.keys[start:stop], out)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedKeys:
+    """Keys made ready for one similarity and rounded to int8 x scale; :func:`quantize_keys` makes them.
+
+    Attributes:
+        keys: ``[C, Hkv, D]`` int8.
+        scale: ``[C]`` float32, not negative: a chunk's keys are ``keys · scale``.
+        similarity: what they were prepared for.
+        stored: the keys ``[C, Hkv, D]`` they were made of, as in :class:`ExactKeys`, on any device or on disk:
+            the best documents are scored again from them. None: the selection is that of the rounded keys.
+
+    Raises:
+        ValueError: another dtype or shape, or an unknown similarity.
+    """
+
+    keys: Tensor
+    scale: Tensor
+    similarity: str = "cosine"
+    stored: Tensor | KeyRows | None = None
+
+    def __post_init__(self) -> None:
+        _check_similarity(self.similarity)
+        _check_stored(self.keys, self.stored)
+        expected, found = (self.keys.shape[0],), tuple(self.scale.shape)
+        if self.keys.dtype != torch.int8 or self.scale.dtype != torch.float32 or found != expected:
+            raise ValueError(
+                f"quantized keys must be int8 with float32 scales of shape {expected}, got {self.keys.dtype} "
+                f"with {self.scale.dtype} of shape {found}; quantize_keys makes them"
+            )
+
+    def rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """As :meth:`ExactKeys.rows`, not yet multiplied by ``scale``: the scorer scales scores instead of keys.
+
+        Raises:
+            ValueError: the keys were prepared for another similarity.
+        """
+        _check_prepared(self.similarity, similarity)
+        return _float(self.keys[start:stop], out)
+
+
+KeyBlock: TypeAlias = ExactKeys | HalfKeys | QuantizedKeys
+
+
+def halve_keys(keys: Tensor, similarity: str, dtype: torch.dtype = torch.bfloat16) -> HalfKeys:
+    """Prepare keys ``[C, Hkv, D]`` for a similarity and round them to ``dtype``; float32 only a tile at a time.
+
+    Raises:
+        ValueError: a dtype that is not bfloat16 or float16, or an unknown similarity.
+
+    >>> halve_keys(torch.tensor([[[3.0, 4.0]]]), "cosine", torch.float16).keys.tolist()
+    [[[0.60009765625, 0.7998046875]]]
+    """
+    halves = HalfKeys(torch.empty(keys.shape, dtype=dtype, device=keys.device), similarity)
+    for start, rows in _prepared_tiles(keys, similarity):
+        halves.keys[start : start + len(rows)] = rows
+    return halves
+
+
+def quantize_keys(keys: Tensor, similarity: str) -> QuantizedKeys:
+    """Prepare keys ``[C, Hkv, D]`` for a similarity and round each chunk to int8 steps of its largest value / 127.
+
+    Float32 copies exist only a tile at a time.
+
+    Raises:
+        ValueError: an unknown similarity.
+
+    >>> quantized = quantize_keys(torch.tensor([[[127.0, -64.0]], [[0.0, 0.5]]]), "dot")
+    >>> quantized.keys.tolist(), quantized.scale.tolist()
+    ([[[127, -64]], [[0, 127]]], [1.0, 0.003937007859349251])
+    """
+    num_chunks = keys.shape[0]
+    quantized = QuantizedKeys(
+        torch.empty(keys.shape, dtype=torch.int8, device=keys.device),
+        torch.empty(num_chunks, dtype=torch.float32, device=keys.device),
+        similarity,
+    )
+    for start, rows in _prepared_tiles(keys, similarity):
+        step = rows.abs().amax((1, 2)) / 127
+        step = torch.where(step > 0, step, 1.0)  # a chunk of zeros
+        quantized.keys[start : start + len(rows)] = (rows / step[:, None, None]).round_().clamp_(-127, 127)
+        quantized.scale[start : start + len(rows)] = step
+    return quantized
+
+
+def as_blocks(keys: Tensor | Sequence[KeyBlock], query: Tensor) -> list[KeyBlock]:
+    """One tensor of keys, or blocks of them, as a list of at least one block.
+
+    Without any block it is an empty one with the heads of the query ``[B, T, Hq, D]``.
+
+    Raises:
+        ValueError: blocks of different numbers of heads or sizes of heads.
+    """
+    blocks: list[KeyBlock] = [ExactKeys(keys)] if isinstance(keys, Tensor) else list(keys)
+    blocks = blocks or [ExactKeys(query.new_zeros(0, *query.shape[2:]))]
+    shapes = {tuple(block.keys.shape[1:]) for block in blocks}
+    if len(shapes) > 1:
+        raise ValueError(f"all key blocks must have the same [Hkv, D], got {', '.join(map(str, sorted(shapes)))}")
+    return blocks
+
+
+@torch.no_grad()
+def scales_of(blocks: Sequence[KeyBlock]) -> Tensor | None:
+    """The factor ``[C]`` float32 on each chunk's score, all blocks in a row; None where no block has scales."""
+    if all(block.scale is None for block in blocks):
+        return None
+    ones = [block.keys.new_ones(block.keys.shape[0], dtype=torch.float32) for block in blocks]
+    return torch.cat([one if block.scale is None else block.scale for block, one in zip(blocks, ones, strict=True)])
+
+
+def dequantize(blocks: Sequence[KeyBlock], similarity: str) -> Tensor:
+    """All keys of all blocks in full, ready for a dot product: ``[C, Hkv, D]`` float32."""
+    keys = torch.cat([block.rows(0, block.keys.shape[0], similarity) for block in blocks])
+    scales = scales_of(blocks)
+    return keys if scales is None else keys * scales[:, None, None]
+
+
+def _prepared_tiles(keys: Tensor, similarity: str) -> Iterator[tuple[int, Tensor]]:
+    """Where each tile starts, and its keys in float32, normalised for cosine."""
+    block = ExactKeys(keys.detach())
+    tile = max(1, _PREPARED_ELEMENTS // max(1, keys.shape[1:].numel()))
+    for start in range(0, keys.shape[0], tile):
+        yield start, block.rows(start, start + tile, similarity)
+
+
+def _float(keys: Tensor, out: Tensor | None) -> Tensor:
+    """Keys in float32, in ``out`` where they are of another dtype and there is one."""
+    return keys.float() if out is None or keys.dtype == torch.float32 else out.copy_(keys)
+
+
+def _check_similarity(similarity: str) -> None:
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
+
+
+def _check_stored(keys: Tensor, stored: Tensor | KeyRows | None) -> None:
+    if stored is not None and stored.shape != keys.shape:
+        raise ValueError(f"stored keys must have the shape of the compact ones, {keys.shape}, got {stored.shape}")
+
+
+def _check_prepared(prepared_for: str, asked: str) -> None:
+    if prepared_for != asked:
+        raise ValueError(f"these keys were prepared for {prepared_for}, the spec asks for {asked}; prepare them for it")
