@@ -49,5 +49,17 @@ class BankCorruptError(BankError):
     """A memory file that is missing or whose checksum is wrong; the file is named."""
 
 
+class BankFullError(BankError):
+    """A change that would make a memory larger than it may be; nothing was changed."""
+
+
+class MemoryBudgetError(MSAError):
+    """Latents that do not fit where they are to be kept; what each place would need is named."""
+
+
 class BankLockedError(BankError):
     """Another process is writing to this memory; its process id is named."""
+
+
+class ParallelError(MSAError):
+    """A rank of a sharded memory that ended, did not answer in time or was not started by ``torchrun``."""

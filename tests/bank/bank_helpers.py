@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
+from msa.bank.files import checksum
+from msa.bank.schema import dump_json
 
 SPEC = BankSpec(
     layers=(1, 3),
@@ -67,9 +70,8 @@ def contents(bank: MemoryBank) -> dict[str, str]:
 def assert_latents_complete(bank: MemoryBank) -> None:
     """Every present part has its latents, with the values of its number."""
     found = set()
-    snapshot = bank.snapshot()
-    for segment in snapshot.segments:
-        assert isinstance(segment.numbers, torch.Tensor)
+    state = bank.state()
+    for segment in state.segments:
         offsets = segment.chunk_offsets.tolist()
         for i, number in enumerate(segment.numbers.tolist()):
             found.add(number)
@@ -79,4 +81,15 @@ def assert_latents_complete(bank: MemoryBank) -> None:
                     expected = torch.tensor(number + offset + layer / 8).to(bank.spec.torch_dtype)
                     assert len(rows) > 0
                     assert bool((rows == expected).all())
-    assert found.issuperset(snapshot.live_numbers.tolist())
+    assert found.issuperset(state.numbers.tolist())
+
+
+def newest_manifest(folder: Path) -> Path:
+    return max(folder.glob("manifest-*.json"))
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    """Rewrite the newest manifest with a valid checksum, as another release might have."""
+    file = newest_manifest(folder)
+    body = {**json.loads(file.read_text())["manifest"], **changes}
+    file.write_text(dump_json({"checksum": checksum(dump_json(body, "").encode()), "manifest": body}, ""))

@@ -1,17 +1,18 @@
-"""The memory on disk: a folder of immutable tensor segments and a catalog; knows nothing of models or tokenizers."""
+"""The memory on disk: immutable segments and a manifest per state; knows nothing of models or tokenizers."""
 
 from msa.bank.bank import MemoryBank
 from msa.bank.schema import BankSpec, Kind, Latents, Part, StoredDocument, StoredPart
-from msa.bank.segment import BankSnapshot, Segment
+from msa.bank.segment import Segment
+from msa.bank.state import State
 
 __all__ = [
-    "BankSnapshot",
     "BankSpec",
     "Kind",
     "Latents",
     "MemoryBank",
     "Part",
     "Segment",
+    "State",
     "StoredDocument",
     "StoredPart",
 ]

@@ -13,41 +13,59 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from msa.bank import records
-from msa.bank.catalog import CATALOG_NAME, Catalog, Header, insert_segment, read_counter, write_counter
-from msa.bank.compact import compact, discard, new_name, remove_leftovers
-from msa.bank.lock import LOCK_NAME, WriterLock
+from msa.bank.backup import copy_memory
+from msa.bank.checks import check_put
+from msa.bank.commit import next_manifest, prune, publish, write_changes
+from msa.bank.compact import compact, merge, small_run
+from msa.bank.files import folder_bytes, fsync_folder
+from msa.bank.latents import num_latents_bytes
+from msa.bank.lock import LOCK_NAME, WriterLock, writer_is_active
+from msa.bank.manifest import Manifest, manifest_versions, write_manifest
+from msa.bank.opening import current_state, missing_manifests, newest_manifest
 from msa.bank.schema import BankSpec, Latents, StoredDocument, StoredPart, check_documents, check_latents
-from msa.bank.segment import SEGMENTS, SUFFIX, BankSnapshot, Segment, fsync_folder, write_segment
+from msa.bank.segment import SEGMENTS, Segment
+from msa.bank.state import State
 from msa.bank.verify import verify
-from msa.errors import BankCorruptError, BankError, BankFormatError, BankMismatchError, BankNotFoundError
+from msa.errors import (
+    BankCorruptError,
+    BankError,
+    BankFormatError,
+    BankFullError,
+    BankMismatchError,
+    BankNotFoundError,
+)
 
 logger = logging.getLogger(__name__)
+
+# a header and the tables of an SQLite file
+_SEGMENT_BYTES = 1 << 16
 
 
 class MemoryBank:
     """A memory folder, made with :meth:`create` or :meth:`open`; a context manager.
 
     One writer and any number of readers may have a folder open, in any processes; a reader sees the commits of
-    the writer as they happen. Methods may be called from several threads.
+    the writer as they happen, each call one consistent state. Methods may be called from several threads.
     """
 
-    def __init__(self, path: Path, catalog: Catalog, lock: WriterLock | None) -> None:
+    def __init__(self, path: Path, state: State, lock: WriterLock | None, max_bytes: int | None = None) -> None:
         self.path = path
-        self._catalog = catalog
+        self.max_bytes = max_bytes
         self._lock = lock
-        # Separate from the catalog's lock, so that threads can read while a segment is being written.
+        # threads can read while a segment is being written
         self._write_lock = threading.Lock()
-        self._segments: dict[str, Segment] = {}
+        self._state_lock = threading.Lock()
+        self._last: State | None = state
 
     @classmethod
-    def create(cls, path: str | Path, *, fingerprint: str, spec: BankSpec) -> Self:
+    def create(cls, path: str | Path, *, fingerprint: str, spec: BankSpec, max_bytes: int | None = None) -> Self:
         """Create an empty memory and open it for writing.
 
         Args:
             path: a folder that does not exist or is empty; its parents are created.
             fingerprint: identifies the encoding model; :meth:`open` compares it.
             spec: shape of the latents.
+            max_bytes: refuse what would make the folder larger; None: no limit.
 
         Raises:
             BankError: a memory is there already, or the folder cannot be written.
@@ -65,48 +83,62 @@ class MemoryBank:
             if cls.exists(folder):
                 raise BankError(f"{folder} already holds a memory. Open it instead, or choose another path")
             (folder / SEGMENTS).mkdir(exist_ok=True)
-            Catalog.create(folder, Header(fingerprint=fingerprint, spec=spec))
+            write_manifest(folder, Manifest(fingerprint=fingerprint, spec=spec))
             fsync_folder(folder.absolute().parent)
-            return cls(folder, Catalog(folder, read_only=False), lock)
+            prune(folder)
+            return cls(folder, current_state(folder, None), lock, max_bytes)
         except BaseException:
             lock.release()
             raise
 
     @classmethod
     def open(
-        cls, path: str | Path, *, fingerprint: str | None = None, model_name: str | None = None, read_only: bool = False
+        cls,
+        path: str | Path,
+        *,
+        fingerprint: str | None = None,
+        model_name: str | None = None,
+        read_only: bool = False,
+        max_bytes: int | None = None,
     ) -> Self:
-        """Open an existing memory.
+        """Open an existing memory, in its newest sound state.
+
+        A damaged newest manifest is logged, and the state before it opened; a segment with a damaged file is logged,
+        and what is readable of the rest used.
 
         Args:
             path: the memory folder.
             fingerprint: the model's; None opens the memory whatever model made it.
             model_name: the model's name, for the message when the fingerprints differ.
             read_only: do not become the folder's writer; commits are refused.
+            max_bytes: refuse what would make the folder larger; None: no limit.
 
         Raises:
             BankNotFoundError: there is no such folder.
             BankFormatError: the path is not a memory, or one of an unknown format version or feature.
             BankMismatchError: another model made the memory.
             BankLockedError: another writer has it open.
-            BankCorruptError: the catalog is damaged.
+            BankCorruptError: too much is damaged to tell what is present.
         """
         folder = Path(path)
         if not folder.exists():
             raise BankNotFoundError(f"no memory at {folder}: there is no such folder. Check the path, or create one")
         if not folder.is_dir():
             raise BankFormatError(f"{folder} is a file, expected the folder of a memory")
-        catalog = Catalog(folder, read_only=read_only)
+        manifest = newest_manifest(folder)
+        if fingerprint is not None:
+            _check_fingerprint(folder, manifest, fingerprint, model_name)
         lock = None
         try:
-            if fingerprint is not None:
-                _check_fingerprint(folder, catalog.header, fingerprint, model_name)
+            quiet = not read_only or not writer_is_active(folder)
             if not read_only:
                 lock = WriterLock(folder)
-                remove_leftovers(folder, catalog)
-            return cls(folder, catalog, lock)
+            for problem in missing_manifests(folder) if quiet else []:
+                logger.warning("%s. Version %d is used", problem, manifest.version)
+            if lock:
+                prune(folder)
+            return cls(folder, current_state(folder, None), lock, max_bytes)
         except BaseException:
-            catalog.close()
             if lock:
                 lock.release()
             raise
@@ -117,17 +149,16 @@ class MemoryBank:
         Raises:
             BankMismatchError: another one did; both fingerprints are named.
         """
-        _check_fingerprint(self.path, self._catalog.header, fingerprint, model_name)
+        _check_fingerprint(self.path, self._state().manifest, fingerprint, model_name)
 
     @staticmethod
     def exists(path: str | Path) -> bool:
-        """Whether ``path`` is a folder with a catalog in it."""
-        return (Path(path) / CATALOG_NAME).is_file()
+        """Whether ``path`` is a folder with a manifest in it, sound or not."""
+        return Path(path).is_dir() and bool(manifest_versions(Path(path)))
 
     def close(self) -> None:
         """Close the bank and let another writer in; a second call does nothing."""
-        self._segments.clear()
-        self._catalog.close()
+        self._last = None
         if self._lock:
             self._lock.release()
 
@@ -137,15 +168,27 @@ class MemoryBank:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def _state(self) -> State:
+        """The newest state."""
+        with self._state_lock:
+            if self._last is None:
+                raise BankError(f"the memory {self.path} is closed. Open it again")
+            self._last = current_state(self.path, self._last)
+            return self._last
+
     @property
     def spec(self) -> BankSpec:
         """Shape of the latents."""
-        return self._catalog.header.spec
+        return self._opened().manifest.spec
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the model that made the memory."""
-        return self._catalog.header.fingerprint
+        return self._opened().manifest.fingerprint
+
+    def _opened(self) -> State:
+        """Some state, for what never changes."""
+        return self._last or self._state()
 
     @property
     def read_only(self) -> bool:
@@ -154,13 +197,13 @@ class MemoryBank:
 
     @property
     def version(self) -> int:
-        """Number of commits so far, those of other processes included."""
-        return self._catalog.counter("version")
+        """Number of the present state; every commit raises it, those of other processes included."""
+        return self._state().manifest.version
 
     @property
     def next_number(self) -> int:
         """The smallest part number never used."""
-        return self._catalog.counter("next_number")
+        return self._state().manifest.next_number
 
     def commit(
         self, *, put: Sequence[StoredDocument] = (), latents: Latents | None = None, delete: Sequence[str] = ()
@@ -178,6 +221,7 @@ class MemoryBank:
 
         Raises:
             ValueError: the documents and latents do not fit each other, the spec or what is stored.
+            BankFullError: the folder would grow beyond ``max_bytes``; nothing was changed.
             BankError: the bank is read-only, or the disk failed; the memory keeps its previous state.
         """
         self._check_writer()
@@ -185,54 +229,69 @@ class MemoryBank:
         if latents is not None:
             check_latents(self.spec, latents)
         with self._write_lock:
-            with self._catalog.read() as connection:
-                segment_of = records.stored_segments(connection, put, latents)
-                if not put and not records.documents_by_id(connection, delete):
-                    return self.version
-            info = None
-            try:
-                if latents is not None:
-                    info = write_segment(
-                        self.path,
-                        new_name(self._catalog),
-                        spec=self.spec,
-                        numbers=latents.numbers,
-                        chunk_offsets=latents.chunk_offsets,
-                        pieces=lambda kind, layer: [latents.tensor(kind, layer)],
-                    )
-                with self._catalog.write() as connection:
-                    if info and latents is not None:
-                        row = insert_segment(connection, info)
-                        numbers = latents.numbers.tolist()
-                        segment_of |= dict.fromkeys(numbers, row)
-                        write_counter(connection, "next_number", numbers[-1] + 1)
-                    records.apply_changes(connection, put, delete, segment_of)
-                    version = read_counter(connection, "version") + 1
-                    write_counter(connection, "version", version)
-            except BaseException:
-                if info:
-                    discard(self.path, self._catalog, info)
-                raise
-            return version
+            state = self._state()
+            check_put(state, put, latents)
+            self._check_room(put, latents)
+            manifest = write_changes(self.path, state, put, latents, delete)
+            if manifest is None:
+                return state.manifest.version
+            publish(self.path, manifest, manifest.segments[-1])
+            self._merge_small()
+            prune(self.path)
+            return manifest.version
+
+    def _check_room(self, put: Sequence[StoredDocument], latents: Latents | None) -> None:
+        if self.max_bytes is None or not put:
+            return
+        # texts are stored with an index of about their size
+        more = sum(3 * len(document.text.encode()) for document in put) + _SEGMENT_BYTES
+        if latents is not None:
+            more += num_latents_bytes(self.spec, len(latents.numbers), int(latents.chunk_offsets[-1]))
+        present = folder_bytes(self.path, self.path / SEGMENTS)
+        if present + more > self.max_bytes:
+            raise BankFullError(
+                f"the memory {self.path} has {present:,} bytes and may have {self.max_bytes:,}; this change needs "
+                f"about {more:,} more. Nothing was changed. Delete documents and compact, or raise the limit"
+            )
+
+    def _merge_small(self) -> None:
+        """Keep the segments few; failure costs nothing but speed."""
+        try:
+            while (first := small_run((state := self._state()).manifest.segments)) is not None:
+                merged = merge(self.path, state, first, len(state.segments))
+                segments = [*state.manifest.segments[:first], *([merged] if merged else [])]
+                publish(self.path, next_manifest(state, segments), merged)
+        except BankError as error:
+            logger.warning("small segments were not merged: %s", error)
 
     def get(self, doc_id: str) -> StoredDocument | None:
-        """Return a document, or None if it is not there."""
-        with self._catalog.read() as connection:
-            found = records.documents_by_id(connection, [doc_id])
-        return found[0] if found else None
+        """Return a document, or None if it is not there.
+
+        Raises:
+            BankCorruptError: the document is damaged, or it is not among those that can be read of a damaged memory.
+        """
+        state = self._state()
+        found = state.find([doc_id])
+        if found:
+            return state.documents([found[doc_id]])[0]
+        for segment in state.segments:
+            if not segment.has_documents:
+                raise segment.damage[0]
+        return None
 
     def __contains__(self, doc_id: object) -> bool:
-        return isinstance(doc_id, str) and self.content_hash(doc_id) is not None
+        return isinstance(doc_id, str) and bool(self._state().find([doc_id]))
 
     def __len__(self) -> int:
-        with self._catalog.read() as connection:
-            return int(connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        return len(self._state().places)
 
     def content_hash(self, doc_id: str) -> str | None:
-        """Return a document's content hash, or None if it is not there."""
-        with self._catalog.read() as connection:
-            found = records.find(connection, doc_id)
-        return found[1] if found else None
+        """Return a document's content hash; None if it is not there, or it is damaged: add it again then."""
+        return self.content_hashes([doc_id]).get(doc_id)
+
+    def content_hashes(self, doc_ids: Sequence[str]) -> dict[str, str]:
+        """Content hashes of those among the documents that are there, with sound texts and latents."""
+        return self._state().content_hashes(doc_ids)
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> builtins.list[StoredDocument]:
         """Return documents in insertion order.
@@ -244,45 +303,35 @@ class MemoryBank:
         Raises:
             KeyError: there is no document ``after``.
             ValueError: ``limit`` is negative.
+            BankCorruptError: one of the documents is damaged, or those of a segment cannot be read at all.
         """
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, found {limit}")
-        with self._catalog.read() as connection:
-            row = 0
-            if after is not None:
-                found = records.find(connection, after)
-                if not found:
-                    raise KeyError(after)
-                row = found[0]
-            return records.documents_after(connection, row, -1 if limit is None else limit)
+        state = self._state()
+        place = 0
+        if after is not None:
+            found = state.find([after])
+            if not found:
+                raise KeyError(after)
+            place = found[after]
+        return state.documents_after(place, limit)
 
     def ids(self) -> Iterator[str]:
-        """Iterate over the ids in insertion order; commits meanwhile may or may not show."""
-        row = 0
-        while True:
-            with self._catalog.read() as connection:
-                query = "SELECT row, id FROM documents WHERE row > ? ORDER BY row LIMIT ?"
-                page = connection.execute(query, (row, records.BATCH)).fetchall()
-            if not page:
-                return
-            yield from (id_ for _, id_ in page)
-            row = page[-1][0]
+        """Iterate over the ids of one state in insertion order."""
+        return self._state().ids()
 
     def parts(self, numbers: Sequence[int]) -> builtins.list[StoredPart]:
         """Return the parts of these numbers, in the same order.
 
         Raises:
             KeyError: a number of no present part.
+            BankCorruptError: a document is damaged.
         """
-        asked = [int(number) for number in numbers]
-        with self._catalog.read() as connection:
-            found = records.parts_by_number(connection, builtins.list(dict.fromkeys(asked)))
-        return [found[number] for number in asked]
+        return self._state().parts(numbers)
 
     def live_numbers(self) -> NDArray[np.int64]:
         """Return the numbers of all present parts, ascending ``[n]``."""
-        with self._catalog.read() as connection:
-            return records.live_numbers(connection)
+        return self._state().numbers
 
     def matching_numbers(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
         """Return the numbers of the parts of the documents whose metadata match, ascending ``[n]``.
@@ -294,64 +343,33 @@ class MemoryBank:
         Raises:
             ValueError: an empty or non-string key, or a value JSON cannot express.
         """
-        for key in where:
-            if not isinstance(key, str) or not key:
-                raise ValueError(f"the keys of where must be metadata keys, not empty, found {key!r}")
-        with self._catalog.read() as connection:
-            return records.matching_numbers(connection, where)
+        return self._state().matching_numbers(where)
 
-    def segments(self, *, skip_damaged: bool = False) -> builtins.list[Segment]:
-        """Return the open segments of the present state; see :meth:`snapshot`."""
-        return builtins.list(self.snapshot(skip_damaged=skip_damaged).segments)
+    def matches(self, words: str, limit: int) -> builtins.list[tuple[int, float]]:
+        """Return part numbers whose texts match an SQLite FTS5 query, best first, with their BM25 scores."""
+        return self._state().matches(words, limit)
 
-    def snapshot(self, *, skip_damaged: bool = False) -> BankSnapshot:
-        """Return version, present parts and segments of one and the same state.
+    def state(self) -> State:
+        """Return the newest state: it stays as it is, whatever is committed later."""
+        return self._state()
 
-        Args:
-            skip_damaged: log a damaged segment and leave it out instead of raising, to use the undamaged rest.
-
-        Raises:
-            BankCorruptError: the file of a segment is missing or damaged; it is named.
-        """
-        while True:
-            with self._catalog.read() as connection:
-                version = read_counter(connection, "version")
-                live = records.live_numbers(connection)
-                listed = self._catalog.segments()
-            opened: dict[str, Segment] = {}
-            damage: dict[str, BankCorruptError] = {}
-            for info in listed.values():
-                try:
-                    opened[info.name] = self._segments.get(info.name) or Segment(self.path, info, self.spec)
-                except BankCorruptError as error:
-                    damage[info.name] = error
-            # A file that a compaction removed between reading the catalog and opening the file is no damage.
-            if damage and damage.keys() - {info.name for info in self._catalog.segments().values()}:
-                continue
-            for problem in damage.values():
-                if not skip_damaged:
-                    raise problem
-                logger.warning("left out: %s", problem)
-            self._segments = opened
-            return BankSnapshot(version=version, live_numbers=live, segments=tuple(opened.values()))
+    def segments(self) -> builtins.list[Segment]:
+        """Return the open segments of the newest state, oldest first."""
+        return builtins.list(self._state().segments)
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes of the present state, and what the bank was made with."""
-        with self._catalog.read() as connection:
-            documents = connection.execute("SELECT count(*) FROM documents").fetchone()[0]
-            query = "SELECT count(*), coalesce(sum(num_chunks), 0), coalesce(sum(num_tokens), 0) FROM parts"
-            parts, chunks, tokens = connection.execute(query).fetchone()
-            listed = self._catalog.segments().values()
-            version = read_counter(connection, "version")
+        state = self._state()
+        stored = sum(info.num_parts for info in state.manifest.segments)
         return {
-            "documents": documents,
-            "parts": parts,
-            "chunks": chunks,
-            "tokens": tokens,
-            "segments": len(listed),
-            "bytes_on_disk": self._catalog.file.stat().st_size + sum(info.num_bytes for info in listed),
-            "deleted_parts": sum(info.num_parts for info in listed) - parts,
-            "version": version,
+            "documents": len(state.places),
+            "parts": len(state.numbers),
+            "chunks": int(state.part_chunks.sum()),
+            "tokens": int(state.part_tokens.sum()),
+            "segments": len(state.segments),
+            "bytes_on_disk": folder_bytes(self.path, self.path / SEGMENTS),
+            "deleted_parts": stored - len(state.numbers),
+            "version": state.manifest.version,
             "fingerprint": self.fingerprint,
             "model_name": self.spec.model_name,
             "chunk_size": self.spec.chunk_size,
@@ -362,22 +380,38 @@ class MemoryBank:
     def verify(self) -> builtins.list[str]:
         """Check every file against its checksum; every problem is one line naming the file, none means sound."""
         with self._write_lock:
-            return verify(self.path, self._catalog, self.spec, owns_lock=not self.read_only)
+            return verify(self.path, owns_lock=not self.read_only)
 
-    def compact(self) -> dict[str, Any]:
-        """Rewrite all segments as one without deleted parts, then remove the old files; numbers stay.
-
-        Needs free disk space for the new segment. Readers keep using the old files until they look again.
-        Returns ``compacted`` (False if there was nothing to do), ``message``, ``removed_parts``,
-        ``segments_before``, ``segments_after``, ``bytes_before``, ``bytes_after`` and ``version``.
+    def backup(self, destination: str | Path) -> None:
+        """Copy the newest state into a new or empty folder, checked; the copy is a memory. Others may go on writing.
 
         Raises:
-            BankCorruptError: a segment with present parts is damaged; nothing was changed.
+            BankError: the destination is not empty, or the disk failed; nothing is left.
+            BankCorruptError: what was copied is damaged; nothing is left.
+        """
+        copy_memory(self.path, Path(destination))
+
+    def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:
+        """Rewrite all segments as one without deleted parts, then remove the old files; numbers stay.
+
+        Needs free disk space for the new segment. Readers keep using the old files until they look again. Afterwards
+        no file holds anything of a deleted document, and there is no older state to fall back to.
+
+        Args:
+            drop_damaged: leave out what cannot be read instead of raising. Documents whose latents are lost keep their
+                texts; add them again to have them encoded.
+
+        Returns:
+            ``compacted`` (False if there was nothing to do), ``message``, ``removed_parts``, ``segments_before``,
+            ``segments_after``, ``bytes_before``, ``bytes_after`` and ``version``.
+
+        Raises:
+            BankCorruptError: a segment is damaged; nothing was changed.
             BankError: the bank is read-only, or the disk failed; the memory keeps its previous state.
         """
         self._check_writer()
         with self._write_lock:
-            return compact(self.path, self._catalog, self.spec)
+            return compact(self.path, self._state, drop_damaged=drop_damaged)
 
     def _check_writer(self) -> None:
         if self.read_only:
@@ -385,18 +419,22 @@ class MemoryBank:
 
 
 def _check_creatable(folder: Path) -> None:
-    known = {CATALOG_NAME, SEGMENTS, LOCK_NAME}
-    foreign = [file.name for file in folder.iterdir() if file.name not in known and not file.name.startswith(".")]
+    known = {SEGMENTS, LOCK_NAME}
+    foreign = [
+        file.name
+        for file in folder.iterdir()
+        if file.name not in known and not file.name.startswith((".", "manifest-"))
+    ]
     if foreign:
         raise BankFormatError(f"{folder} is not empty and no memory: it holds {min(foreign)}. Choose another path")
-    if any((folder / SEGMENTS).glob(f"*{SUFFIX}")) and not MemoryBank.exists(folder):
-        raise BankCorruptError(f"{folder / CATALOG_NAME} is missing, though there are segments. Restore it from a copy")
+    if any((folder / SEGMENTS).glob("*.safetensors")) and not manifest_versions(folder):
+        raise BankCorruptError(f"the manifests of {folder} are missing, though there are segments. Restore a copy")
 
 
-def _check_fingerprint(folder: Path, header: Header, fingerprint: str, model_name: str | None) -> None:
-    if fingerprint != header.fingerprint:
+def _check_fingerprint(folder: Path, manifest: Manifest, fingerprint: str, model_name: str | None) -> None:
+    if fingerprint != manifest.fingerprint:
         raise BankMismatchError(
-            f"the memory {folder} was made by model {header.spec.model_name} with fingerprint "
-            f"{header.fingerprint}, it was opened with {f'model {model_name}' if model_name else 'a model'} "
+            f"the memory {folder} was made by model {manifest.spec.model_name} with fingerprint "
+            f"{manifest.fingerprint}, it was opened with {f'model {model_name}' if model_name else 'a model'} "
             f"with fingerprint {fingerprint}. Open it with the model that made it, or build it again"
         )

@@ -1,180 +1,177 @@
-"""Compaction: one new segment without deleted parts in place of all old ones, in one commit."""
+"""Merging segments: all of them by hand, small ones by themselves, so that a long-lived memory has few."""
 
 from __future__ import annotations
 
-import logging
-import secrets
-import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from msa.bank.catalog import Catalog, insert_segment, read_counter, write_counter
-from msa.bank.schema import BankSpec, Kind
-from msa.bank.segment import SEGMENTS, Segment, SegmentInfo, file_checksum, write_segment
-from msa.errors import BankCorruptError, BankError
+from msa.bank.commit import next_manifest, prune, publish, sound_manifests, write_segment
+from msa.bank.documents import Row, batches
+from msa.bank.files import folder_bytes
+from msa.bank.manifest import SegmentInfo
+from msa.bank.schema import Kind
+from msa.bank.segment import SEGMENTS, Segment
+from msa.bank.state import State
+from msa.errors import BankCorruptError
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A segment with the parts to keep: their numbers ``[n]``, chunk counts ``[n]`` and runs of chunks."""
-
-    segment: Segment
-    numbers: Tensor
-    num_chunks: Tensor
-    runs: tuple[tuple[int, int], ...]
+# a merge of so many neighbours of about one size makes one of the next size
+FAN_OUT = 8
+_SMALLEST_BYTES = 4 << 20
+LARGEST_MERGE_BYTES = 1 << 30
+_ROWS = 100
 
 
-def compact(folder: Path, catalog: Catalog, spec: BankSpec) -> dict[str, Any]:
-    """Merge all segments into one without deleted parts and shrink the catalog; see ``MemoryBank.compact``."""
-    segments = catalog.segments()
-    num_parts, live = _live_by_segment(catalog)
-    removed = sum(info.num_parts for info in segments.values()) - num_parts
-    rewritten = bool(segments) and (removed > 0 or len(segments) > 1)
-    bytes_before = _bytes_on_disk(catalog, segments)
-    if rewritten:
-        _rewrite(folder, catalog, spec, segments, live)
-    vacuumed = _vacuum(catalog)
-    after = catalog.segments()
+def compact(folder: Path, read_state: Callable[[], State], *, drop_damaged: bool) -> dict[str, Any]:
+    """Merge all segments and let go of older states; see :meth:`MemoryBank.compact`."""
+    state, before = read_state(), folder_bytes(folder, folder / SEGMENTS)
+    removed = sum(info.num_parts for info in state.manifest.segments) - len(state.numbers)
+    fragmented = bool(state.damage) or removed > 0 or len(state.segments) > 1
+    if fragmented:
+        merged = merge(folder, state, 0, len(state.segments), drop_damaged=drop_damaged)
+        publish(folder, next_manifest(state, [merged] if merged else []), merged)
+    older = any(manifest.segments != state.manifest.segments for manifest in sound_manifests(folder))
+    if fragmented or older:
+        # the older states go; a second manifest of the new one is there to fall back to
+        new = read_state()
+        publish(folder, next_manifest(new, new.manifest.segments), None)
+        prune(folder, keep=2)
+    after = read_state().manifest
     message = "nothing to do: no deleted parts, at most one segment"
-    if rewritten:
-        message = f"removed {removed} deleted parts, merged {len(segments)} segments into {len(after)}"
-    elif vacuumed:
-        message = "gave unused pages of the catalog back to the file system"
+    if fragmented:
+        message = f"removed {removed} deleted parts, merged {len(state.segments)} segments into {len(after.segments)}"
+    elif older:
+        message = "removed the files of older states"
     return {
-        "compacted": rewritten or vacuumed,
+        "compacted": fragmented or older,
         "message": message,
         "removed_parts": removed,
-        "segments_before": len(segments),
-        "segments_after": len(after),
-        "bytes_before": bytes_before,
-        "bytes_after": _bytes_on_disk(catalog, after),
-        "version": catalog.counter("version"),
+        "segments_before": len(state.segments),
+        "segments_after": len(after.segments),
+        "bytes_before": before,
+        "bytes_after": folder_bytes(folder, folder / SEGMENTS),
+        "version": after.version,
     }
 
 
-def _rewrite(
-    folder: Path, catalog: Catalog, spec: BankSpec, segments: dict[int, SegmentInfo], live: dict[int, list[int]]
-) -> None:
-    sources = [_source(folder, spec, info, live[row]) for row, info in segments.items() if row in live]
-    info = None
-    if sources:
-        info = _merge(folder, spec, new_name(catalog), sources)
-    try:
-        with catalog.write() as connection:
-            if info:
-                connection.execute("UPDATE parts SET segment = ?", (insert_segment(connection, info),))
-            connection.executemany("DELETE FROM segments WHERE row = ?", [(row,) for row in segments])
-            write_counter(connection, "version", read_counter(connection, "version") + 1)
-    except BaseException:
-        if info:
-            discard(folder, catalog, info)
-        raise
-    for old in segments.values():
-        remove(folder / old.file_name)
+def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: bool = False) -> SegmentInfo | None:
+    """Write segments ``first:end`` of a state as one, without what is no longer present; None: nothing is.
 
+    Args:
+        folder: of the memory.
+        state: a state; it is not changed.
+        first, end: neighbours in order of age.
+        drop_damaged: leave out what cannot be read. Documents whose latents are lost keep their texts and metadata,
+            without parts and with an empty content hash, so that adding them encodes them.
 
-def _live_by_segment(catalog: Catalog) -> tuple[int, dict[int, list[int]]]:
-    live: dict[int, list[int]] = {}
-    with catalog.read() as connection:
-        rows = connection.execute("SELECT segment, number FROM parts ORDER BY number").fetchall()
-    for segment, number in rows:
-        live.setdefault(segment, []).append(number)
-    return len(rows), live
+    Raises:
+        BankCorruptError: a file is damaged; nothing was written.
+        BankError: the disk failed; nothing is left behind.
+    """
+    sources = state.segments[first:end]
+    if not drop_damaged:
+        _check_sound(sources)
+    kept = [_Kept(segment, state.numbers) for segment in sources if segment.has_latents]
+    places = state.places[(state.place_segments >= first) & (state.place_segments < end)]
+    if not len(places) and not any(len(source.rows) for source in kept):
+        return None
+    numbers = torch.cat([torch.zeros(0, dtype=torch.int64), *(source.numbers for source in kept)])
+    counts = torch.cat([torch.zeros(0, dtype=torch.int64), *(source.counts for source in kept)])
 
+    def pieces(kind: Kind, layer: int) -> Iterator[Tensor]:
+        for source in kept:
+            yield from source.pieces(kind, layer)
 
-def _source(folder: Path, spec: BankSpec, info: SegmentInfo, live: list[int]) -> _Source:
-    segment = Segment(folder, info, spec)
-    # Rewriting a damaged file would give the damage a valid checksum.
-    if file_checksum(folder / info.file_name) != info.checksum:
-        raise BankCorruptError(
-            f"{folder / info.file_name} is damaged: its SHA-256 differs from the catalog. "
-            "Delete the documents that verify names, then compact again"
-        )
-    rows = torch.isin(segment.numbers, torch.tensor(live)).nonzero().flatten()
-    if len(rows) != len(live):
-        raise BankCorruptError(f"{folder / info.file_name} lacks parts that the catalog places in it")
-    runs: list[tuple[int, int]] = []
-    for row in rows.tolist():
-        begin, end = segment.chunk_offsets[row : row + 2].tolist()
-        if runs and runs[-1][1] == begin:
-            runs[-1] = (runs[-1][0], end)
-        else:
-            runs.append((begin, end))
-    return _Source(
-        segment=segment, numbers=segment.numbers[rows], num_chunks=segment.chunk_offsets.diff()[rows], runs=tuple(runs)
+    return write_segment(
+        folder,
+        state.manifest,
+        numbers=numbers,
+        chunk_offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
+        pieces=pieces,
+        rows=lambda: _rows(state, places),
+        superseded=_superseded(state, first, end),
     )
 
 
-def _merge(folder: Path, spec: BankSpec, name: str, sources: list[_Source]) -> SegmentInfo:
-    def pieces(kind: Kind, layer: int) -> Iterator[Tensor]:
-        for source in sources:
-            tensor = source.segment.tensor(kind, layer)
-            for begin, end in source.runs:
-                yield tensor[begin:end]
-
-    # Each commit's numbers exceed all earlier ones, so segments in order of age are in order of numbers.
-    numbers = torch.cat([source.numbers for source in sources])
-    num_chunks = torch.cat([source.num_chunks for source in sources])
-    offsets = torch.cat([num_chunks.new_zeros(1), num_chunks.cumsum(0)])
-    return write_segment(folder, name, spec=spec, numbers=numbers, chunk_offsets=offsets, pieces=pieces)
+def _check_sound(sources: Sequence[Segment]) -> None:
+    """Rewriting a damaged file would give the damage a valid checksum."""
+    for segment in sources:
+        problems = [str(error) for error in segment.damage]
+        problems += problems or [*filter(None, [segment.documents.problem()]), *segment.latents.problems()]
+        if problems:
+            raise BankCorruptError(
+                f"{problems[0]}. Nothing was changed; restore the file from a copy, "
+                "or compact without what is damaged (drop_damaged)"
+            )
 
 
-def _vacuum(catalog: Catalog) -> bool:
-    try:
-        return catalog.vacuum()
-    except BankError as error:
-        if isinstance(error, BankCorruptError):
-            raise
-        # The segments are compacted by now; a catalog that keeps its unused pages is still a good catalog.
-        logger.warning("the catalog was not shrunk: %s", error)
-        return False
+class _Kept:
+    """What of a segment's latents is still present: numbers ``[n]``, chunk counts ``[n]``, and runs of chunks."""
+
+    def __init__(self, segment: Segment, present: NDArray[np.int64]) -> None:
+        self.segment = segment
+        self.rows = torch.from_numpy(np.isin(segment.numbers.numpy(), present)).nonzero().flatten()
+        self.numbers = segment.numbers[self.rows]
+        self.counts = segment.chunk_offsets.diff()[self.rows]
+        self.runs: list[tuple[int, int]] = []
+        for begin, end in zip(
+            segment.chunk_offsets[self.rows].tolist(), segment.chunk_offsets[self.rows + 1].tolist(), strict=True
+        ):
+            if self.runs and self.runs[-1][1] == begin:
+                self.runs[-1] = (self.runs[-1][0], end)
+            else:
+                self.runs.append((begin, end))
+
+    def pieces(self, kind: Kind, layer: int) -> Iterator[Tensor]:
+        tensor = self.segment.tensor(kind, layer)
+        yield from (tensor[begin:end] for begin, end in self.runs)
 
 
-def _bytes_on_disk(catalog: Catalog, segments: dict[int, SegmentInfo]) -> int:
-    return catalog.file.stat().st_size + sum(info.num_bytes for info in segments.values())
+def _rows(state: State, places: NDArray[np.int64]) -> Iterator[Row]:
+    for page in batches(places.tolist(), _ROWS):
+        for place, document in zip(page, state.documents(page), strict=True):
+            if place in state.unroutable_places:
+                document = replace(document, parts=(), content_hash="")
+            yield place, document
 
 
-def new_name(catalog: Catalog) -> str:
-    """Return a name for the next commit's segment; random digits keep it unique after a restored backup."""
-    return f"{catalog.counter('version') + 1:010d}-{secrets.token_hex(4)}"
+def _superseded(state: State, first: int, end: int) -> NDArray[np.int64]:
+    """What the merged segment replaces or deletes in segments older than itself."""
+    nothing = np.zeros(0, np.int64)
+    superseded = np.unique(np.concatenate([nothing, *(s.superseded for s in state.segments[first:end])]))
+    older = state.segments[:first]
+    if not all(segment.has_documents for segment in older):
+        return superseded
+    places = np.concatenate([nothing, *(segment.documents.places for segment in older)])
+    return superseded[np.isin(superseded, places)]
 
 
-def discard(folder: Path, catalog: Catalog, info: SegmentInfo) -> None:
-    """Remove the file of a commit that failed, unless the catalog lists it after all."""
-    try:
-        listed = {each.name for each in catalog.segments().values()}
-    except (BankError, sqlite3.Error):
-        return  # the next writer removes the file if it is not needed
-    if info.name not in listed:
-        remove(folder / info.file_name)
+def small_run(segments: Sequence[SegmentInfo]) -> int | None:
+    """Where the newest segments that should become one begin; None: there are few.
+
+    Sizes grow by :data:`FAN_OUT` from level to level, so each byte is rewritten once a level, and a memory has at most
+    about ``FAN_OUT`` segments a level, besides those too large to be rewritten unasked.
+    """
+    levels = [_level(segment.num_bytes) for segment in segments]
+    for level in range(max(levels, default=-1) + 1):
+        first = len(levels)
+        while first > 0 and levels[first - 1] <= level:
+            first -= 1
+        run = segments[first:]
+        if len(run) >= FAN_OUT and sum(segment.num_bytes for segment in run) <= LARGEST_MERGE_BYTES:
+            return first
+    return None
 
 
-def remove(file: Path) -> None:
-    """Delete a file that is no longer needed; failure only wastes space, so it is logged and not raised."""
-    try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("could not remove %s: %s", file, error)
-
-
-def remove_leftovers(folder: Path, catalog: Catalog) -> None:
-    """Remove the segment files that killed writers left: temporary ones and ones the catalog does not list."""
-    for file in unreferenced_files(folder, catalog):
-        if file.suffix in (".safetensors", ".tmp"):
-            logger.info("removing %s, left by an interrupted write", file)
-            remove(file)
-
-
-def unreferenced_files(folder: Path, catalog: Catalog) -> list[Path]:
-    """Return the files of the segments folder that no commit refers to."""
-    # Listed before the catalog is read: what a later commit adds is not mistaken for a leftover.
-    files = sorted((folder / SEGMENTS).glob("*"))
-    listed = {folder / info.file_name for info in catalog.segments().values()}
-    return [file for file in files if file not in listed]
+def _level(num_bytes: int) -> int:
+    level = 0
+    while num_bytes > _SMALLEST_BYTES:
+        num_bytes //= FAN_OUT
+        level += 1
+    return level

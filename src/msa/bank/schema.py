@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["routing_keys", "keys", "values"]
+Kind = Literal["routing_keys", "keys", "values", "int8_routing_keys", "int8_scales"]
 KINDS: tuple[Kind, ...] = ("routing_keys", "keys", "values")
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -30,6 +30,7 @@ class BankSpec:
         dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         model_name: the encoding model's name, for messages.
         settings: JSON values that the bank keeps but does not interpret.
+        int8: whether routing keys are stored a second time in eight bits, so that they need not be made at opening.
     """
 
     layers: tuple[int, ...]
@@ -39,6 +40,7 @@ class BankSpec:
     dtype: str
     model_name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
@@ -53,6 +55,17 @@ class BankSpec:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of the latents."""
         return DTYPES[self.dtype]
+
+    def layout(self, num_chunks: int) -> list[tuple[Kind, int, torch.dtype, tuple[int, ...]]]:
+        """Kind, layer, dtype and shape of every tensor of so many chunks, larger elements first."""
+        states = (num_chunks, self.num_key_value_heads, self.head_dim)
+        tensors = [(kind, layer, self.torch_dtype, states) for layer in self.layers for kind in KINDS]
+        if not self.int8:
+            return [*tensors]
+        scales: list[tuple[Kind, int, torch.dtype, tuple[int, ...]]] = [
+            ("int8_scales", layer, torch.float32, (num_chunks,)) for layer in self.layers
+        ]
+        return [*scales, *tensors, *(("int8_routing_keys", layer, torch.int8, states) for layer in self.layers)]
 
     def to_json(self) -> str:
         """Return the spec as the JSON text kept in the catalog."""
@@ -124,6 +137,7 @@ class Latents:
         routing_keys: by layer ``[C, n_kv, D]``, pooled routing keys.
         keys: by layer ``[C, n_kv, D]``, pooled content keys.
         values: by layer ``[C, n_kv, D]``, pooled content values.
+        int8_routing_keys: by layer ``[C, n_kv, D]`` int8, where the spec has them; int8_scales: ``[C]`` float32.
         numbers: ``[n]`` int64, strictly ascending.
         chunk_offsets: ``[n + 1]`` int64; part ``i`` owns chunks ``chunk_offsets[i]:chunk_offsets[i + 1]``.
     """
@@ -133,9 +147,11 @@ class Latents:
     values: dict[int, Tensor]
     numbers: Tensor
     chunk_offsets: Tensor
+    int8_routing_keys: dict[int, Tensor] = field(default_factory=dict)
+    int8_scales: dict[int, Tensor] = field(default_factory=dict)
 
     def tensor(self, kind: Kind, layer: int) -> Tensor:
-        """Return one kind of one layer, ``[C, n_kv, D]``."""
+        """Return one kind of one layer."""
         tensors: dict[int, Tensor] = getattr(self, kind)
         return tensors[layer]
 
@@ -174,18 +190,17 @@ def check_latents(spec: BankSpec, latents: Latents) -> None:
     problem = layout_problem(latents.numbers, latents.chunk_offsets)
     if problem:
         raise ValueError(f"latents: {problem}")
-    expected = (int(latents.chunk_offsets[-1]), spec.num_key_value_heads, spec.head_dim)
-    for kind in KINDS:
+    layout = spec.layout(int(latents.chunk_offsets[-1]))
+    for kind in dict.fromkeys(kind for kind, *_ in layout):
         found_layers = tuple(sorted(getattr(latents, kind)))
         if found_layers != spec.layers:
             raise ValueError(f"latents.{kind} must hold layers {spec.layers}, found {found_layers}")
-        for layer in spec.layers:
-            tensor = latents.tensor(kind, layer)
-            if tuple(tensor.shape) != expected or tensor.dtype != spec.torch_dtype:
-                raise ValueError(
-                    f"latents.{kind}[{layer}] must be {list(expected)} {spec.torch_dtype}, "
-                    f"found {list(tensor.shape)} {tensor.dtype}"
-                )
+    for kind, layer, dtype, shape in layout:
+        tensor = latents.tensor(kind, layer)
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"latents.{kind}[{layer}] must be {list(shape)} {dtype}, found {list(tensor.shape)} {tensor.dtype}"
+            )
 
 
 def check_documents(put: Sequence[StoredDocument], delete: Sequence[str]) -> None:

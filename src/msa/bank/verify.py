@@ -2,63 +2,95 @@
 
 from __future__ import annotations
 
-import sqlite3
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from msa.bank import records
-from msa.bank.catalog import Catalog
-from msa.bank.compact import unreferenced_files
-from msa.bank.lock import writer_is_active
-from msa.bank.schema import BankSpec
-from msa.bank.segment import Segment, SegmentInfo, file_checksum
+import numpy as np
+
+from msa.bank.lock import LOCK_NAME, writer_is_active
+from msa.bank.manifest import Manifest, manifest_versions, read_manifest
+from msa.bank.opening import leftovers, missing_manifests, newest_manifest
+from msa.bank.segment import SEGMENTS, Segment
+from msa.bank.state import State
 from msa.errors import BankCorruptError, BankError
 
 
-def verify(folder: Path, catalog: Catalog, spec: BankSpec, *, owns_lock: bool) -> list[str]:
-    """Return every problem as one line naming its file; see ``MemoryBank.verify``."""
+def verify(folder: Path, *, owns_lock: bool) -> list[str]:
+    """Every problem as one line naming its file; see :meth:`MemoryBank.verify`."""
     problems: list[str] = []
+    # the files of a commit under way are not referenced yet
+    quiet = owns_lock or not writer_is_active(folder)
+    extra = _foreign_files(folder) if quiet else []
+    manifests = []
+    for version in manifest_versions(folder):
+        try:
+            manifests.append(read_manifest(folder, version))
+        except BankError as error:
+            # a commit meanwhile removes the oldest
+            if version in manifest_versions(folder):
+                problems.append(str(error))
+    checked: set[str] = set()
+    for manifest in reversed(manifests):
+        found = list(_segment_problems(folder, manifest, checked))
+        if found and manifest.version in manifest_versions(folder):
+            problems += found
+    if quiet:
+        problems += [*extra, *missing_manifests(folder)]
+        if manifests:
+            problems += [f"{file}: not part of the memory; remove it" for file in leftovers(folder, manifests)]
+        if not (folder / LOCK_NAME).exists():
+            problems.append(f"{folder / LOCK_NAME} is missing; opening the memory for writing makes it again")
     try:
-        problems += _catalog_problems(catalog)
-        for row, info in catalog.segments().items():
-            found = list(_segment_problems(folder, catalog, spec, row, info))
-            # A compaction meanwhile removes files of the state being checked: no damage.
-            if found and info in catalog.segments().values():
-                problems += found
-        # The file of a commit under way is not referenced yet.
-        if owns_lock or not writer_is_active(folder):
-            problems += [f"{file}: not part of the memory; remove it" for file in unreferenced_files(folder, catalog)]
-    except (BankError, sqlite3.Error) as error:
-        problems.append(f"{catalog.file}: {error}")
-    return [" ".join(problem.split()) for problem in problems]
+        newest_manifest(folder)
+    except BankError as error:
+        problems.append(str(error))
+    return list(dict.fromkeys(" ".join(problem.split()) for problem in problems))
 
 
-def _catalog_problems(catalog: Catalog) -> Iterator[str]:
-    with catalog.read() as connection:
-        for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
-            if line != "ok":
-                yield f"{catalog.file}: {line}"
-        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
-            yield f"{catalog.file}: row {row} of table {table} refers to a missing row of {parent}"
-        yield from records.check_documents(connection, catalog.file)
+def _segment_problems(folder: Path, manifest: Manifest, checked: set[str]) -> Iterator[str]:
+    segments: list[Segment] = []
+    for info in manifest.segments:
+        try:
+            segments.append(Segment(folder, info, manifest.spec))
+        except BankCorruptError as error:
+            if info.name not in checked:
+                yield str(error)
+            checked.add(info.name)
+    state = State(manifest, segments)
+    for segment in segments:
+        if segment.name in checked:
+            continue
+        checked.add(segment.name)
+        for damage in segment.damage:
+            yield f"{damage}; {_affected(state, segment)}"
+        if segment.has_documents and (problem := segment.documents.problem()):
+            yield problem
+        if segment.has_latents:
+            for problem in segment.latents.problems():
+                yield f"{problem}; {_affected(state, segment)}"
 
 
-def _segment_problems(folder: Path, catalog: Catalog, spec: BankSpec, row: int, info: SegmentInfo) -> Iterator[str]:
-    file = folder / info.file_name
-    with catalog.read() as connection:
-        affected = records.affected_ids(connection, row)
-        expected: dict[int, int] = dict(
-            connection.execute("SELECT number, num_chunks FROM parts WHERE segment = ?", (row,))
-        )
+def _affected(state: State, segment: Segment, limit: int = 5) -> str:
+    """Which present documents the latents of a segment belong to, as far as it is known."""
+    if not segment.has_latents:
+        places = sorted(state.unroutable_places)
+    else:
+        places = np.unique(state.part_places[np.isin(state.numbers, segment.numbers.numpy())]).tolist()
     try:
-        segment = Segment(folder, info, spec)
-        if file_checksum(file) != info.checksum:
-            yield f"{file}: SHA-256 differs from the catalog; {affected}"
-            return
-    except (BankCorruptError, OSError) as error:
-        yield f"{error}; {affected}"
-        return
-    found = dict(zip(segment.numbers.tolist(), segment.chunk_offsets.diff().tolist(), strict=True))
-    wrong = sorted(number for number, num_chunks in expected.items() if found.get(number) != num_chunks)
-    if wrong:
-        yield f"{file}: does not hold the parts the catalog places in it, first of them part {wrong[0]}; {affected}"
+        ids = [document.id for document in state.documents(places[:limit])]
+    except BankError:
+        ids = []
+    if not places:
+        return "no readable document needs it; compact the memory"
+    shown = ", ".join(map(repr, ids)) + (", ..." if len(places) > limit else "")
+    return f"it holds {len(places)} document{'s' * (len(places) > 1)}: {shown}; add them again, or restore a copy"
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    found = [
+        folder / name
+        for name in sorted(os.listdir(folder))
+        if name not in (SEGMENTS, LOCK_NAME) and not name.startswith((".", "manifest-"))
+    ]
+    return [f"{file}: not part of the memory; remove it" for file in found]

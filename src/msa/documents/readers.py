@@ -41,7 +41,7 @@ _JUNK_NAMES = frozenset(
     | {"System Volume Information", "desktop.ini"}
 )
 # a folder that holds one of these files is a Python environment, a build cache or itself a memory
-_JUNK_MARKERS = frozenset({"pyvenv.cfg", "CACHEDIR.TAG", "memory.sqlite"})
+_JUNK_MARKERS = frozenset({"pyvenv.cfg", "CACHEDIR.TAG", "memory.lock"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""Copies of a memory: one state in a folder of its own, checked while it is written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from msa.bank.files import disk_errors, fsync_folder, remove, written_durably
+from msa.bank.lock import LOCK_NAME
+from msa.bank.manifest import write_manifest
+from msa.bank.opening import newest_manifest
+from msa.bank.segment import SEGMENTS
+from msa.bank.verify import verify
+from msa.errors import BankCorruptError, BankError
+
+_ATTEMPTS = 5
+
+
+def copy_memory(folder: Path, destination: Path) -> None:
+    """Copy the newest state of a memory, while it may be written to, into a new or empty folder.
+
+    The copy is itself a memory; copying it back restores. It exists whole or is no memory: its manifest comes last.
+
+    Raises:
+        BankError: the destination is not empty, or the disk failed.
+        BankCorruptError: what was copied is damaged; nothing is left.
+    """
+    with disk_errors(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+        if any(destination.iterdir()):
+            raise BankError(f"{destination} is not empty. Choose a new folder for the copy")
+        (destination / SEGMENTS).mkdir()
+    try:
+        for attempt in range(_ATTEMPTS):
+            manifest = newest_manifest(folder)
+            try:
+                _copy_files(folder, destination, sorted(manifest.file_names))
+                break
+            except FileNotFoundError as error:
+                # the writer has merged segments meanwhile: begin again from the newer state
+                if newest_manifest(folder).version == manifest.version or attempt == _ATTEMPTS - 1:
+                    raise BankCorruptError(f"{error.filename} is missing: restore it from a copy") from error
+        with disk_errors(destination):
+            (destination / LOCK_NAME).touch()
+        if manifest.version:  # as after a compaction: two manifests, one to fall back to
+            write_manifest(destination, replace(manifest, version=manifest.version - 1))
+        write_manifest(destination, manifest)
+        problems = verify(destination, owns_lock=True)
+        if problems:
+            raise BankCorruptError(f"{problems[0]}. The copy was removed; verify {folder}")
+    except BaseException:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise
+
+
+def _copy_files(folder: Path, destination: Path, names: list[str]) -> None:
+    for stale in (destination / SEGMENTS).iterdir():
+        if stale.name not in names:
+            remove(stale)
+    for name in names:
+        file = destination / SEGMENTS / name
+        if file.exists():
+            continue
+        source = folder / SEGMENTS / name
+        if not source.exists():
+            raise FileNotFoundError(2, "missing", str(source))
+        with written_durably(file) as temporary:
+            shutil.copyfile(source, temporary)
+    with disk_errors(destination):
+        fsync_folder(destination / SEGMENTS)

@@ -1,0 +1,155 @@
+"""How a memory changes: a new segment, then a new manifest; and how it sheds what no manifest refers to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msa.bank.documents import Row, write_documents
+from msa.bank.files import disk_errors, fsync_folder, remove
+from msa.bank.latents import Pieces, write_latents
+from msa.bank.manifest import (
+    KEPT,
+    Manifest,
+    SegmentInfo,
+    manifest_file,
+    manifest_versions,
+    read_manifest,
+    write_manifest,
+)
+from msa.bank.opening import PENDING, leftovers
+from msa.bank.schema import Latents, StoredDocument
+from msa.bank.segment import SEGMENTS
+from msa.bank.state import State
+from msa.errors import BankError
+
+logger = logging.getLogger(__name__)
+
+
+def write_segment(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    numbers: torch.Tensor,
+    chunk_offsets: torch.Tensor,
+    pieces: Pieces,
+    rows: Callable[[], Iterable[Row]],
+    superseded: NDArray[np.int64],
+) -> SegmentInfo:
+    """Write both files of a segment durably; see :func:`write_latents` and :func:`write_documents`.
+
+    Raises:
+        BankError: the disk failed; nothing is left behind.
+    """
+    name = f"{manifest.version + 1:010d}-{secrets.token_hex(4)}"  # random, so unique after a restored backup too
+    segments = folder / SEGMENTS
+    info = None
+    try:
+        with disk_errors(segments):
+            segments.mkdir(exist_ok=True)
+            (folder / PENDING).touch()
+        info = write_latents(
+            segments,
+            name,
+            spec=manifest.spec,
+            numbers=numbers,
+            chunk_offsets=chunk_offsets,
+            superseded=torch.from_numpy(superseded.copy()),
+            pieces=pieces,
+        )
+        info = write_documents(segments, info, rows(), superseded)
+        with disk_errors(segments):
+            fsync_folder(segments)
+    except BaseException:
+        discard(folder, info)
+        raise
+    return info
+
+
+def write_changes(
+    folder: Path, state: State, put: Sequence[StoredDocument], latents: Latents | None, delete: Sequence[str]
+) -> Manifest | None:
+    """Write the segment of a commit, and return the manifest that makes it visible; None: nothing would change."""
+    deleted = [*state.find(delete).values()]
+    if not put and not deleted:
+        return None
+    old = state.find([document.id for document in put])
+    place = state.manifest.next_place
+    rows: list[Row] = []
+    for document in put:
+        # an update keeps its place in the listing
+        rows.append((old.get(document.id, place), document))
+        place += document.id not in old
+    empty = torch.zeros(0, dtype=torch.int64)
+    info = write_segment(
+        folder,
+        state.manifest,
+        numbers=empty if latents is None else latents.numbers,
+        chunk_offsets=torch.zeros(1, dtype=torch.int64) if latents is None else latents.chunk_offsets,
+        pieces=lambda kind, layer: [] if latents is None else [latents.tensor(kind, layer)],
+        rows=lambda: sorted(rows, key=lambda row: row[0]),
+        superseded=np.array(sorted([*old.values(), *deleted]), dtype=np.int64),
+    )
+    number = state.manifest.next_number if latents is None else int(latents.numbers[-1]) + 1
+    manifest = next_manifest(state, [*state.manifest.segments, info])
+    return replace(manifest, next_number=number, next_place=place)
+
+
+def publish(folder: Path, manifest: Manifest, new: SegmentInfo | None) -> None:
+    """Make a state the present one; on failure remove the files of its ``new`` segment.
+
+    Raises:
+        BankError: the disk failed; the previous state is the present one.
+    """
+    try:
+        write_manifest(folder, manifest)
+    except BaseException:
+        discard(folder, new)
+        raise
+
+
+def next_manifest(state: State, segments: Iterable[SegmentInfo]) -> Manifest:
+    """The manifest after ``state``, of other segments."""
+    return replace(state.manifest, version=state.newest + 1, segments=tuple(segments))
+
+
+def prune(folder: Path, keep: int = KEPT) -> None:
+    """Remove all but the newest manifests, and every file that none of them needs; failures only waste space.
+
+    A damaged manifest counts for nothing: the sound ones before it are kept in its place.
+    """
+    try:
+        kept = sound_manifests(folder)[:keep]
+        for version in manifest_versions(folder):
+            if kept and version < min(manifest.version for manifest in kept):
+                remove(manifest_file(folder, version))
+        for file in leftovers(folder, kept) if kept else []:
+            if file.suffix in (".safetensors", ".sqlite", ".tmp") or file.name.endswith("-journal"):
+                logger.debug("removing %s, which no kept state needs", file)
+                remove(file)
+    except OSError as error:
+        logger.warning("files that are no longer needed were not removed: %s", error)
+
+
+def sound_manifests(folder: Path) -> list[Manifest]:
+    """All manifests that can be read, newest first."""
+    sound = []
+    for version in reversed(manifest_versions(folder)):
+        with contextlib.suppress(BankError):
+            sound.append(read_manifest(folder, version))
+    return sound
+
+
+def discard(folder: Path, info: SegmentInfo | None) -> None:
+    """Remove the files of a segment that no state refers to, and the mark that it was being written."""
+    for name in info.file_names if info else []:
+        remove(folder / SEGMENTS / name)
+    remove(folder / PENDING)

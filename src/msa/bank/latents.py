@@ -1,0 +1,320 @@
+"""Latents files: immutable safetensors with the pooled states of the parts of one segment, a checksum per tensor.
+
+Axes: n parts, C chunks, n_kv key-value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import RawIOBase
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from msa.bank.files import checksum, written_durably
+from msa.bank.manifest import FileInfo, SegmentInfo, latents_name
+from msa.bank.schema import BankSpec, Kind, layout_problem
+from msa.errors import BankCorruptError
+
+_CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.int8: "I8"}
+_HEADER_ALIGNMENT = 64
+_CHECKSUM_KEY = "xxh3-128 of {}"
+_UNKNOWN = "0" * 32
+_CHECKED_BYTES = 1 << 24
+_READERS = 16  # reads of the disk that are under way at the same time
+
+Pieces = Callable[[Kind, int], Iterable[Tensor]]
+
+
+def tensor_name(kind: Kind, layer: int) -> str:
+    """Name of a tensor inside a latents file.
+
+    >>> tensor_name("keys", 3)
+    'layers.3.keys'
+    """
+    return f"layers.{layer}.{kind}"
+
+
+class LatentsFile:
+    """An open latents file; its tensors are memory-mapped, so opening one reads only the header and the offsets.
+
+    Attributes:
+        numbers: ``[n]`` int64, ascending; deleted parts stay listed until the memory is compacted.
+        chunk_offsets: ``[n + 1]`` int64; part ``i`` owns chunks ``chunk_offsets[i]:chunk_offsets[i + 1]``.
+        superseded: ``[s]`` int64, as in the segment's documents: a second copy, so that damage to either file never
+            brings back what was deleted or replaced.
+
+    Raises:
+        BankCorruptError: the file is missing, has another size, or is not what the manifest describes.
+    """
+
+    def __init__(self, folder: Path, info: SegmentInfo, spec: BankSpec) -> None:
+        self.file = folder / latents_name(info.name)
+        try:
+            self._checksums, self._places = _checked_header(self.file, info, spec)
+            self._mapped: dict[str, Tensor] = {}
+            self._descriptor = os.open(self.file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # what is beside a row is of no use
+            self._handle = safe_open(str(self.file), framework="pt")
+            # copied, so that routing tables stay readable whatever becomes of the mapping
+            self.numbers = self._checked("numbers").clone()
+            self.chunk_offsets = self._checked("chunk_offsets").clone()
+            self.superseded = self._checked("superseded").clone()
+        except FileNotFoundError as error:
+            raise BankCorruptError(
+                f"{self.file} is missing: restore it from a copy, or add its documents again"
+            ) from error
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise BankCorruptError(f"{self.file} is damaged: {error}") from error
+        problem = layout_problem(self.numbers, self.chunk_offsets) if info.num_parts else None
+        if problem or int(self.chunk_offsets[-1]) != info.num_chunks:
+            raise BankCorruptError(f"{self.file} is damaged: {problem or 'its offsets do not end at its last chunk'}")
+
+    def tensor(self, kind: Kind, layer: int) -> Tensor:
+        """One kind of one layer, ``[C, n_kv, D]`` (scales: ``[C]``), memory-mapped: pages load on first use."""
+        return self._map(tensor_name(kind, layer))
+
+    def load(self, kind: Kind, layer: int, first: int = 0, end: int | None = None) -> Tensor:
+        """The chunks ``first:end`` of one kind of one layer in memory of their own.
+
+        Reading is much faster than touching mapped pages one by one. All chunks together are checked.
+
+        Raises:
+            BankCorruptError: the checksum of the whole tensor is wrong, or the file cannot be read.
+        """
+        name = tensor_name(kind, layer)
+        mapped = self._map(name)
+        end = len(mapped) if end is None else end
+        loaded = torch.empty((end - first, *mapped.shape[1:]), dtype=mapped.dtype)
+        if loaded.numel():
+            row_bytes = loaded[0].nbytes
+            try:
+                with open(self.file, "rb", buffering=0) as stream:
+                    stream.seek(self._places[name] + first * row_bytes)
+                    _read_into(stream, _bytes(loaded))
+            except OSError as error:
+                raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+        if len(loaded) == len(mapped) and checksum(_bytes(loaded)) != self._checksums[name]:
+            raise BankCorruptError(f"{self.file} is damaged: the checksum of {name} is wrong")
+        return loaded
+
+    def rows(self, kind: Kind, layer: int, rows: Tensor) -> Tensor:
+        """Single chunks ``[n]`` of one kind of one layer: ``[n, n_kv, D]``, read from the file, many at a time.
+
+        Of a file larger than RAM this reads what is asked for; touching mapped pages reads their neighbours too, one
+        page after the other.
+
+        Raises:
+            BankCorruptError: the file cannot be read.
+        """
+        mapped = self._map(tensor_name(kind, layer))
+        found = torch.empty((len(rows), *mapped.shape[1:]), dtype=mapped.dtype)
+        if not found.numel():
+            return found
+        data, row_bytes, begin = _bytes(found), found[0].nbytes, self._places[tensor_name(kind, layer)]
+        # a document's chunks stand side by side
+        cuts = [0, *((rows.diff() != 1).nonzero().flatten() + 1).tolist(), len(rows)]
+        runs = [
+            (data[a * row_bytes : b * row_bytes], begin + int(rows[a]) * row_bytes) for a, b in itertools.pairwise(cuts)
+        ]
+        if not all(_reading().map(self._read_run, runs)):
+            raise BankCorruptError(f"{self.file} is damaged: it ends too early")
+        return found
+
+    def _read_run(self, run: tuple[memoryview, int]) -> bool:
+        data, place = run
+        try:
+            return os.preadv(self._descriptor, [data], place) == len(data)
+        except OSError as error:
+            raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+
+    def problems(self) -> Iterator[str]:
+        """A line for every tensor whose checksum is wrong."""
+        for name in self._checksums:
+            try:
+                self._checked(name)
+            except BankCorruptError as error:
+                yield str(error)
+
+    def _map(self, name: str) -> Tensor:
+        tensor = self._mapped.get(name)
+        if tensor is None:
+            tensor = self._mapped[name] = self._handle.get_tensor(name)
+        return tensor
+
+    def _checked(self, name: str) -> Tensor:
+        tensor = self._map(name)
+        digest = xxhash.xxh3_128()
+        data = _bytes(tensor)
+        for begin in range(0, len(data), _CHECKED_BYTES):
+            digest.update(data[begin : begin + _CHECKED_BYTES])
+        if digest.hexdigest() != self._checksums[name]:
+            raise BankCorruptError(f"{self.file} is damaged: the checksum of {name} is wrong")
+        return tensor
+
+
+@functools.cache
+def _reading() -> ThreadPoolExecutor:
+    """Threads that wait for the disk."""
+    return ThreadPoolExecutor(_READERS, thread_name_prefix="msa-read")
+
+
+# a child process has none of its parent's threads
+os.register_at_fork(after_in_child=_reading.cache_clear)
+
+
+def _read_into(stream: RawIOBase, data: memoryview) -> None:
+    """Fill ``data``; one call reads at most 2 GB."""
+    while len(data):
+        count = stream.readinto(data)
+        if not count:
+            raise OSError(0, "the file ends too early")
+        data = data[count:]
+
+
+def _checked_header(file: Path, info: SegmentInfo, spec: BankSpec) -> tuple[dict[str, str], dict[str, int]]:
+    """Check size and header against the manifest; by tensor name its checksum, and where in the file it begins."""
+    found = file.stat().st_size
+    if found != info.latents.num_bytes:
+        raise BankCorruptError(f"{file} is damaged: expected {info.latents.num_bytes:,} bytes, found {found:,}")
+    with open(file, "rb") as stream:
+        head = stream.read(8)
+        size = int.from_bytes(head, "little")
+        head += stream.read(size) if size <= found else b""
+    if checksum(head) != info.latents.checksum:
+        raise BankCorruptError(f"{file} is damaged: the checksum of its header is wrong")
+    metadata = json.loads(head[8:])["__metadata__"]
+    checksums = {name: metadata[_CHECKSUM_KEY.format(name)] for name, _, _ in _entries(spec, info)}
+    if head != _header(spec, info, checksums):
+        raise BankCorruptError(f"{file} is damaged: it does not hold the tensors its manifest describes")
+    places, place = {}, len(head)
+    for name, dtype, shape in _entries(spec, info):
+        places[name] = place
+        place += _num_bytes(dtype, shape)
+    return checksums, places
+
+
+def write_latents(
+    folder: Path,
+    name: str,
+    *,
+    spec: BankSpec,
+    numbers: Tensor,
+    chunk_offsets: Tensor,
+    superseded: Tensor,
+    pieces: Pieces,
+) -> SegmentInfo:
+    """Write a latents file durably; the folder is not synced.
+
+    Args:
+        folder: of the segments.
+        name: the segment's, never used before.
+        spec: shape of the latents.
+        numbers: ``[n]`` int64.
+        chunk_offsets: ``[n + 1]`` int64.
+        superseded: ``[s]`` int64.
+        pieces: gives, for a kind and a layer, tensors ``[c, n_kv, D]`` that concatenate to ``[C, n_kv, D]``;
+            one piece is in memory at a time.
+
+    Returns:
+        The segment, still without its documents.
+
+    Raises:
+        BankError: the disk is full or failed; nothing is left behind.
+    """
+    info = _sized(name, len(numbers), int(chunk_offsets[-1]), len(superseded))
+    with written_durably(folder / latents_name(name)) as temporary, open(temporary, "wb+") as out:
+        out.write(_header(spec, info, {}))
+        checksums = {
+            "numbers": _write(out, [numbers]),
+            "chunk_offsets": _write(out, [chunk_offsets]),
+            "superseded": _write(out, [superseded]),
+        }
+        for kind, layer, _, _ in spec.layout(info.num_chunks):
+            checksums[tensor_name(kind, layer)] = _write(out, pieces(kind, layer))
+        header = _header(spec, info, checksums)
+        expected = len(header) + sum(_num_bytes(dtype, shape) for _, dtype, shape in _entries(spec, info))
+        if out.tell() != expected:
+            raise ValueError(f"the pieces of segment {name} hold {out.tell():,} bytes, expected {expected:,}")
+        out.seek(0)
+        out.write(header)
+    return replace(info, latents=FileInfo(num_bytes=expected, checksum=checksum(header)))
+
+
+def num_latents_bytes(spec: BankSpec, num_parts: int, num_chunks: int) -> int:
+    """Bytes of a latents file of so many parts and chunks, without its header."""
+    return sum(_num_bytes(dtype, shape) for _, dtype, shape in _entries(spec, _sized("", num_parts, num_chunks, 0)))
+
+
+def _sized(name: str, num_parts: int, num_chunks: int, num_superseded: int) -> SegmentInfo:
+    unknown = FileInfo(num_bytes=0, checksum="")
+    return SegmentInfo(
+        name=name,
+        documents=unknown,
+        latents=unknown,
+        num_parts=num_parts,
+        num_chunks=num_chunks,
+        num_superseded=num_superseded,
+    )
+
+
+def _write(out: BinaryIO, pieces: Iterable[Tensor]) -> str:
+    """Write tensors one after the other; their common checksum."""
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
+        data = _bytes(piece)
+        digest.update(data)
+        out.write(data)
+    return digest.hexdigest()
+
+
+def _entries(spec: BankSpec, info: SegmentInfo) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Every tensor of a file in order, larger elements first, so that all are aligned."""
+    return [
+        ("numbers", torch.int64, (info.num_parts,)),
+        ("chunk_offsets", torch.int64, (info.num_parts + 1,)),
+        ("superseded", torch.int64, (info.num_superseded,)),
+        *((tensor_name(kind, layer), dtype, shape) for kind, layer, dtype, shape in spec.layout(info.num_chunks)),
+    ]
+
+
+def _header(spec: BankSpec, info: SegmentInfo, checksums: Mapping[str, str]) -> bytes:
+    """The header, of the same length whatever the checksums."""
+    entries = _entries(spec, info)
+    metadata = {_CHECKSUM_KEY.format(name): checksums.get(name, _UNKNOWN) for name, _, _ in entries}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    begin = 0
+    for name, dtype, shape in entries:
+        end = begin + _num_bytes(dtype, shape)
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    return size
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    if not tensor.numel():
+        return memoryview(b"")
+    flat = tensor.detach().to("cpu").contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data

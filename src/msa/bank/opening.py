@@ -1,0 +1,163 @@
+"""Finding and opening the newest sound state of a memory folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from msa.bank.manifest import FORMAT_VERSION, KEPT, Manifest, manifest_file, manifest_versions, read_manifest
+from msa.bank.segment import SEGMENTS, Segment
+from msa.bank.state import State
+from msa.errors import BankCorruptError, BankError, BankFormatError
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
+# there from before a segment is written until its manifest is: tells an interrupted commit from a lost manifest
+PENDING = ".manifest-pending.tmp"
+# what the first development format, never released, kept its documents in
+_FORMAT_1_FILE = "memory.sqlite"
+
+
+def newest_manifest(folder: Path, problems: list[str] | None = None) -> Manifest:
+    """The newest manifest that is sound; damaged ones before it are logged and added to ``problems``.
+
+    Raises:
+        BankFormatError: the folder is no memory, or one of a format this release does not know.
+        BankCorruptError: every manifest is damaged, or all are gone.
+        BankError: the folder cannot be read.
+    """
+    first: BankCorruptError | None = None
+    for version in reversed(_versions(folder)):
+        try:
+            manifest = read_manifest(folder, version)
+        except BankCorruptError as error:
+            first = first or error
+            continue
+        if first:
+            message = f"{first}. Version {manifest.version} is used instead: later changes are not in it"
+            logger.warning("%s", message)
+            if problems is not None:
+                problems.append(message)
+        return manifest
+    if first:
+        raise first
+    if (folder / _FORMAT_1_FILE).exists():
+        raise BankFormatError(
+            f"{folder} was made by a development version, in format 1; this release reads format {FORMAT_VERSION}. "
+            "Add its documents to a new memory"
+        )
+    if any((folder / SEGMENTS).glob("*.safetensors")):
+        raise BankCorruptError(f"the manifests of {folder} are missing, though there are segments. Restore a copy")
+    raise BankFormatError(f"{folder} is not a memory: there is no manifest in it. Check the path")
+
+
+def _versions(folder: Path) -> list[int]:
+    try:
+        return manifest_versions(folder)
+    except OSError as error:
+        raise BankError(f"{folder} cannot be read ({error.strerror or error})") from error
+
+
+def open_state(folder: Path, manifest: Manifest, known: Mapping[str, Segment]) -> State:
+    """Open the segments of a manifest; those in ``known`` are open already.
+
+    A segment with one damaged file is opened as far as it goes, and the damage logged.
+
+    Raises:
+        BankCorruptError: a segment cannot be opened at all.
+    """
+    segments = []
+    for info in manifest.segments:
+        segment = known.get(info.name)
+        if segment is None:
+            segment = Segment(folder, info, manifest.spec)
+            for problem in segment.damage:
+                logger.warning("%s. The rest of the memory stays readable", problem)
+        segments.append(segment)
+    return State(manifest, segments)
+
+
+def current_state(folder: Path, last: State | None) -> State:
+    """The newest sound state; ``last`` if nothing has changed since.
+
+    Raises:
+        BankCorruptError, BankFormatError, BankError: as for :func:`newest_manifest` and :func:`open_state`.
+    """
+    known: dict[str, Segment] = {}
+    if last is not None:
+        if last.newest == _newest_name(folder):
+            return last
+        known = {segment.name: segment for segment in last.segments}
+    for attempt in range(_ATTEMPTS):
+        newest = _newest_name(folder)
+        manifest = newest_manifest(folder)
+        try:
+            state = open_state(folder, manifest, known)
+        except BankCorruptError:
+            # a file that the writer has removed between our reading the manifest and opening it is no damage
+            if attempt == _ATTEMPTS - 1 or _newest_name(folder) == newest:
+                raise
+            continue
+        if state.damage and _newest_name(folder) != newest and attempt < _ATTEMPTS - 1:
+            continue
+        state.newest = newest
+        return state
+    raise AssertionError("unreachable")
+
+
+def _newest_name(folder: Path) -> int:
+    """Version of the newest manifest file, sound or not; −1: there is none."""
+    return max(_versions(folder), default=-1)
+
+
+def leftovers(folder: Path, kept: list[Manifest]) -> list[Path]:
+    """Files in the folder of segments that no kept manifest refers to, and half-written manifests.
+
+    The files of a segment whose manifest is lost are none: they are all that is left to tell.
+    """
+    names = set().union(*(manifest.file_names for manifest in kept), _without_manifest(folder))
+    found = [folder / SEGMENTS / name for name in _segment_files(folder) if name not in names]
+    # the mark of an interrupted commit comes after what the commit has left
+    return [*sorted(found), *sorted(folder.glob(".manifest-*.tmp"))]
+
+
+def missing_manifests(folder: Path) -> list[str]:
+    """A line for every manifest that is gone though no writer removes it; empty while a writer is active."""
+    versions = _versions(folder)
+    if not versions:
+        return []
+    newest = versions[-1]
+    gone = sorted({*range(versions[0], newest)} - {*versions})
+    if _without_manifest(folder):
+        gone.append(newest + 1)
+    lines = [f"{manifest_file(folder, version)} is missing: restore it from a copy" for version in gone]
+    if not gone and len(versions) < min(KEPT, newest + 1) and not _is_compacted(folder, versions):
+        either, other = manifest_file(folder, newest + 1), manifest_file(folder, versions[0] - 1).name
+        lines.append(f"{either} or {other} is missing: restore it from a copy")
+    return lines
+
+
+def _without_manifest(folder: Path) -> list[str]:
+    """Files of the segment of the next version, unless a commit is or was at work on it."""
+    name = f"{_newest_name(folder) + 1:010d}-"
+    found = [file for file in _segment_files(folder) if file.startswith(name)]
+    return [] if found and (folder / PENDING).exists() else found
+
+
+def _is_compacted(folder: Path, versions: list[int]) -> bool:
+    """Whether these are the two equal manifests that a compaction, or a copy, leaves; also if one cannot be read."""
+    try:
+        manifests = [read_manifest(folder, version) for version in versions]
+    except BankError:
+        return True
+    return len(manifests) == 2 and manifests[0].segments == manifests[1].segments
+
+
+def _segment_files(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder / SEGMENTS)
+    except FileNotFoundError:
+        return []
