@@ -16,6 +16,7 @@ LAYERS = (
     "model",
     "encoding",
     "routing",
+    "parallel",
     "generation",
     "conversion",
     "training",

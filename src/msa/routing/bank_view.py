@@ -1,10 +1,11 @@
-"""One version of a memory bank as the network sees it: routing keys in memory, content K/V mapped from disk.
+"""One version of a memory bank as the network sees it.
 
 Axes: B rows, k selected documents, N documents (parts), C chunks, M selected chunks, Hkv key/value heads, D head_dim.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,9 +14,18 @@ import torch
 from torch import Tensor
 
 from msa.bank import MemoryBank, StoredPart
+from msa.errors import BankCorruptError
 from msa.model import MemoryView, SelectedMemory
 from msa.model.memory_view import chunks_of_documents
 from msa.ops import Routing, RoutingSpec, route
+from msa.ops.route import ExactKeys, on_threads
+from msa.routing.ranking import words_query
+from msa.routing.segment_latents import SegmentLatents
+from msa.routing.tiers import Tiers, check_budget
+
+logger = logging.getLogger(__name__)
+
+_READERS = 16  # segments that are read at the same time
 
 
 class Library(MemoryView, Protocol):
@@ -31,46 +41,73 @@ class Library(MemoryView, Protocol):
     def live_mask(self, where: Mapping[str, Any] | None) -> Tensor:
         """Bool ``[N]``: documents that may be selected."""
 
+    def matches(self, question: str, limit: int) -> list[int]:
+        """Numbers of up to ``limit`` documents with words of the question, by BM25."""
+
 
 class BankView:
     """A consistent snapshot of a bank; implements :class:`msa.MemoryView`.
 
-    Routing keys are copied to the device once; content keys and values stay memory-mapped and only the winners'
-    chunks are read. Deleted documents keep their place and are masked.
+    Routing keys go where the tiers say, segment by segment; of content keys and values only the winners' chunks are
+    read. Deleted documents keep their place and are masked. A segment with damaged latents is left out, and logged.
 
     Args:
         bank: an open bank.
         device: where routing happens and fetched chunks go.
+        tiers: where latents live.
+        previous: an older view of the same bank, tiers and shard, whose segments are used again where they still are.
+        shard: rank and number of ranks, where several processes each hold a part of the documents; None: all of them.
 
     Attributes:
-        version: the bank's version this view shows.
-        numbers: document number of each ``doc_index`` ``[N]`` int64.
+        state: the bank's state this view shows; version: its version.
+        numbers: document number of each ``doc_index`` ``[N]`` int64, ascending.
+        positions: places of these documents among those of all shards ``[N]`` int64, ascending.
         chunk_offsets: ``[N + 1]`` int64 on ``device``.
         live: bool ``[N]``, False for deleted documents.
+        key_blocks: router layer → one block of routing keys per segment.
+
+    Raises:
+        MemoryBudgetError: the latents do not fit where the tiers put them.
     """
 
-    def __init__(self, bank: MemoryBank, device: torch.device | str = "cpu") -> None:
-        snapshot = bank.snapshot()
-        self.bank = bank
+    def __init__(
+        self,
+        bank: MemoryBank,
+        device: torch.device | str = "cpu",
+        tiers: Tiers | None = None,
+        previous: BankView | None = None,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
+        self.state, self.spec, self.tiers = bank.state(), bank.spec, tiers or Tiers()
         self.device = torch.device(device)
-        self.version = snapshot.version
-        self.chunk_size = bank.spec.chunk_size
-        self._segments = [segment for segment in snapshot.segments if len(segment.numbers)]
+        self.version = self.state.manifest.version
+        self.chunk_size = self.spec.chunk_size
+        known = {} if previous is None else {segment.name: segment for segment in previous._segments}
+        rank, world = shard or (0, 1)
+        sound = [segment for segment in self.state.segments if segment.has_latents and len(segment.numbers)]
+        new = sum(segment.info.num_chunks for segment in sound if segment.name not in known)
+        check_budget(self.tiers, self.spec, new // world, self.device)
+        self._segments: list[SegmentLatents] = []
+        for segment in sound:
+            try:
+                latents = known.get(segment.name)
+                if latents is None:
+                    latents = SegmentLatents(segment, self.spec, self.tiers, self.device, rank, world)
+                self._segments.append(latents)
+            except BankCorruptError as error:
+                logger.warning("left out: %s", error)
         empty = torch.zeros(0, dtype=torch.int64)
         numbers = torch.cat([empty, *(segment.numbers for segment in self._segments)])
-        counts = torch.cat([empty, *(segment.chunk_offsets.diff() for segment in self._segments)])
+        counts = torch.cat([empty, *(segment.counts for segment in self._segments)])
         self.numbers: np.ndarray = numbers.numpy()
+        everywhere = torch.cat([empty, *(segment.all_numbers for segment in self._segments)])
+        self.positions: np.ndarray = np.searchsorted(everywhere.numpy(), self.numbers)
         self.chunk_offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(self.device)
-        self.live = torch.from_numpy(np.isin(self.numbers, snapshot.live_numbers)).to(self.device)
-        starts = [0]
-        for segment in self._segments:
-            starts.append(starts[-1] + int(segment.chunk_offsets[-1]))
-        self._segment_starts = torch.tensor(starts)
-        shape = (0, bank.spec.num_key_value_heads, bank.spec.head_dim)
-        nothing = torch.zeros(shape, dtype=getattr(torch, bank.spec.dtype))
-        self.routing_keys = {
-            layer: torch.cat([nothing, *(s.tensor("routing_keys", layer) for s in self._segments)]).to(self.device)
-            for layer in bank.spec.layers
+        self.live = torch.from_numpy(np.isin(self.numbers, self.state.numbers)).to(self.device)
+        sizes = torch.tensor([0, *(int(segment.counts.sum()) for segment in self._segments)])
+        self._segment_starts = sizes.cumsum(0)
+        self.key_blocks = {
+            layer: [segment.key_blocks[layer] for segment in self._segments] for layer in self.spec.layers
         }
 
     @property
@@ -82,8 +119,13 @@ class BankView:
         """Bool ``[N]``: documents that are not deleted and whose metadata match ``where``."""
         if not where:
             return self.live
-        matching = np.isin(self.numbers, self.bank.matching_numbers(where))
+        matching = np.isin(self.numbers, self.state.matching_numbers(where))
         return self.live & torch.from_numpy(matching).to(self.device)
+
+    def matches(self, question: str, limit: int) -> list[int]:
+        """Numbers of up to ``limit`` documents, of all shards, with words of the question, by BM25."""
+        words = words_query(question)
+        return [number for number, _ in self.state.matches(words, limit)] if words else []
 
     def route(
         self,
@@ -96,28 +138,48 @@ class BankView:
     ) -> Routing:
         """See :class:`msa.MemoryView`; deleted documents are never selected."""
         mask = self.live if doc_mask is None else self.live & doc_mask
-        return route(query, query_mask, self.routing_keys[layer], self.chunk_offsets, spec, top_k, mask)
+        blocks = self.key_blocks[layer]
+        if not blocks:
+            shape = (0, self.spec.num_key_value_heads, self.spec.head_dim)
+            blocks = [ExactKeys(torch.zeros(shape, dtype=self.spec.torch_dtype, device=self.device))]
+        if self.tiers.routing_keys != "mapped" or self.device.type == "cpu":
+            return route(query, query_mask, blocks, self.chunk_offsets, spec, top_k, mask)
+        # keys on disk are scored where they are read
+        found = route(query.cpu(), query_mask.cpu(), blocks, self.chunk_offsets.cpu(), spec, top_k, mask.cpu())
+        return Routing(**{name: tensor.to(self.device) for name, tensor in vars(found).items()})
 
     def fetch(self, layer: int, doc_indices: Tensor) -> SelectedMemory:
-        """See :class:`msa.MemoryView`; reads only the selected chunks from disk."""
+        """See :class:`msa.MemoryView`; reads only the selected chunks, many at a time."""
         chunks, slot = chunks_of_documents(self.chunk_offsets, doc_indices)
         rows = chunks.clamp(min=0).cpu()
         owner = torch.searchsorted(self._segment_starts, rows, right=True) - 1
-        spec = self.bank.spec
-        keys = torch.zeros(*rows.shape, spec.num_key_value_heads, spec.head_dim, dtype=getattr(torch, spec.dtype))
-        values = torch.zeros_like(keys)
+        on_gpu = self.device.type == "cuda"
+        shape = (2, *rows.shape, self.spec.num_key_value_heads, self.spec.head_dim)
+        both = torch.zeros(shape, dtype=self.spec.torch_dtype, pin_memory=on_gpu)
+        places, jobs = [], []
         for index in owner.unique().tolist():
             here = owner == index
-            local = rows[here] - self._segment_starts[index]
-            keys[here] = self._segments[index].tensor("keys", layer)[local]
-            values[here] = self._segments[index].tensor("values", layer)[local]
-        return SelectedMemory(keys=keys.to(self.device), values=values.to(self.device), slot=slot)
+            places.append(here)
+            jobs.append((self._segments[index], rows[here] - self._segment_starts[index]))
+
+        def read(run: Sequence[tuple[SegmentLatents, Tensor]]) -> list[Tensor]:
+            return [segment.content(layer, local) for segment, local in run]
+
+        for here, found in zip(places, on_threads(read, jobs, min(_READERS, len(jobs))), strict=True):
+            both[:, here] = found
+        both = both.to(self.device, non_blocking=on_gpu)
+        return SelectedMemory(keys=both[0], values=both[1], slot=slot)
 
     def parts(self, numbers: Sequence[int]) -> list[StoredPart | None]:
-        """Original texts of documents by number, in the order asked; None for one deleted since the view was taken."""
+        """Original texts of documents by number, in the order asked; None for one whose text is damaged."""
         try:
-            return [*self.bank.parts(numbers)]
-        except KeyError:
-            present = set(self.bank.live_numbers().tolist())
-            found = iter(self.bank.parts([number for number in numbers if number in present]))
-            return [next(found) if number in present else None for number in numbers]
+            return [*self.state.parts(numbers)]
+        except BankCorruptError as error:
+            logger.warning("left out: %s", error)
+            return [self._readable(number) for number in numbers]
+
+    def _readable(self, number: int) -> StoredPart | None:
+        try:
+            return self.state.parts([number])[0]
+        except BankCorruptError:
+            return None

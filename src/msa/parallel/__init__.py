@@ -1,0 +1,26 @@
+"""Memory Parallel (paper §3.4.2): one memory over several processes, each holding a shard of whole documents."""
+
+from msa.parallel.encoding import (
+    empty_memory,
+    encode_across_ranks,
+    end_encoding,
+    follow_encoding,
+    lead_encoding,
+)
+from msa.parallel.ranks import Ranks, init_from_environment, shard_of
+from msa.parallel.sharded_library import ShardedLibrary
+from msa.parallel.sharded_memory import Shard, ShardedMemory
+
+__all__ = [
+    "Ranks",
+    "Shard",
+    "ShardedLibrary",
+    "ShardedMemory",
+    "empty_memory",
+    "encode_across_ranks",
+    "end_encoding",
+    "follow_encoding",
+    "init_from_environment",
+    "lead_encoding",
+    "shard_of",
+]

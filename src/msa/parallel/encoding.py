@@ -1,0 +1,120 @@
+"""Stage 1 over several ranks: each encodes its share of the batches.
+
+Axes: N documents, C chunks, Hkv key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from msa.documents.batching import length_buckets
+from msa.encoding import encode_in_batches
+from msa.encoding.encoder import BATCH_TOKENS
+from msa.model import DocumentMemory, MSAForCausalLM
+from msa.parallel.ranks import Ranks, as_bytes, from_bytes
+
+
+def encode_across_ranks(
+    lm: MSAForCausalLM,
+    documents: Sequence[Sequence[int]],
+    ranks: Ranks,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], None] | None = None,
+) -> DocumentMemory | None:
+    """Encode documents on all ranks and bring them together on rank 0.
+
+    The batches are those that one process would make, dealt out in turn, so that the result is
+    :func:`msa.encoding.encode_in_batches`'s, bit for bit where the ranks' hardware and number of threads are the same.
+
+    Args:
+        lm: the network, the same on every rank.
+        documents: token ids of all documents, the same list on every rank, none empty.
+        ranks: the processes.
+        batch_tokens: tokens per forward pass once padded.
+        progress: called after each of this rank's own batches with its number of tokens.
+
+    Returns:
+        On rank 0 one :class:`DocumentMemory` of all documents in the order given, on the network's device; None on
+        the other ranks.
+
+    Raises:
+        ValueError: no documents, or one without tokens.
+    """
+    lengths = [len(ids) for ids in documents]
+    if not lengths or min(lengths) == 0:  # on all ranks alike, before any of them waits for another
+        raise ValueError("every document must have tokens" if lengths else "nothing to encode: the list is empty")
+    buckets = length_buckets(lengths, batch_tokens)
+    orders = [[i for bucket in buckets[rank :: ranks.world] for i in bucket] for rank in range(ranks.world)]
+    mine = orders[ranks.rank]
+    local = empty_memory(lm)
+    if mine:
+        # whole buckets fall into the same buckets again: a length that ended one, or a longer one, still does not fit
+        local = encode_in_batches(lm, [documents[i] for i in mine], batch_tokens=batch_tokens, progress=progress)
+    parts = _on_first_rank(local, ranks)
+    if ranks.rank:
+        return None
+    order = torch.tensor([i for each in orders for i in each], device=lm.device)
+    return DocumentMemory.concatenate(parts).select(order.argsort())
+
+
+def lead_encoding(
+    lm: MSAForCausalLM,
+    documents: Sequence[Sequence[int]],
+    ranks: Ranks,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> DocumentMemory:
+    """On rank 0: encode documents together with the other ranks, which are in :func:`follow_encoding`.
+
+    Raises:
+        ValueError: no documents, or one without tokens.
+    """
+    if not documents or not all(len(ids) for ids in documents):
+        raise ValueError("every document must have tokens" if documents else "nothing to encode: the list is empty")
+    ranks.gather(torch.tensor([len(ids) for ids in documents]))
+    ranks.gather(torch.tensor([token for ids in documents for token in ids]))
+    memory = encode_across_ranks(lm, documents, ranks, progress=progress)
+    assert memory is not None, "only rank 0 leads"
+    return memory
+
+
+def end_encoding(ranks: Ranks) -> None:
+    """On rank 0: let the other ranks return from :func:`follow_encoding`."""
+    ranks.gather(torch.zeros(0, dtype=torch.int64))
+
+
+def follow_encoding(lm: MSAForCausalLM, ranks: Ranks) -> None:
+    """On all other ranks: help rank 0 encode until it calls :func:`end_encoding`."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    while len(lengths := ranks.gather(nothing)[0]):
+        tokens = ranks.gather(nothing)[0]
+        encode_across_ranks(lm, [ids.tolist() for ids in tokens.split(lengths.tolist())], ranks)
+
+
+def empty_memory(lm: MSAForCausalLM) -> DocumentMemory:
+    """A memory of no documents with this network's layers, shapes ``[0, Hkv, D]``, dtype and device."""
+    shape = (0, lm.config.num_key_value_heads, lm.config.head_dim)
+
+    def tables() -> dict[int, torch.Tensor]:
+        return {layer: torch.zeros(shape, dtype=lm.dtype, device=lm.device) for layer in lm.config.router_layers}
+
+    return DocumentMemory(tables(), tables(), tables(), torch.zeros(1, dtype=torch.int64, device=lm.device))
+
+
+def _on_first_rank(local: DocumentMemory, ranks: Ranks) -> list[DocumentMemory]:
+    """Every rank's memory on rank 0, one tensor at a time; on the others only shapes without rows."""
+    counts = ranks.gather(local.chunk_offsets.diff())
+    rows = [int(each.sum()) for each in counts]
+    offsets = [torch.nn.functional.pad(each.cumsum(0), (1, 0)) for each in counts]
+    parts = [DocumentMemory({}, {}, {}, each) for each in offsets]
+    for name in ("keys", "values", "routing_keys"):
+        for layer, tensor in getattr(local, name).items():
+            row_bytes = tensor.shape[1:].numel() * tensor.element_size()
+            pieces = ranks.exchange(as_bytes(tensor), [count * row_bytes for count in rows], first_only=True)
+            if ranks.rank == 0:
+                for part, piece, count in zip(parts, pieces, rows, strict=True):
+                    getattr(part, name)[layer] = from_bytes(piece, tensor.dtype, (count, *tensor.shape[1:]))
+    return parts

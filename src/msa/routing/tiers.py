@@ -1,0 +1,102 @@
+"""Where a memory's latents live while it is asked, and what that takes (paper §3.4.2).
+
+Axes: C chunks, n_kv key/value heads, D head_dim, L router layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from msa.bank import BankSpec
+from msa.errors import MemoryBudgetError
+
+ROUTING_KEYS = ("exact", "half", "int8", "mapped")
+CONTENT = ("mapped", "ram", "pinned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiers:
+    """Where latents are kept.
+
+    Attributes:
+        routing_keys: ``exact``: on the compute device as they are stored, compared in float32; ``half``: there in
+            bfloat16, normalised beforehand; ``int8``: there as eight-bit integers with a scale per chunk; ``mapped``:
+            memory-mapped from disk, compared exactly.
+        content: content keys and values: ``mapped``: memory-mapped from disk, only the winners are read; ``ram``: in
+            RAM; ``pinned``: in page-locked RAM, from which a GPU fetches fastest.
+
+    Raises:
+        ValueError: an unknown word.
+    """
+
+    routing_keys: str = "exact"
+    content: str = "mapped"
+
+    def __post_init__(self) -> None:
+        for name, known in (("routing_keys", ROUTING_KEYS), ("content", CONTENT)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def needed_bytes(self, spec: BankSpec, num_chunks: int) -> tuple[int, int]:
+        """Bytes the memory of ``num_chunks`` chunks takes on the compute device, and in RAM beside it."""
+        values = num_chunks * len(spec.layers) * spec.num_key_value_heads * spec.head_dim
+        stored = spec.torch_dtype.itemsize
+        device = {
+            "exact": values * stored,
+            "half": values * 2,
+            "int8": values + 4 * num_chunks * len(spec.layers),
+            "mapped": 0,
+        }[self.routing_keys]
+        return device, 0 if self.content == "mapped" else 2 * values * stored
+
+
+def check_budget(tiers: Tiers, spec: BankSpec, num_chunks: int, device: torch.device) -> None:
+    """Make sure that the memory fits before anything is loaded.
+
+    Raises:
+        MemoryBudgetError: it does not; the message tells what each tier would need and what is free.
+    """
+    on_device, in_ram = tiers.needed_bytes(spec, num_chunks)
+    free_ram = free_host_bytes()
+    free_device = free_ram
+    if device.type == "cuda":
+        free_device = torch.cuda.mem_get_info(device)[0]
+    else:
+        in_ram += on_device
+        on_device = 0
+    if on_device <= free_device and in_ram <= free_ram:
+        return
+    options = [
+        f"routing keys {name}: {_gigabytes(Tiers(routing_keys=name).needed_bytes(spec, num_chunks)[0])}"
+        for name in ROUTING_KEYS
+    ]
+    options += [
+        f"content {name}: {_gigabytes(Tiers(content=name).needed_bytes(spec, num_chunks)[1])}" for name in CONTENT
+    ]
+    where = f"{_gigabytes(free_device)} free on {device} and " if device.type == "cuda" else ""
+    raise MemoryBudgetError(
+        f"the latents of {num_chunks:,} chunks do not fit with routing keys {tiers.routing_keys} and content "
+        f"{tiers.content}: {where}{_gigabytes(free_ram)} of RAM free. They would need: {'; '.join(options)}. "
+        "Choose smaller tiers"
+    )
+
+
+def free_host_bytes() -> int:
+    """RAM that can be taken without swapping, within the limit of the container if there is one."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        text = limit.read_text().strip()
+        if text != "max":
+            free = min(free, max(int(text) - int(used.read_text()), 0))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
