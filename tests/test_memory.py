@@ -80,6 +80,9 @@ class InRam(DocumentMemory):
     def live_mask(self, where):
         return torch.ones(len(self.texts), dtype=torch.bool)
 
+    def matches(self, question, limit):
+        return []
+
 
 def in_ram(model):
     ids = [model.protocol.document_ids(number, text) for number, text in enumerate(TEXTS.values(), start=1)]

@@ -25,6 +25,7 @@ from msa.generation.types import (
 from msa.memory import AddProgress, Memory
 from msa.model import DocumentMemory, MemoryView, MSAConfig, MSAForCausalLM, MSAOutput
 from msa.model.bundle import MSAModel
+from msa.routing import Tiers
 from msa.zoo import load
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "RoundStarted",
     "Sampling",
     "TextPiece",
+    "Tiers",
     "Usage",
     "convert",
     "load",

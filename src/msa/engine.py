@@ -26,6 +26,7 @@ from msa.generation.types import Answer, DocumentRetrieved, Done, Event, Hit, Ro
 from msa.model.bundle import MSAModel
 from msa.ops import Routing
 from msa.routing import Library
+from msa.routing.ranking import FUSED_RANKS, fused_scores, mean_over_layers
 
 
 @dataclass
@@ -61,9 +62,17 @@ class Engine:
 
     @torch.inference_mode()
     def search(
-        self, questions: Sequence[str], top_k: int = 16, where: Mapping[str, Any] | None = None
+        self,
+        questions: Sequence[str],
+        top_k: int = 16,
+        where: Mapping[str, Any] | None = None,
+        *,
+        hybrid: bool = False,
     ) -> list[list[Hit]]:
-        """The best documents of each question by the mean of the router layers' scores; nothing is generated."""
+        """The best documents of each question by the mean of the router layers' scores; nothing is generated.
+
+        ``hybrid`` fuses their order with that of exact words.
+        """
         turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
         ids, mask = pad_left([turn.ids for turn in turns], self.model.device)
         routes, _ = pad_left([[int(m) for m in turn.marked] for turn in turns], self.model.device)
@@ -78,7 +87,8 @@ class Engine:
             routing = self.model.lm.route(ids, **inputs)
         else:
             routing = self.model.lm(ids, logits_to_keep=1, use_cache=False, **inputs).routing
-        return [self._best(routing, row, top_k)[0] for row in range(len(turns))]
+        words = [question if hybrid else None for question in questions]
+        return [self._best(routing, row, top_k, words[row])[0] for row in range(len(turns))]
 
     def stream(
         self, question: str, options: AskOptions | None = None, cancelled: Callable[[], bool] | None = None
@@ -98,7 +108,8 @@ class Engine:
     def _run(
         self, questions: Sequence[str], options: AskOptions, cancelled: Callable[[], bool] | None
     ) -> Iterator[tuple[int, Event]]:
-        retrieval = options.retrieval or self.model.protocol.strings.retrieval
+        preferred = "routed" if options.hybrid else self.model.protocol.strings.retrieval
+        retrieval = options.retrieval or preferred
         sessions = [self._open(_checked(question), options, retrieval) for question in questions]
         if retrieval == "routed":
             yield from self._retrieve_routed(sessions, options)
@@ -213,7 +224,7 @@ class Engine:
     ) -> tuple[list[Hit], Fitted]:
         """The documents the model asked for, and what of their texts fits."""
         numbers = state.parse(generated)
-        scores, chunks = _mean_over_layers(routing, row)
+        scores, chunks = mean_over_layers(routing, row)
         hits = self._hits([self._index_of[number] for number in numbers], scores)
         best = [self._best_chunk(self._index_of[hit.number], chunks) for hit in hits]
         return hits, self._fit(hits, best, self.model.protocol.strings.expanded_document, state.free_tokens())
@@ -236,7 +247,8 @@ class Engine:
                     doc_mask=self.library.live_mask(options.where),
                 )
             num_kept = max(num_read, strings.source_documents)
-            hits, best = self._best(routing, 0, max(num_kept, num_reread))
+            words = session.question if options.hybrid else None
+            hits, best = self._best(routing, 0, max(num_kept, num_reread), words)
             order = self._reread(hits, num_reread, session.question)[:num_kept]
             hits, best = [hits[i] for i in order], [best[i] for i in order]
             leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
@@ -245,6 +257,8 @@ class Engine:
             fitted = self._fit(hits[:num_read], best[:num_read], strings.reader_document, free)
             session.route_s = time.perf_counter() - started
             session.notes += fitted.notes
+            if options.hybrid:
+                session.notes.append("documents were ranked by the routers and by exact words together (hybrid)")
             session.state.round_texts.append("")
             yield from ((i, event) for event in self._end_round(session, hits, fitted))
             session.state.ids = self._reader_ids(session, fitted)
@@ -330,14 +344,24 @@ class Engine:
             doc_mask=doc_mask,
         )
 
-    def _best(self, routing: dict[int, Routing], row: int, top_k: int) -> tuple[list[Hit], list[int]]:
-        """The ``top_k`` best documents of one row by the mean over layers, and the best chunk of each."""
+    def _best(
+        self, routing: dict[int, Routing], row: int, top_k: int, words: str | None = None
+    ) -> tuple[list[Hit], list[int]]:
+        """The ``top_k`` best documents of one row by the mean over layers, and the best chunk of each.
+
+        ``words`` is a question whose exact words rank them too.
+        """
         if not routing:
             return [], []
-        scores, chunks = _mean_over_layers(routing, row)
+        scores, chunks = mean_over_layers(routing, row)
+        if words is not None:
+            found = (self._index_of.get(number) for number in self.library.matches(words, FUSED_RANKS))
+            scores = fused_scores(scores, [index for index in found if index is not None])
         values, indices = scores.topk(min(top_k, scores.shape[0]))
         chosen = indices[values > float("-inf")].tolist()
         hits = self._hits(chosen, scores)
+        if words is not None:
+            hits = [replace(hit, ranking="hybrid") for hit in hits]
         return hits, [self._best_chunk(self._index_of[hit.number], chunks) for hit in hits]
 
     def _best_chunk(self, index: int, chunk_scores: Tensor) -> int:
@@ -387,13 +411,6 @@ class Engine:
             },
             notes=list(dict.fromkeys([*session.notes, *session.state.notes])),
         )
-
-
-def _mean_over_layers(routing: dict[int, Routing], row: int) -> tuple[Tensor, Tensor]:
-    """Document scores ``[N]`` and chunk scores ``[C]`` of one row, each the mean over router layers."""
-    docs = torch.stack([layer.doc_scores[row] for layer in routing.values()]).mean(0)
-    chunks = torch.stack([layer.chunk_scores[row] for layer in routing.values()]).mean(0)
-    return docs, chunks
 
 
 def _is_in(hit: Hit, fitted: Fitted) -> bool:

@@ -18,14 +18,18 @@ from msa.documents.readers import documents_from_mappings
 from msa.documents.splitting import split_text
 from msa.encoding import encode_in_batches
 from msa.engine import Engine
-from msa.errors import BankError
+from msa.errors import BankError, ParallelError
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
 from msa.generation.types import Answer, Event, Hit
 from msa.model.bundle import MSAModel
-from msa.routing import BankView
+from msa.ops.route import quantize_keys
+from msa.parallel import Ranks, ShardedLibrary, lead_encoding
+from msa.routing import BankView, Tiers
+from msa.routing.segment_latents import similarity_of
 from msa.zoo import load
 
+_AGREEMENT_ATTEMPTS = 5
 _COMMIT_TOKENS = 65536  # encoded between two commits: what a kill can cost, and what is held in memory
 
 
@@ -53,9 +57,14 @@ class AddProgress:
 class Memory:
     """A memory folder with the model that reads it; a context manager. Open one with :meth:`open`."""
 
-    def __init__(self, bank: MemoryBank, model: MSAModel | None) -> None:
+    def __init__(
+        self, bank: MemoryBank, model: MSAModel | None, tiers: Tiers | None = None, ranks: Ranks | None = None
+    ) -> None:
         self._bank = bank
         self._model = model
+        self._tiers = tiers
+        self._ranks = ranks
+        self._view: BankView | None = None
         self._engine: tuple[int, Engine] | None = None
 
     @classmethod
@@ -66,6 +75,9 @@ class Memory:
         *,
         create: bool = True,
         read_only: bool = False,
+        max_bytes: int | None = None,
+        tiers: Tiers | None = None,
+        ranks: Ranks | None = None,
     ) -> Self:
         """Open a memory folder, creating it if need be.
 
@@ -75,6 +87,13 @@ class Memory:
                 memory was made with, or the default for a new memory; loaded when first needed.
             create: make an empty memory where there is none.
             read_only: refuse changes; any number of readers may have a memory open while one process writes.
+            max_bytes: refuse additions that would make the folder larger; None: no limit.
+            tiers: where latents live while the memory is asked; None: routing keys on the model's device as they are
+                stored, content mapped from disk.
+            ranks: processes that share the memory (Memory Parallel). All of them open the same folder or copies of it;
+                each loads its share, and all ask the same questions at the same time. They stay at the version of the
+                first question. Only rank 0 can have it open for writing; the others then help it encode
+                (:func:`msa.parallel.follow_encoding`).
 
         Raises:
             BankNotFoundError: no memory there and ``create`` is False (or ``read_only`` is True).
@@ -86,14 +105,16 @@ class Memory:
             model = load(model)
         if create and not read_only and not MemoryBank.exists(path):
             model = model or load()
-            return cls(MemoryBank.create(path, fingerprint=model.fingerprint, spec=_spec_of(model)), model)
+            bank = MemoryBank.create(path, fingerprint=model.fingerprint, spec=_spec_of(model), max_bytes=max_bytes)
+            return cls(bank, model, tiers, ranks)
         bank = MemoryBank.open(
             path,
             fingerprint=None if model is None else model.fingerprint,
             model_name=None if model is None else model.name,
             read_only=read_only,
+            max_bytes=max_bytes,
         )
-        return cls(bank, model)
+        return cls(bank, model, tiers, ranks)
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +182,7 @@ class Memory:
 
         Raises:
             DocumentError: an item that is no document; names its position.
+            BankFullError: the memory would grow beyond ``max_bytes``; what was committed before stays.
         """
         ids: builtins.list[str] = []
         done = AddProgress()
@@ -189,9 +211,11 @@ class Memory:
         sequences: builtins.list[builtins.list[int]] = []
         encoded = updated = 0
         number = self._bank.next_number
-        for document in {document.id: document for document in window}.values():
+        distinct = {document.id: document for document in window}
+        present = self._bank.content_hashes([*distinct])
+        for document in distinct.values():
             digest = hashlib.sha256(document.text.encode()).hexdigest()
-            if self._bank.content_hash(document.id) == digest:
+            if present.get(document.id) == digest:
                 stored = self._bank.get(document.id)
                 assert stored is not None
                 if stored.metadata != document.metadata:
@@ -250,15 +274,23 @@ class Memory:
         self, put: Sequence[StoredDocument], sequences: Sequence[Sequence[int]], report: Callable[[int], None]
     ) -> Latents:
         """Stage 1 over the new parts, in the order of their numbers, in the bank's dtype on the CPU."""
-        memory = encode_in_batches(self.model.lm, sequences, progress=report)
+        if self._ranks is not None:
+            memory = lead_encoding(self.model.lm, sequences, self._ranks, progress=report)
+        else:
+            memory = encode_in_batches(self.model.lm, sequences, progress=report)
         dtype = getattr(torch, self._bank.spec.dtype)
         first = self._bank.next_number
 
         def stored(states: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
             return {layer: tensor.to("cpu", dtype) for layer, tensor in states.items()}
 
+        routing_keys = stored(memory.routing_keys)
+        similarity = similarity_of(self._bank.spec)
+        eight = {layer: quantize_keys(keys, similarity) for layer, keys in routing_keys.items() if self._bank.spec.int8}
         return Latents(
-            routing_keys=stored(memory.routing_keys),
+            routing_keys=routing_keys,
+            int8_routing_keys={layer: block.keys for layer, block in eight.items()},
+            int8_scales={layer: block.scale for layer, block in eight.items()},
             keys=stored(memory.keys),
             values=stored(memory.values),
             numbers=torch.arange(first, first + len(sequences)),
@@ -274,13 +306,16 @@ class Memory:
             self._bank.commit(delete=present)
         return present
 
-    def search(self, query: str, top_k: int = 16, where: Mapping[str, Any] | None = None) -> builtins.list[Hit]:
+    def search(
+        self, query: str, top_k: int = 16, where: Mapping[str, Any] | None = None, *, hybrid: bool = False
+    ) -> builtins.list[Hit]:
         """The best documents for a query by the mean of the router layers' scores; nothing is generated.
 
         Args:
             query: the user's words.
             top_k: documents to return, at most; of a long document its best part.
             where: metadata a document must have, ``{"lang": "en"}``.
+            hybrid: fuse the routers' order with that of exact words; each hit's ``ranking`` says so.
 
         Raises:
             ValueError: an empty query or ``top_k`` below 1.
@@ -290,7 +325,7 @@ class Memory:
         engine = self._current_engine()
         wanted = top_k
         while True:
-            hits = engine.search([query], wanted, where)[0]
+            hits = engine.search([query], wanted, where, hybrid=hybrid)[0]
             best: dict[str, Hit] = {}
             for hit in hits:
                 best.setdefault(hit.id, hit)
@@ -331,11 +366,27 @@ class Memory:
             raise BankError(
                 f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…"
             )
+        if self._ranks is not None:
+            if self._engine is None:
+                self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
+            return self._engine[1]
         version = self._bank.version
         if self._engine is None or self._engine[0] != version:
-            view = BankView(self._bank, self.model.device)
-            self._engine = (view.version, Engine(self.model, view))
+            self._view = BankView(self._bank, self.model.device, self._tiers, self._view)
+            self._engine = (self._view.version, Engine(self.model, self._view))
         return self._engine[1]
+
+    def _shared_view(self, ranks: Ranks) -> ShardedLibrary:
+        """This process's share of a version that all ranks see."""
+        for _ in range(_AGREEMENT_ATTEMPTS):
+            view = BankView(self._bank, self.model.device, self._tiers, shard=(ranks.rank, ranks.world))
+            versions = torch.cat(ranks.gather(torch.tensor([view.version])))
+            if bool((versions == view.version).all()):
+                return ShardedLibrary(view, ranks, view.positions.tolist())
+        raise ParallelError(
+            f"the ranks see different versions of {self._bank.path}: {versions.tolist()}. Stop writing to it, or bring "
+            "the copies to the same state"
+        )
 
     def stats(self) -> dict[str, Any]:
         """Counts and sizes: documents, parts, chunks, tokens, bytes on disk, and the model it was made with."""
@@ -345,9 +396,18 @@ class Memory:
         """Check every checksum; returns one line per problem, naming the file. Empty: all is sound."""
         return self._bank.verify()
 
-    def compact(self) -> dict[str, Any]:
-        """Rewrite the memory without deleted documents; returns what was gained."""
-        return self._bank.compact()
+    def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:
+        """Rewrite the memory without deleted documents; returns what was gained. See :meth:`MemoryBank.compact`."""
+        return self._bank.compact(drop_damaged=drop_damaged)
+
+    def backup(self, destination: str | Path) -> None:
+        """Copy the memory as it is now into a new or empty folder; the copy is a memory, checked byte by byte.
+
+        Raises:
+            BankError: the folder is not empty, or the disk failed.
+            BankCorruptError: the memory is damaged; nothing is left.
+        """
+        self._bank.backup(destination)
 
 
 def _spec_of(model: MSAModel) -> BankSpec:
@@ -359,6 +419,8 @@ def _spec_of(model: MSAModel) -> BankSpec:
         chunk_size=config.chunk_size,
         dtype=str(model.lm.dtype).removeprefix("torch."),
         model_name=model.name,
+        settings={"routing_similarity": config.routing_similarity},
+        int8=True,
     )
 
 

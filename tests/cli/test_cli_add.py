@@ -142,3 +142,24 @@ def test_a_memory_that_is_being_written_to(msa, memory, records_file):
         result = msa("add", memory, records_file)
     assert result.code == 1
     assert f"process {os.getpid()}" in result.err
+
+
+def test_a_memory_may_be_limited_in_size(msa, memory, tmp_path):
+    more = tmp_path / "more.txt"
+    more.write_text("Something else. " * 50)
+    result = msa("add", memory, more, "--max-size", "10kB")
+    assert (result.code, "10,000" in result.err, len(result.err.splitlines())) == (1, True, 1)
+    assert msa("add", memory, more, "--max-size", "1GiB").code == 0
+    assert msa("add", memory, more, "--max-size", "much").code == 2
+
+
+def test_repair_by_adding_again(msa, memory, records_file):
+    file = next((memory / "segments").glob("*.safetensors"))
+    file.unlink()
+    assert msa("show", memory, "moon").code == 0
+    assert file.name in msa("compact", memory).err
+    result = msa("add", memory, records_file)
+    assert result.out.startswith("0 added, 3 updated, 0 unchanged")
+    assert msa("compact", memory, "--drop-damaged").code == 0
+    assert msa("verify", memory).code == 0
+    assert [hit["id"] for hit in msa("search", memory, "moon", "--json").json["data"]]

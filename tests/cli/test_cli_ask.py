@@ -53,12 +53,13 @@ def test_options_reach_the_engine(msa, made_once, monkeypatch):
         "--max-rounds 2 --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --seed 3 --stop END --stop . --documents 1"
     )
     conditions = ["--where", "lang=en", "--where", "year=2024", "--where", "tags=[1, 2]"]
-    result = msa("ask", made_once, "Why?", *options.split(), "--retrieval", "routed", *conditions)
+    result = msa("ask", made_once, "Why?", *options.split(), "--retrieval", "routed", "--hybrid", *conditions)
     assert result.out.startswith("yes\n")
     assert "note: shortened" in result.out
     assert seen == {
         "question": "Why?",
         "retrieval": "routed",
+        "hybrid": True,
         "max_documents": 1,
         "max_rounds": 2,
         "max_new_tokens": 9,
@@ -174,7 +175,7 @@ def test_search(msa, made_once):
 
 def test_search_json(msa, made_once):
     found = msa("search", made_once, "moon", "--where", "lang=en", "--json").json
-    assert list(found) == ["query", "data"]
+    assert list(found) == ["query", "ranking", "data"]
     assert found["query"] == "moon"
     assert {hit["id"]: hit["metadata"] for hit in found["data"]} == {
         "moon": {"lang": "en", "title": "Moon", "year": 2024},
@@ -193,3 +194,23 @@ def test_search_without_a_match(msa, made_once):
 
 def test_an_empty_query_is_wrong_usage(msa, made_once):
     assert msa("search", made_once, "").code == 2
+
+
+def test_hybrid_is_named(msa, made_once):
+    result = msa("search", made_once, "Stern", "--hybrid")
+    assert result.code == 0
+    assert result.out.splitlines()[0].split()[2] == "sonne"
+    assert "--hybrid" in result.err
+    found = msa("search", made_once, "Stern", "--hybrid", "--json").json
+    assert (found["ranking"], found["data"][0]["id"]) == ("hybrid", "sonne")
+    assert msa("search", made_once, "Stern", "--json").json["ranking"] == "memory"
+    answer = msa("ask", made_once, "Was ist ein Stern?", "--hybrid", "--max-new-tokens", "2")
+    assert "hybrid" in answer.out.splitlines()[-1]
+
+
+def test_tiers(msa, made_once):
+    expected = msa("search", made_once, "moon", "--json").json["data"]
+    for keys in ("int8", "half", "mapped"):
+        found = msa("search", made_once, "moon", "--json", "--routing-keys", keys, "--content", "ram").json["data"]
+        assert [hit["id"] for hit in found] == [hit["id"] for hit in expected]
+    assert msa("search", made_once, "moon", "--routing-keys", "nowhere").code == 2

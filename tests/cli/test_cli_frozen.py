@@ -6,20 +6,22 @@ from msa.cli.main import build_parser
 
 EVERY = {"-h", "--help", "--debug", "-v", "--verbose"}
 MODEL = {"--model", "--device", "--dtype"}
+TIERS = {"--hybrid", "--routing-keys", "--content"}
 FROZEN = {
-    "add": (["memory", "paths"], MODEL),
+    "add": (["memory", "paths"], MODEL | {"--max-size"}),
     "ask": (
         ["memory", "question"],
         MODEL | {"--json", "--where", "--retrieval", "--documents", "--max-rounds", "--max-new-tokens"}
-        | {"--temperature", "--top-p", "--seed", "--stop"},
+        | {"--temperature", "--top-p", "--seed", "--stop"} | TIERS,
     ),
-    "search": (["memory", "query"], MODEL | {"--top-k", "--where", "--json"}),
+    "search": (["memory", "query"], MODEL | {"--top-k", "--where", "--json"} | TIERS),
     "list": (["memory"], {"--limit", "--after", "--json"}),
     "show": (["memory", "id"], {"--json"}),
     "delete": (["memory", "ids"], {"--json"}),
     "stats": (["memory"], {"--json"}),
     "verify": (["memory"], {"--json"}),
-    "compact": (["memory"], {"--json"}),
+    "compact": (["memory"], {"--json", "--drop-damaged"}),
+    "backup": (["memory", "destination"], {"--json"}),
     "convert": (
         ["source", "dest"],
         {"--calibrate", "--init", "--router-layers", "--chunk-size", "--top-k-docs"}
@@ -35,7 +37,7 @@ DEFAULTS = {
         "device": "auto",
         "dtype": "auto",
     },
-    "search": {"top_k": 16, "model": None},
+    "search": {"top_k": 16, "model": None, "hybrid": False, "routing_keys": "exact", "content": "mapped"},
     "convert": {"init": "whitened", "chunk_size": 64, "top_k_docs": 16, "overwrite": False},
 }
 

@@ -98,7 +98,8 @@ def test_verify_a_damaged_memory(msa, memory):
 
 
 def test_verify_a_memory_that_cannot_even_be_opened(msa, memory):
-    (memory / "memory.sqlite").write_bytes(b"gone")
+    for file in memory.glob("manifest-*.json"):
+        file.write_bytes(b"gone")
     result = msa("verify", memory, "--json")
     assert (result.code, result.json["ok"], len(result.json["problems"])) == (1, False, 1)
 
@@ -107,7 +108,7 @@ def test_compact(msa, memory):
     msa("delete", memory, "moon")
     result = msa("compact", memory)
     assert result.code == 0
-    assert result.out.startswith("removed 1 deleted parts, merged 1 segments into 1; ")
+    assert result.out.startswith("removed 1 deleted parts, merged 2 segments into 1; ")
     again = msa("compact", memory, "--json").json
     assert (again["compacted"], again["removed_parts"]) == (False, 0)
 
@@ -133,3 +134,22 @@ def test_control_characters_do_not_reach_a_terminal(msa, memory, monkeypatch, ca
     (line,) = capsys.readouterr().out.splitlines()
     assert "\x1b" not in line
     assert len(line) <= console.console().width
+
+
+def test_backup_and_restore(msa, memory, tmp_path):
+    result = msa("backup", memory, tmp_path / "copy")
+    assert (result.code, result.out.startswith("copied 3 documents, ")) == (0, True)
+    assert msa("list", tmp_path / "copy").out == msa("list", memory).out
+    msa("delete", memory, "moon")
+    again = msa("backup", memory, tmp_path / "copy")
+    assert (again.code, "not empty" in again.err) == (1, True)
+    restored = msa("backup", tmp_path / "copy", tmp_path / "restored", "--json").json
+    assert (restored["documents"], msa("verify", tmp_path / "restored").code) == (3, 0)
+
+
+def test_a_damaged_memory_is_not_copied(msa, memory, tmp_path):
+    file = next((memory / "segments").glob("*.sqlite"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    result = msa("backup", memory, tmp_path / "copy")
+    assert (result.code, file.name in result.err) == (1, True)
+    assert not (tmp_path / "copy").exists()

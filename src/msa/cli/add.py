@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msa.cli.console import console, count, is_terminal, one_line, working, write_line, write_note
-from msa.cli.opening import load_model, memory_folder, open_memory, with_model
-from msa.cli.options import ArgumentParser, Subparsers, add_command, add_memory_argument
+from msa.cli.opening import load_model, memory_folder, open_memory, ranks_of_torchrun, with_model
+from msa.cli.options import ArgumentParser, Subparsers, add_command, add_memory_argument, byte_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from msa.documents import Document
     from msa.memory import AddProgress, Memory
+    from msa.model.bundle import MSAModel
+    from msa.parallel import Ranks
 
 _SAMPLE_CHARACTERS = 20_000  # tokenised beforehand, to tell characters from tokens
 _SAMPLE_OF_ONE = 2_000
@@ -47,6 +49,12 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         metavar="PATH",
         help="a file (text, HTML, PDF), a folder, a .jsonl file, or - for standard input",
     )
+    parser.add_argument(
+        "--max-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="stop before the memory's folder gets larger than this, for instance 20GB; what was added stays",
+    )
 
 
 @dataclass
@@ -68,6 +76,34 @@ class _Survey:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    ranks = ranks_of_torchrun()
+    if ranks is None:
+        return _read_and_add(args, None)
+    from msa.parallel import end_encoding, follow_encoding
+
+    with ranks:
+        if ranks.rank:
+            follow_encoding(_same_model(args).lm, ranks)
+            return 0
+        try:
+            return _read_and_add(args, ranks)
+        finally:
+            end_encoding(ranks)
+
+
+def _same_model(args: argparse.Namespace) -> MSAModel:
+    """The model that rank 0 encodes with."""
+    from msa.bank import MemoryBank
+
+    folder = memory_folder(args)
+    made_with = None
+    if not args.model and MemoryBank.exists(folder):
+        with MemoryBank.open(folder, read_only=True) as bank:
+            made_with = bank.spec.model_name
+    return load_model(args, made_with)
+
+
+def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from msa.bank import MemoryBank
     from msa.documents.readers import read_documents
 
@@ -90,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
         if not survey.documents:
             write_note("msa: nothing was added: none of the given paths holds a document")
             return 1
-        memory = _ready(memory, survey, args)
+        memory = _ready(memory, survey, args, ranks)
+        memory.bank.max_bytes = args.max_size
         return _add(memory, documents, survey, len(skipped))
     finally:
         if memory is not None:
@@ -114,14 +151,14 @@ def _look_at(documents: Iterator[Document], memory: Memory | None) -> _Survey:
     return survey
 
 
-def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace) -> Memory:
+def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace, ranks: Ranks | None) -> Memory:
     """The memory, created if need be, and with its model if there is something to encode."""
     from msa.memory import Memory
 
     if memory is None:
-        return Memory.open(memory_folder(args), model=load_model(args))
+        return Memory.open(memory_folder(args), model=load_model(args), ranks=ranks)
     if survey.pending or args.model:
-        return with_model(memory, args)
+        return with_model(memory, args, ranks)
     return memory
 
 

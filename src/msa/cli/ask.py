@@ -27,8 +27,10 @@ from msa.cli.options import (
     ArgumentParser,
     Subparsers,
     add_command,
+    add_hybrid_option,
     add_json_option,
     add_memory_argument,
+    add_tier_options,
     add_where_option,
     conditions,
     non_negative,
@@ -71,6 +73,8 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     group.add_argument(
         "--documents", type=positive, metavar="N", help="documents given to the model, at most, in routed retrieval"
     )
+    add_hybrid_option(group)
+    add_tier_options(group)
     group.add_argument(
         "--max-rounds", type=non_negative, default=4, metavar="N", help="rounds of generative retrieval (default: 4)"
     )
@@ -106,6 +110,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of ``Memory.stream``."""
     return {
         "retrieval": args.retrieval,
+        "hybrid": args.hybrid,
         "max_documents": args.documents,
         "max_rounds": args.max_rounds,
         "max_new_tokens": args.max_new_tokens,

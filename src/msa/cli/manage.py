@@ -86,6 +86,23 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         )
         add_memory_argument(parser)
         add_json_option(parser)
+        if name == "compact":
+            parser.add_argument(
+                "--drop-damaged",
+                action="store_true",
+                help="leave out what cannot be read; texts whose latents are lost stay, to be added again",
+            )
+    parser = add_command(
+        commands,
+        "backup",
+        run_backup,
+        summary="copy a memory into a new folder, checked, while it may be in use",
+        details="The copy is a memory like any other. To restore, copy it back the same way.",
+        examples=["msa backup mem/ backups/mem-monday/", "msa backup backups/mem-monday/ mem-restored/"],
+    )
+    add_memory_argument(parser)
+    parser.add_argument("destination", metavar="FOLDER", help="a folder that is empty or does not exist")
+    add_json_option(parser)
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -197,9 +214,23 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_compact(args: argparse.Namespace) -> int:
     """Run ``msa compact``."""
     with open_memory(args, read_only=False) as memory, working("rewriting the memory"):
-        result = memory.compact()
+        result = memory.compact(drop_damaged=args.drop_damaged)
     if args.json:
         write_json(result)
     else:
         write_line(f"{result['message']}; {size(result['bytes_before'])} before, {size(result['bytes_after'])} now")
+    return 0
+
+
+def run_backup(args: argparse.Namespace) -> int:
+    """Run ``msa backup``."""
+    with open_memory(args, read_only=True) as memory, working("copying the memory"):
+        memory.backup(args.destination)
+    with open_memory(argparse.Namespace(memory=args.destination), read_only=True) as copy:
+        stats = copy.stats()
+    if args.json:
+        write_json({"destination": args.destination, **stats})
+    else:
+        documents = count(stats["documents"], "document")
+        write_line(f"copied {documents}, {size(stats['bytes_on_disk'])}, to {one_line(args.destination)}")
     return 0

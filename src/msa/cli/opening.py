@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from msa.cli.options import UsageError
 if TYPE_CHECKING:
     from msa.memory import Memory
     from msa.model.bundle import MSAModel
+    from msa.parallel import Ranks
+    from msa.routing import Tiers
 
 
 def memory_folder(args: argparse.Namespace) -> Path:
@@ -47,13 +50,13 @@ def open_for_questions(args: argparse.Namespace) -> Memory:
     try:
         if len(memory) == 0:
             return memory  # asking says what to do, and needs no model for it
-        return with_model(memory, args)
+        return with_model(memory, args, ranks_of_torchrun())
     except BaseException:
         memory.close()
         raise
 
 
-def with_model(memory: Memory, args: argparse.Namespace) -> Memory:
+def with_model(memory: Memory, args: argparse.Namespace, ranks: Ranks | None = None) -> Memory:
     """The same open memory with a model: the one asked for, else the one that made it.
 
     Raises:
@@ -72,7 +75,33 @@ def with_model(memory: Memory, args: argparse.Namespace) -> Memory:
             f"{error}. The memory {memory.bank.path} was made with {made_with}: name where that is now with --model"
         ) from error
     memory.bank.check_fingerprint(model.fingerprint, model.name)
-    return type(memory)(memory.bank, model)
+    return type(memory)(memory.bank, model, _tiers(args), ranks)
+
+
+def ranks_of_torchrun() -> Ranks | None:
+    """Join the processes that ``torchrun`` started to share the memory; None: this is the only one.
+
+    All ranks but the first write nothing to standard output from here on. To be called once in a process.
+
+    Raises:
+        ParallelError: the others did not appear.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from msa.parallel import init_from_environment
+
+    ranks = init_from_environment()
+    if ranks.rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    return ranks
+
+
+def _tiers(args: argparse.Namespace) -> Tiers | None:
+    from msa.routing import Tiers
+
+    if not hasattr(args, "routing_keys"):
+        return None
+    return Tiers(routing_keys=args.routing_keys, content=args.content)
 
 
 def load_model(args: argparse.Namespace, otherwise: str | None = None) -> MSAModel:

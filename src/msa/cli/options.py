@@ -113,6 +113,44 @@ def add_where_option(parser: ArgumentParser) -> None:
     )
 
 
+def add_hybrid_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--hybrid``."""
+    parser.add_argument(
+        "--hybrid",
+        action="store_true",
+        help="rank documents by exact words too, fused with the memory's own ranking (routed retrieval)",
+    )
+
+
+def add_tier_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--routing-keys`` and ``--content``."""
+    parser.add_argument(
+        "--routing-keys",
+        choices=("exact", "half", "int8", "mapped"),
+        default="exact",
+        help="routing keys as they are stored, in 16 or 8 bits, or left on disk (default: exact)",
+    )
+    parser.add_argument(
+        "--content",
+        choices=("mapped", "ram", "pinned"),
+        default="mapped",
+        help="content keys and values on disk, in RAM, or in page-locked RAM (default: mapped from disk)",
+    )
+
+
+def byte_size(text: str) -> int:
+    """A number of bytes: ``500MB``, ``2GB``, ``1.5GiB`` or plain digits.
+
+    >>> byte_size("2GB"), byte_size("1.5KiB")
+    (2000000000, 1536)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), flags=re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 500MB or 2GiB, got {text!r}")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
 def add_json_option(parser: ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")

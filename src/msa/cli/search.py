@@ -11,8 +11,10 @@ from msa.cli.options import (
     ArgumentParser,
     Subparsers,
     add_command,
+    add_hybrid_option,
     add_json_option,
     add_memory_argument,
+    add_tier_options,
     add_where_option,
     conditions,
     positive,
@@ -34,6 +36,8 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument("query", metavar="QUERY", help="what to look for")
     parser.add_argument("--top-k", type=positive, default=16, metavar="N", help="documents, at most (default: 16)")
     add_where_option(parser)
+    add_hybrid_option(parser)
+    add_tier_options(parser)
     add_json_option(parser)
 
 
@@ -42,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
     where = conditions(args)
     words(args.query, "query")
     with open_for_questions(args) as memory, working("looking through the memory"):
-        hits = memory.search(args.query, top_k=args.top_k, where=where)
+        hits = memory.search(args.query, top_k=args.top_k, where=where, hybrid=args.hybrid)
     if args.json:
-        write_json({"query": args.query, "data": [hit_to_json(hit) for hit in hits]})
+        ranking = "hybrid" if args.hybrid else "memory"
+        write_json({"query": args.query, "ranking": ranking, "data": [hit_to_json(hit) for hit in hits]})
         return 0
     if not hits:
         write_note("no documents found" + (" with this metadata" if where else ""))
+    if hits and args.hybrid:
+        write_note("ranked by the memory's routers and by exact words together (--hybrid)")
     for number, hit in enumerate(hits, start=1):
         place = place_of(hit)
         write_line(

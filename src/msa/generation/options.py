@@ -26,9 +26,10 @@ class AskOptions:
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
             any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
         where: metadata a document must have to be selected.
+        hybrid: rank documents by the routers and by exact words together (reciprocal rank fusion); retrieval is routed.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: an unknown word, or ``hybrid`` with generative retrieval.
     """
 
     retrieval: str | None = None
@@ -40,11 +41,14 @@ class AskOptions:
     stop: tuple[str, ...] = ()
     constrain_ids: str | None = None
     where: Mapping[str, Any] | None = None
+    hybrid: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("constrain_ids", CONSTRAINTS), ("retrieval", RETRIEVALS)):
             if getattr(self, name) not in (None, *known):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.hybrid and self.retrieval == "generative":
+            raise ValueError("hybrid ranking needs retrieval='routed': in generative retrieval the model alone chooses")
         for name in ("max_documents", "reread_documents"):
             value = getattr(self, name)
             if value is not None and value < 0:

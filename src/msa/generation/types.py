@@ -13,11 +13,12 @@ class Hit:
     Attributes:
         id: the user's id.
         text: the original text; of a long document the part that was found.
-        score: mean over router layers of the document's routing score.
+        score: mean over router layers of the document's routing score; where ``ranking`` is ``hybrid``, the fused one.
         metadata: the user's metadata; parts of a long document also have ``part``, ``parts`` and ``offset`` (in
             characters).
         number: the document's number inside the memory, as the model writes it.
         read: whether the model was given the text to answer from.
+        ranking: what ordered the documents: ``memory`` (the routers alone) or ``hybrid`` (fused with exact words).
     """
 
     id: str
@@ -26,6 +27,7 @@ class Hit:
     metadata: dict[str, Any] = field(default_factory=dict)
     number: int = 0
     read: bool = False
+    ranking: str = "memory"
 
     @property
     def title(self) -> str:

@@ -1,0 +1,190 @@
+"""A memory of up to 100M tokens in the default model's shape: opening, resident memory, routing and fetching per tier.
+
+    python benchmarks/bank_scale.py --folder /tmp/scale --tokens 1000000 10000000 100000000 [--out results.json]
+
+The latents are SYNTHETIC (Gaussian, in the shape of SmolLM2-135M's upper 15 layers): the numbers say how fast and how
+large a memory of that size is, and nothing of what it finds. Each size is grown from the one before, by commits. Every
+measurement runs in a process of its own, so that its resident memory is its own. 100M tokens take 32 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
+from msa.ops import RoutingSpec
+from msa.ops.route import quantize_keys
+from msa.routing import BankView
+from msa.routing.tiers import ROUTING_KEYS, Tiers
+
+SPEC = BankSpec(
+    layers=tuple(range(15, 30)),
+    num_key_value_heads=3,
+    head_dim=64,
+    chunk_size=64,
+    dtype="bfloat16",
+    model_name="synthetic",
+    int8=True,
+)
+QUERY_HEADS, QUESTION_TOKENS, TOP_K = 9, 12, 16
+CHUNKS_PER_DOCUMENT = 8
+COMMIT_CHUNKS = 80_000
+WORDS = [f"word{i}" for i in range(20_000)]
+
+
+def grow(folder: Path, tokens: int) -> float:
+    """Commit synthetic documents until the memory holds ``tokens``; seconds it took."""
+    started = time.perf_counter()
+    bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else None
+    with bank or MemoryBank.create(folder, fingerprint="synthetic", spec=SPEC) as bank:
+        while (present := bank.stats()["chunks"]) < tokens // SPEC.chunk_size:
+            missing = tokens // SPEC.chunk_size - present
+            documents = -(-min(missing, COMMIT_CHUNKS) // CHUNKS_PER_DOCUMENT)
+            bank.commit(**synthetic(bank.next_number, documents))
+    return time.perf_counter() - started
+
+
+def synthetic(first: int, documents: int) -> dict[str, Any]:
+    """Arguments of a commit of so many documents."""
+    rng = random.Random(first)
+    generator = torch.Generator().manual_seed(first)
+    chunks = documents * CHUNKS_PER_DOCUMENT
+    shape = (chunks, SPEC.num_key_value_heads, SPEC.head_dim)
+    # one Gaussian block for all layers, each shifted by a row more: drawing 45 of them would take hours
+    block = torch.randn((chunks + 64, *shape[1:]), generator=generator).to(torch.bfloat16)
+    keys = {layer: block[i : i + chunks] for i, layer in enumerate(SPEC.layers)}
+    eight = {layer: quantize_keys(tensor, "cosine") for layer, tensor in keys.items()}
+    put = []
+    for number in range(first, first + documents):
+        text = " ".join(rng.choices(WORDS, k=CHUNKS_PER_DOCUMENT * SPEC.chunk_size // 2))
+        part = Part(
+            number=number,
+            start=0,
+            end=len(text),
+            num_tokens=CHUNKS_PER_DOCUMENT * SPEC.chunk_size,
+            num_chunks=CHUNKS_PER_DOCUMENT,
+        )
+        put.append(StoredDocument(id=f"d{number}", text=text, metadata={}, content_hash="", parts=(part,)))
+    latents = Latents(
+        routing_keys=keys,
+        keys=keys,
+        values=keys,
+        numbers=torch.arange(first, first + documents),
+        chunk_offsets=torch.arange(documents + 1) * CHUNKS_PER_DOCUMENT,
+        int8_routing_keys={layer: block.keys for layer, block in eight.items()},
+        int8_scales={layer: block.scale for layer, block in eight.items()},
+    )
+    return {"put": put, "latents": latents}
+
+
+def measure(folder: Path, routing_keys: str) -> dict[str, Any]:
+    """Open, route questions through all layers, fetch the winners; runs in its own process."""
+    before = resident_bytes()
+    started = time.perf_counter()
+    bank = MemoryBank.open(folder, read_only=True)
+    opened = time.perf_counter()
+    view = BankView(bank, tiers=Tiers(routing_keys=routing_keys))
+    ready = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(1, QUESTION_TOKENS, dtype=torch.bool)
+    seconds, fetched, fetch_seconds = [], 0, []
+    for _ in range(4):
+        query = torch.randn(1, QUESTION_TOKENS, QUERY_HEADS, SPEC.head_dim, generator=generator)
+        route_s = fetch_s = 0.0
+        for layer in SPEC.layers:
+            begin = time.perf_counter()
+            found = view.route(layer, query, mask, RoutingSpec(), TOP_K)
+            middle = time.perf_counter()
+            winners = view.fetch(layer, found.doc_indices)
+            fetch_s += time.perf_counter() - middle
+            route_s += middle - begin
+            fetched += winners.keys.nbytes + winners.values.nbytes
+        seconds.append(route_s)
+        fetch_seconds.append(fetch_s)
+    return {
+        "routing_keys": routing_keys,
+        "routing_key_bytes": Tiers(routing_keys=routing_keys).needed_bytes(SPEC, len_chunks(view))[0],
+        "bank_open_seconds": opened - started,
+        "view_seconds": ready - opened,
+        "resident_bytes": resident_bytes() - before,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "first_question_seconds": seconds[0],
+        "question_seconds": min(seconds[1:]),
+        "fetch_seconds": min(fetch_seconds[1:]),
+        "fetched_bytes": fetched // 4,
+    }
+
+
+def len_chunks(view: BankView) -> int:
+    """Chunks of a view."""
+    return int(view.chunk_offsets[-1])
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def add_seconds(folder: Path, documents: int = 1000) -> float:
+    """Seconds to commit ``documents`` more."""
+    with MemoryBank.open(folder) as bank:
+        arguments = synthetic(bank.next_number, documents)
+        started = time.perf_counter()
+        bank.commit(**arguments)
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    """Grow, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
+    parser.add_argument("--tiers", nargs="+", choices=ROUTING_KEYS, default=["int8", "half", "mapped"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--measure", choices=ROUTING_KEYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.folder, args.measure)))
+        return
+    empty = args.folder.with_name(args.folder.name + "-empty")
+    if not MemoryBank.exists(empty):
+        MemoryBank.create(empty, fingerprint="synthetic", spec=SPEC).close()
+    result: dict[str, Any] = {
+        "what": "SYNTHETIC latents in the default model's shape: speed and size only",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        "question_tokens": QUESTION_TOKENS,
+        "top_k": TOP_K,
+        "add_1000_documents_to_an_empty_memory_seconds": [add_seconds(empty) for _ in range(3)],
+        "sizes": [],
+    }
+    for tokens in sorted(args.tokens):
+        size: dict[str, Any] = {"tokens": tokens, "grow_seconds": grow(args.folder, tokens), "tiers": []}
+        with MemoryBank.open(args.folder, read_only=True) as bank:
+            size |= {key: bank.stats()[key] for key in ("documents", "chunks", "segments", "bytes_on_disk")}
+        for tier in args.tiers:
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--measure", tier]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            size["tiers"].append(json.loads(run.stdout))
+            print(json.dumps(size["tiers"][-1]), flush=True)
+        size["add_1000_documents_seconds"] = [add_seconds(args.folder) for _ in range(3)]
+        result["sizes"].append(size)
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps({key: value for key, value in size.items() if key != "tiers"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Where latents live changes neither what is found nor, beyond rounding, how it scores."""
+
+import logging
+
+import pytest
+import torch
+
+from msa import Memory
+from msa.errors import MemoryBudgetError
+from msa.ops import RoutingSpec
+from msa.routing import BankView, Tiers
+from msa.routing import tiers as tiers_module
+
+TEXTS = [
+    f"Document {i} is about {word} and about {i * i}." for i, word in enumerate(["rain", "iron", "tea", "law"] * 5)
+]
+
+
+@pytest.fixture
+def memory(tmp_path, model):
+    with Memory.open(tmp_path / "memory", model) as opened:
+        for first in range(0, len(TEXTS), 7):  # several segments
+            opened.add([{"id": f"d{first + i}", "text": text} for i, text in enumerate(TEXTS[first : first + 7])])
+        opened.delete(["d3"])
+        yield opened
+
+
+def routed(view, layer, rows=3):
+    generator = torch.Generator().manual_seed(layer)
+    heads = 2 * view.spec.num_key_value_heads
+    query = torch.randn(rows, 5, heads, view.spec.head_dim, generator=generator)
+    return view.route(layer, query, torch.ones(rows, 5, dtype=torch.bool), RoutingSpec(), 6)
+
+
+@pytest.mark.parametrize("routing_keys", ["exact", "half", "int8", "mapped"])
+@pytest.mark.parametrize("content", ["mapped", "ram", "pinned"])
+def test_every_tier_finds_the_same(memory, routing_keys, content):
+    reference = BankView(memory.bank)
+    view = BankView(memory.bank, tiers=Tiers(routing_keys=routing_keys, content=content))
+    rounding = {"exact": 0, "mapped": 0, "half": 2**-8, "int8": 2**-6}[routing_keys]
+    for layer in view.spec.layers:
+        expected, found = routed(reference, layer), routed(view, layer)
+        assert torch.allclose(found.scores, expected.scores, rtol=0, atol=rounding)
+        assert torch.equal(found.doc_scores == float("-inf"), expected.doc_scores == float("-inf"))
+        if not rounding:
+            assert torch.equal(found.doc_indices, expected.doc_indices)
+        winners, same = view.fetch(layer, expected.doc_indices), reference.fetch(layer, expected.doc_indices)
+        assert torch.equal(winners.keys, same.keys)
+        assert torch.equal(winners.values, same.values)
+
+
+def test_int8_of_a_memory_without_stored_int8(memory, monkeypatch):
+    stored = BankView(memory.bank, tiers=Tiers(routing_keys="int8"))
+    view = BankView(memory.bank)
+    object.__setattr__(memory.bank.spec, "int8", False)
+    made = BankView(memory.bank, tiers=Tiers(routing_keys="int8"))
+    assert view.numbers.tolist() == made.numbers.tolist()
+    for layer, blocks in stored.key_blocks.items():
+        for one, other in zip(blocks, made.key_blocks[layer], strict=True):
+            assert torch.equal(one.keys, other.keys)
+            assert torch.equal(one.scale, other.scale)
+
+
+def test_a_change_loads_only_what_is_new(memory):
+    before = BankView(memory.bank)
+    memory.add([{"id": "new", "text": "Something new."}])
+    after = BankView(memory.bank, previous=before)
+    for layer, blocks in before.key_blocks.items():
+        assert all(one is other for one, other in zip(blocks, after.key_blocks[layer], strict=False))
+        assert len(after.key_blocks[layer]) == len(blocks) + 1
+    assert after.numbers.tolist() == [*before.numbers.tolist(), int(after.numbers[-1])]
+
+
+def test_answers_from_every_tier(memory, model, tmp_path):
+    expected = memory.ask("What is tea?", max_new_tokens=4)
+    for routing_keys in ("half", "int8", "mapped"):
+        tiers = Tiers(routing_keys=routing_keys)
+        with Memory.open(tmp_path / "memory", model, read_only=True, tiers=tiers) as other:
+            assert other.ask("What is tea?", max_new_tokens=4).rounds[0].numbers == expected.rounds[0].numbers
+
+
+def test_a_damaged_segment_is_left_out(memory, caplog):
+    file = max((memory.bank.path / "segments").glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    for place in range(header + 500, len(data), 16):
+        data[place] ^= 1
+    file.write_bytes(data)
+    with Memory.open(memory.bank.path, memory.model, read_only=True) as damaged, caplog.at_level(logging.WARNING):
+        hits = damaged.search("tea", top_k=30)
+    assert file.name in caplog.text
+    assert 0 < len(hits) < len(memory)
+
+
+def test_too_little_memory_is_said_before_loading(memory, monkeypatch):
+    monkeypatch.setattr(tiers_module, "free_host_bytes", lambda: 1000)
+    with pytest.raises(MemoryBudgetError) as caught:
+        BankView(memory.bank)
+    for word in ("exact", "half", "int8", "mapped", "pinned", "free"):
+        assert word in str(caught.value)
+    BankView(memory.bank, tiers=Tiers(routing_keys="mapped"))
+    with pytest.raises(ValueError, match="routing_keys"):
+        Tiers(routing_keys="nowhere")
+
+
+def test_needs_are_those_of_the_tensors(memory):
+    stats = memory.stats()
+    view = BankView(memory.bank, tiers=Tiers(routing_keys="int8"))
+    stored = sum(segment.info.num_chunks for segment in view.state.segments)
+    held = sum(block.keys.nbytes + block.scale.nbytes for blocks in view.key_blocks.values() for block in blocks)
+    assert Tiers(routing_keys="int8").needed_bytes(view.spec, stored)[0] == held
+    assert stored >= stats["chunks"]
