@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_CHARACTERS = 20_000  # tokenised beforehand, to tell characters from tokens
 _SAMPLE_OF_ONE = 2_000
+_LOOKED_UP = 200  # documents looked up in the memory at a time
 
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
@@ -137,17 +139,19 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
 def _look_at(documents: Iterator[Document], memory: Memory | None) -> _Survey:
     survey = _Survey()
     sampled = 0
-    for document in documents:
-        survey.documents += 1
-        if memory is not None:
-            digest = hashlib.sha256(document.text.encode()).hexdigest()
-            if memory.bank.content_hash(document.id) == digest:
-                continue
-        survey.pending += 1
-        survey.characters += len(document.text)
-        if sampled < _SAMPLE_CHARACTERS:
-            survey.sample.append(document.text[:_SAMPLE_OF_ONE])
-            sampled += len(survey.sample[-1])
+    while page := list(itertools.islice(documents, _LOOKED_UP)):
+        present = {} if memory is None else memory.bank.content_hashes([document.id for document in page])
+        survey.documents += len(page)
+        for document in page:
+            if document.id in present:
+                digest = hashlib.sha256(document.text.encode()).hexdigest()
+                if present[document.id] == digest:
+                    continue
+            survey.pending += 1
+            survey.characters += len(document.text)
+            if sampled < _SAMPLE_CHARACTERS:
+                survey.sample.append(document.text[:_SAMPLE_OF_ONE])
+                sampled += len(survey.sample[-1])
     return survey
 
 
