@@ -31,7 +31,6 @@ _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", to
 _HEADER_ALIGNMENT = 64
 _CHECKSUM_KEY = "xxh3-128 of {}"
 _UNKNOWN = "0" * 32
-_CHECKED_BYTES = 1 << 24
 _READERS = 16  # reads of the disk that are under way at the same time
 
 Pieces = Callable[[Kind, int], Iterable[Tensor]]
@@ -87,7 +86,7 @@ class LatentsFile:
         """One kind of one layer, ``[C, n_kv, D]`` (scales: ``[C]``), memory-mapped: pages load on first use."""
         return self._map(tensor_name(kind, layer))
 
-    def load(self, kind: Kind, layer: int, first: int = 0, end: int | None = None) -> Tensor:
+    def load(self, kind: Kind, layer: int, first: int, end: int) -> Tensor:
         """The chunks ``first:end`` of one kind of one layer in memory of their own.
 
         Reading is much faster than touching mapped pages one by one. All chunks together are checked.
@@ -97,7 +96,6 @@ class LatentsFile:
         """
         name = tensor_name(kind, layer)
         mapped = self._map(name)
-        end = len(mapped) if end is None else end
         loaded = torch.empty((end - first, *mapped.shape[1:]), dtype=mapped.dtype)
         if loaded.numel():
             row_bytes = loaded[0].nbytes
@@ -157,11 +155,7 @@ class LatentsFile:
 
     def _checked(self, name: str) -> Tensor:
         tensor = self._map(name)
-        digest = xxhash.xxh3_128()
-        data = _bytes(tensor)
-        for begin in range(0, len(data), _CHECKED_BYTES):
-            digest.update(data[begin : begin + _CHECKED_BYTES])
-        if digest.hexdigest() != self._checksums[name]:
+        if checksum(_bytes(tensor)) != self._checksums[name]:
             raise BankCorruptError(f"{self.file} is damaged: the checksum of {name} is wrong")
         return tensor
 

@@ -21,8 +21,8 @@ PENDING = ".manifest-pending.tmp"
 _FORMAT_1_FILE = "memory.sqlite"
 
 
-def newest_manifest(folder: Path, problems: list[str] | None = None) -> Manifest:
-    """The newest manifest that is sound; damaged ones before it are logged and added to ``problems``.
+def newest_manifest(folder: Path) -> Manifest:
+    """The newest manifest that is sound; that damaged ones were passed over is logged.
 
     Raises:
         BankFormatError: the folder is no memory, or one of a format this release does not know.
@@ -37,10 +37,7 @@ def newest_manifest(folder: Path, problems: list[str] | None = None) -> Manifest
             first = first or error
             continue
         if first:
-            message = f"{first}. Version {manifest.version} is used instead: later changes are not in it"
-            logger.warning("%s", message)
-            if problems is not None:
-                problems.append(message)
+            logger.warning("%s. Version %d is used instead: later changes are not in it", first, manifest.version)
         return manifest
     if first:
         raise first

@@ -21,8 +21,6 @@ from msa.bank.segment import Segment
 from msa.bank.terms import filter_terms
 from msa.errors import BankCorruptError
 
-_PAGE = 500
-
 
 class State:
     """A consistent, immutable state.
@@ -118,7 +116,7 @@ class State:
     def ids(self) -> Iterator[str]:
         """Ids of all documents in order; errors as for :meth:`documents_after`."""
         self._check_listable()
-        for page in batches(self.places.tolist(), _PAGE):
+        for page in batches(self.places.tolist()):
             names: dict[int, str] = {}
             for index in {self.segment_of(place) for place in page}:
                 assert index is not None

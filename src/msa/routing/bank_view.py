@@ -165,7 +165,7 @@ class BankView:
         def read(run: Sequence[tuple[SegmentLatents, Tensor]]) -> list[Tensor]:
             return [segment.content(layer, local) for segment, local in run]
 
-        for here, found in zip(places, on_threads(read, jobs, min(_READERS, len(jobs))), strict=True):
+        for here, found in zip(places, on_threads(read, jobs, _READERS), strict=True):
             both[:, here] = found
         both = both.to(self.device, non_blocking=on_gpu)
         return SelectedMemory(keys=both[0], values=both[1], slot=slot)

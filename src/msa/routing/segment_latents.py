@@ -21,7 +21,8 @@ _READERS = 4
 class SegmentLatents:
     """Routing keys and content of a segment. Segments never change, so views of later states use it again.
 
-    What is copied into memory is checked against its checksum on the way; what stays mapped is checked by ``verify``.
+    What is copied into memory whole is checked against its checksum on the way; what stays on disk, and a share of a
+    segment, are checked by ``verify``.
 
     Args:
         segment: with sound latents.
@@ -55,8 +56,7 @@ class SegmentLatents:
 
         self.shape = (int(self.counts.sum()), spec.num_key_value_heads, spec.head_dim)
         # reading and checking several at a time
-        workers = min(_READERS, len(spec.layers))
-        self.key_blocks = dict(zip(spec.layers, on_threads(blocks, spec.layers, workers), strict=True))
+        self.key_blocks = dict(zip(spec.layers, on_threads(blocks, spec.layers, _READERS), strict=True))
         self._content: dict[int, tuple[Tensor, Tensor]] = {}
         if tiers.content != "mapped":
             pinned = tiers.content == "pinned" and torch.cuda.is_available()

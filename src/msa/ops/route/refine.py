@@ -63,7 +63,7 @@ def refine(
         jobs.append((block.stored, here - starts[index]))
     if not refined:
         return chunk_scores
-    read = on_threads(_read, jobs, min(_READERS, len(jobs)))
+    read = on_threads(_read, jobs, _READERS)
     keys = torch.cat([rows.to(query.device).float() for rows in read])
     scores = score_tile(query, mask, ExactKeys(keys).rows(0, keys.shape[0], spec.similarity), spec)
     return chunk_scores.index_copy(1, torch.cat(refined), scores)

@@ -23,7 +23,8 @@ os.register_at_fork(after_in_child=_pools.clear)  # a child process has none of 
 
 
 def on_threads(work: Callable[[Sequence[T]], list[R]], items: Sequence[T], workers: int) -> list[R]:
-    """``work`` on ``workers`` contiguous runs of ``items`` at once, without gradients; the results in order."""
+    """``work`` on up to ``workers`` contiguous runs of ``items`` at once, without gradients; the results in order."""
+    workers = min(workers, len(items))
     if workers < 2:
         with torch.no_grad():
             return work(items)
