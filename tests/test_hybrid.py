@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import tiny_model  # noqa: F401 - makes the model fixture's helpers importable
 
 from msa import AskOptions, Memory
 from msa.routing import BankView

@@ -26,15 +26,6 @@ from msa.errors import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A closed memory of two segments."""
-    with new_bank(tmp_path / "mem") as bank:
-        add(bank, document("a", "first", 1))
-        add(bank, document("b", "second", 2, 2))
-    return tmp_path / "mem"
-
-
 def files_of(folder: Path, ending: str) -> list[Path]:
     """Files of the segments, oldest first."""
     return sorted((folder / "segments").glob(f"*.{ending}"))

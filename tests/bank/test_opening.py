@@ -33,15 +33,6 @@ from msa.errors import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A closed memory of two segments."""
-    with new_bank(tmp_path / "mem") as bank:
-        add(bank, document("a", "first", 1))
-        add(bank, document("b", "second", 2, 2))
-    return tmp_path / "mem"
-
-
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(BankNotFoundError, match="no such folder"):
         MemoryBank.open(tmp_path / "absent")
