@@ -26,8 +26,8 @@ class Tiers:
         routing_keys: ``exact``: on the compute device as they are stored, compared in float32; ``half``: there in
             bfloat16, normalised beforehand; ``int8``: there as eight-bit integers with a scale per chunk; ``mapped``:
             memory-mapped from disk, compared exactly.
-        content: content keys and values: ``mapped``: on disk, only the winners are read; ``ram``: in RAM; ``pinned``: in
-            page-locked RAM, from which a GPU fetches fastest.
+        content: content keys and values: ``mapped``: on disk, only the winners are read; ``ram``: in RAM; ``pinned``:
+            in page-locked RAM, from which a GPU fetches fastest.
 
     Raises:
         ValueError: an unknown word.
