@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-import msa.memory
+import msa.memory.adding
+import msa.memory.memory
 from msa import Document, DocumentMemory, DocumentRetrieved, Done, Engine, Memory, RoundStarted, TextPiece
 from msa.bank import Part, StoredPart
 from msa.errors import BankError, BankMismatchError, BankNotFoundError, DocumentError
@@ -41,13 +42,13 @@ def memory(tmp_path, model):
 def encoded(monkeypatch):
     """Numbers of texts handed to the model, one entry per call."""
     calls = []
-    encode = msa.memory.encode_in_batches
+    encode = msa.memory.adding.encode_in_batches
 
     def counting(lm, sequences, **options):
         calls.append(len(sequences))
         return encode(lm, sequences, **options)
 
-    monkeypatch.setattr(msa.memory, "encode_in_batches", counting)
+    monkeypatch.setattr(msa.memory.adding, "encode_in_batches", counting)
     return calls
 
 
@@ -162,7 +163,7 @@ def test_the_last_of_duplicate_ids_stays(memory, encoded):
 
 
 def test_duplicate_ids_in_different_commits(memory, monkeypatch):
-    monkeypatch.setattr(msa.memory, "_COMMIT_TOKENS", 1)
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 1)
     memory.add([{"id": "a", "text": "first"}, {"id": "a", "text": "last"}])
     assert memory.get("a").text == "last"
     assert number_of(memory, "a") == 2
@@ -374,7 +375,7 @@ def test_without_a_model_the_one_by_name_is_loaded_when_needed(tmp_path, model, 
     with Memory.open(tmp_path / "memory", model) as memory:
         memory.add(documents())
     loaded = []
-    monkeypatch.setattr(msa.memory, "load", lambda name: loaded.append(name) or model)
+    monkeypatch.setattr(msa.memory.memory, "load", lambda name: loaded.append(name) or model)
     with Memory.open(tmp_path / "memory") as memory:
         assert len(memory) == len(TEXTS)
         assert memory.get("moon").text == TEXTS["moon"]
@@ -382,7 +383,7 @@ def test_without_a_model_the_one_by_name_is_loaded_when_needed(tmp_path, model, 
         assert memory.search("moon")
         assert loaded == ["tiny"]
     other = tiny_model(seed=1)
-    monkeypatch.setattr(msa.memory, "load", lambda name: other)
+    monkeypatch.setattr(msa.memory.memory, "load", lambda name: other)
     with Memory.open(tmp_path / "memory") as memory, pytest.raises(BankMismatchError, match=other.fingerprint):
         memory.search("moon")
 
@@ -409,7 +410,7 @@ def test_a_missing_folder_is_not_made_unasked(tmp_path, model, options):
 
 
 def test_an_item_that_is_no_document_is_named(memory, monkeypatch):
-    monkeypatch.setattr(msa.memory, "_COMMIT_TOKENS", 1)
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 1)
     with pytest.raises(DocumentError, match="item 1"):
         memory.add([{"id": "a", "text": "a"}, {"id": "b"}, {"id": "c", "text": "c"}])
     assert [document.id for document in memory.list()] == ["a"]  # what was committed stays
@@ -418,7 +419,7 @@ def test_an_item_that_is_no_document_is_named(memory, monkeypatch):
 
 
 def test_an_interrupted_add_goes_on_where_it_was(memory, encoded, monkeypatch):
-    monkeypatch.setattr(msa.memory, "_COMMIT_TOKENS", 40)  # about two documents
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 40)  # about two documents
 
     def interrupt(progress):
         if progress.encoded:

@@ -13,6 +13,7 @@ import torch
 from bank_helpers import FINGERPRINT, SPEC, add, assert_latents_complete, contents, document, latents, new_bank
 from safetensors.torch import load_file
 
+import msa.bank.documents
 from msa.bank import BankSpec, MemoryBank, StoredDocument
 from msa.errors import BankError
 
@@ -289,3 +290,33 @@ def test_spec_checks() -> None:
     for change in ({"layers": ()}, {"layers": (3, 1)}, {"dtype": "int8"}, {"head_dim": 0}):
         with pytest.raises(ValueError):
             replace(SPEC, **change)  # type: ignore[arg-type]
+
+
+def test_a_commit_goes_through_its_own_segment_alone(bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes does not grow with the documents that are there already."""
+    for number in range(1, 6):
+        add(bank, document(f"d{number}", "text", number))
+    for segment in bank.segments():
+        for name in ("places", "part_numbers", "part_places", "part_tokens", "part_chunks"):
+            monkeypatch.delattr(segment.documents, name)
+    hashed: list[str] = []
+    digest = msa.bank.documents._digest
+    monkeypatch.setattr(msa.bank.documents, "_digest", lambda id_: hashed.append(id_) or digest(id_))
+    add(bank, document("d2", "changed", 6), document("new", "text", 7), delete=["d4"])
+    assert sorted(hashed) == ["d2", "d2", "d4", "new", "new"]  # looked up once, written once
+    assert list(contents(bank)) == ["d1", "d2", "d3", "d5", "new"]
+    assert bank.live_numbers().tolist() == [1, 3, 5, 6, 7]
+
+
+def test_ids_whose_digests_begin_alike(bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight bytes of a digest are compared first, all sixteen decide."""
+    monkeypatch.setattr(msa.bank.documents, "_digest", lambda id_: b"the same" + id_.encode().rjust(8, b"\0"))
+    for number, id_ in enumerate("cab", 1):
+        add(bank, document(id_, f"text of {id_}", number))
+    add(bank, document("e", "text of e", 4), document("d", "text of d", 5))
+    for id_ in "abcdefg":
+        found = bank.get(id_)
+        assert (None if found is None else found.text) == (f"text of {id_}" if id_ in "abcde" else None)
+    add(bank, document("a", "changed", 6), delete=["d", "0"])
+    assert list(contents(bank)) == ["c", "a", "b", "e"]
+    assert [*bank.ids()] == ["c", "a", "b", "e"]

@@ -21,6 +21,7 @@ from bank_helpers import (
 )
 
 from msa.bank import MemoryBank
+from msa.bank.compact import FAN_OUT
 from msa.errors import (
     BankCorruptError,
 )
@@ -242,6 +243,71 @@ def test_damaged_text_is_named_and_added_again(folder: Path) -> None:
         bank.compact(drop_damaged=True)
         assert bank.verify() == []
         assert contents(bank) == {"a": "first", "b": "second"}
+
+
+@pytest.mark.parametrize("then", ["nothing", "update", "delete", "delete and add"])
+@pytest.mark.parametrize("merged", ["not", "before restoring", "after restoring", "compacted"])
+def test_texts_restored_after_they_were_added_again(
+    folder: Path, then: str, merged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is listed twice, and what was changed or deleted meanwhile stays so."""
+    # as if the oldest segment were too large to be merged with the others
+    monkeypatch.setattr("msa.bank.compact.small_run", lambda infos: 1 if len(infos) > FAN_OUT else None)
+    lost = files_of(folder, "sqlite")[0]
+    copy = shutil.copy(lost, folder.parent / "copy")
+    lost.unlink()
+    expected = {"b": "second", "a": "first"}  # the new one has a place of its own
+    with MemoryBank.open(folder) as bank:
+        add(bank, document("a", "first", 4))
+        if then == "update":
+            add(bank, document("a", "changed", 5))
+            expected["a"] = "changed"
+        elif then != "nothing":
+            bank.commit(delete=["a"])
+            del expected["a"]
+        if then == "delete and add":
+            add(bank, document("a", "once more", 5))
+            expected["a"] = "once more"
+        if merged == "before restoring":
+            fill(bank, expected)
+    shutil.copy(copy, lost)
+    with MemoryBank.open(folder, read_only=True) as reader, MemoryBank.open(folder) as bank:
+        assert contents(bank) == contents(reader) == expected
+        assert (len(bank), [*bank.ids()], "a" in bank) == (len(expected), [*expected], "a" in expected)
+        assert 1 not in bank.live_numbers().tolist()
+        if merged == "after restoring":
+            fill(bank, expected)
+        elif merged == "compacted":
+            bank.compact()
+        assert contents(bank) == contents(reader) == expected
+        assert bank.verify() == []
+        add(bank, document("a", "last", bank.next_number))
+        assert contents(bank) == contents(reader) == expected | {"a": "last"}
+        bank.commit(delete=["a"])
+        assert "a" not in bank
+        assert "a" not in reader
+    with MemoryBank.open(folder) as bank:
+        assert "a" not in bank
+        bank.compact()
+        assert list(contents(bank)) == [id_ for id_ in expected if id_ != "a"]
+        assert_latents_complete(bank)
+
+
+def fill(bank: MemoryBank, expected: dict[str, str]) -> None:
+    """Commit until small segments have been merged, or would have been."""
+    for _ in range(FAN_OUT):
+        number = bank.next_number
+        add(bank, document(f"n{number}", "new", number))
+        expected[f"n{number}"] = "new"
+
+
+def test_a_reader_that_still_reads_the_lost_texts_lists_them_once(folder: Path) -> None:
+    with MemoryBank.open(folder, read_only=True) as reader:
+        assert len(reader) == 2
+        files_of(folder, "sqlite")[0].unlink()
+        with MemoryBank.open(folder) as bank:
+            add(bank, document("a", "first", 4))
+            assert [*reader.ids()] == ["b", "a"]
 
 
 def test_damaged_document_can_be_deleted(folder: Path) -> None:

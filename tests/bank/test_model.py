@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from msa.bank import MemoryBank, StoredDocument
 from msa.bank.compact import FAN_OUT
+from msa.bank.state import State
 from msa.errors import BankError
 
 IDS = st.sampled_from(["a", "b", "c", "d", "é", "x y", "0"])
@@ -23,9 +24,19 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUES = st.sampled_from([None, True, 1, 1.5, "1", [1, {"k": []}]])
 METADATA = st.dictionaries(st.sampled_from(["lang", "n", 'o"dd']), VALUES, max_size=2)
 
+STATE_ARRAYS = ("places", "place_segments", "numbers", "part_segments", "part_places", "part_tokens", "part_chunks")
+
 
 def equal_as_json(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
+
+
+def assert_as_from_scratch(state: State) -> None:
+    """A state that was made from the one before is what all its segments say."""
+    scratch = State(state.manifest, state.segments)
+    for name in STATE_ARRAYS:
+        found, expected = getattr(state, name), getattr(scratch, name)
+        assert (found.dtype, found.tolist()) == (expected.dtype, expected.tolist()), name
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -149,6 +160,7 @@ class MemoryMachine(RuleBasedStateMachine):
             assert [*bank.ids()] == [*self.expected]
             assert bank.live_numbers().tolist() == [number for number, _ in parts]
             assert bank.next_number == self.next_number
+            assert_as_from_scratch(bank.state())
             assert len(bank) == len(self.expected)
             for id_ in ("a", "é", "x y", "absent"):
                 assert bank.get(id_) == self.expected.get(id_)

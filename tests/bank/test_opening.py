@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from bank_helpers import (
     newest_manifest,
 )
 
+import msa.bank.opening
 from msa.bank import MemoryBank
 from msa.errors import (
     BankCorruptError,
@@ -163,6 +166,45 @@ def test_read_only_folder_for_an_ordinary_user(folder: Path) -> None:
     finally:
         for file in files:
             file.chmod(0o755)
+
+
+def test_what_a_writer_removes_while_it_is_looked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MemoryBank.open(folder) as writer:
+        read, scan, busy = msa.bank.opening.read_manifest, os.scandir, True
+
+        def compacted() -> None:
+            nonlocal busy
+            if not busy:
+                busy = True
+                add(writer, document("c", "third", writer.next_number))
+                writer.compact()
+
+        def read_late(*arguments: Any) -> Any:
+            compacted()
+            return read(*arguments)
+
+        def scan_late(path: Path) -> Any:
+            @contextlib.contextmanager
+            def entries() -> Iterator[Any]:
+                with scan(path) as found:
+                    listed = list(found)
+                    compacted()
+                    yield listed
+
+            return entries()
+
+        monkeypatch.setattr(msa.bank.opening, "read_manifest", read_late)
+        monkeypatch.setattr(os, "scandir", scan_late)
+        busy = False
+        with MemoryBank.open(folder, read_only=True) as reader:
+            assert list(contents(reader)) == ["a", "b", "c"]
+            assert reader.version == writer.version == 5
+            busy = False
+            assert reader.stats()["documents"] == 3
+            assert reader.version == 8
+        assert caplog.text == ""
 
 
 def test_copied_folder_opens(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import msa as package
+from msa.bank.documents import DocumentsFile
 
 
 def texts_in(folder):
@@ -63,7 +64,7 @@ def test_standard_input(msa, memory, monkeypatch, text):
 def test_stopping_keeps_what_was_committed_and_running_again_goes_on(msa, tmp_path, model_folder, monkeypatch):
     lines = tmp_path / "many.jsonl"
     lines.write_text("".join(json.dumps({"id": str(i), "text": f"document {i}"}) + "\n" for i in range(6)))
-    encode, calls = package.memory.encode_in_batches, []
+    encode, calls = package.memory.adding.encode_in_batches, []
 
     def encode_until_stopped(*args, **kwargs):
         calls.append(1)
@@ -71,8 +72,8 @@ def test_stopping_keeps_what_was_committed_and_running_again_goes_on(msa, tmp_pa
             os.kill(os.getpid(), signal.SIGINT)
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(package.memory, "_COMMIT_TOKENS", 20)  # two documents
-    monkeypatch.setattr(package.memory, "encode_in_batches", encode_until_stopped)
+    monkeypatch.setattr(package.memory.adding, "_COMMIT_TOKENS", 20)  # two documents
+    monkeypatch.setattr(package.memory.adding, "encode_in_batches", encode_until_stopped)
     stopped = msa("add", tmp_path / "m", lines, "--model", model_folder)
     assert (stopped.code, stopped.out) == (130, "")
     assert stopped.err == (
@@ -80,6 +81,24 @@ def test_stopping_keeps_what_was_committed_and_running_again_goes_on(msa, tmp_pa
     )
     assert len(texts_in(tmp_path / "m")) == 4
     assert msa("add", tmp_path / "m", lines).out.startswith("2 added, 0 updated, 4 unchanged")
+
+
+def test_what_is_there_already_is_read_from_the_memory_once(msa, memory, records_file, monkeypatch):
+    read = []
+    documents = DocumentsFile.documents
+    monkeypatch.setattr(DocumentsFile, "documents", lambda self, places: read.extend(places) or documents(self, places))
+    monkeypatch.setattr("msa.cli.add.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("msa.cli.add.with_model", lambda *_: pytest.fail("a model was loaded"))
+    assert msa("add", memory, records_file).out.startswith("0 added, 0 updated, 3 unchanged")
+    assert sorted(read) == [1, 2, 3]
+
+
+def test_a_document_whose_text_is_damaged_is_added_again(msa, memory, records_file):
+    (file,) = (memory / "segments").glob("*.sqlite")
+    file.write_bytes(file.read_bytes().replace(b"opened in 1932", b"opened in 1933"))
+    assert msa("show", memory, "bridge").code == 1
+    assert msa("add", memory, records_file).out.startswith("0 added, 1 updated, 2 unchanged")
+    assert "opened in 1932" in msa("show", memory, "bridge").out
 
 
 def test_a_broken_line_is_found_before_anything_is_made(msa, tmp_path, model_folder):

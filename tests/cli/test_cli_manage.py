@@ -6,7 +6,7 @@ from msa.cli import console
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch):
     monkeypatch.setattr("msa.zoo.load", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("msa.memory.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("msa.memory.memory.load", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def test_list(msa, made_once):

@@ -141,6 +141,9 @@ def check_engine(ranks: Ranks) -> None:
         None,
         "d1",
     ]
+    backwards = TextsInRam.of(memory.select(torch.tensor(mine, dtype=torch.int64)), [len(TEXTS) - i for i in mine])
+    parts = ShardedLibrary(backwards, ranks, mine).parts([8, 99, 23, 1])  # numbers need not ascend
+    assert [None if part is None else part.document_id for part in parts] == ["d8", None, "d23", "d1"]
     expected, found = answers_in_ram()
     assert_same_answers(answers(engine), expected)
     for hits, others in zip(engine.search(QUESTIONS, 5), found, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,31 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa.bank.backup import copy_memory
-from msa.bank.checks import check_put
-from msa.bank.commit import next_manifest, prune, publish, write_changes
-from msa.bank.compact import compact, merge, small_run
-from msa.bank.files import folder_bytes, fsync_folder
-from msa.bank.latents import num_latents_bytes
-from msa.bank.lock import LOCK_NAME, WriterLock, writer_is_active
+from msa.bank.checks import check_creatable, check_fingerprint, check_put, check_room
+from msa.bank.commit import prune, publish, write_changes
+from msa.bank.compact import compact, merge_small
+from msa.bank.files import fsync_folder
+from msa.bank.lock import WriterLock, writer_is_active
 from msa.bank.manifest import Manifest, manifest_versions, write_manifest
 from msa.bank.opening import current_state, missing_manifests, newest_manifest
 from msa.bank.schema import BankSpec, Latents, StoredDocument, StoredPart, check_documents, check_latents
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.bank.verify import verify
-from msa.errors import (
-    BankCorruptError,
-    BankError,
-    BankFormatError,
-    BankFullError,
-    BankMismatchError,
-    BankNotFoundError,
-)
+from msa.bank.verify import counts_and_sizes, verify
+from msa.errors import BankError, BankFormatError, BankNotFoundError
 
 logger = logging.getLogger(__name__)
-
-# a header and the tables of an SQLite file
-_SEGMENT_BYTES = 1 << 16
 
 
 class MemoryBank:
@@ -75,7 +64,7 @@ class MemoryBank:
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _check_creatable(folder)
+            check_creatable(folder)
             lock = WriterLock(folder)
         except OSError as error:
             raise BankError(f"the memory {folder} cannot be created ({error.strerror or error})") from error
@@ -127,7 +116,7 @@ class MemoryBank:
             raise BankFormatError(f"{folder} is a file, expected the folder of a memory")
         manifest = newest_manifest(folder)
         if fingerprint is not None:
-            _check_fingerprint(folder, manifest, fingerprint, model_name)
+            check_fingerprint(folder, manifest, fingerprint, model_name)
         lock = None
         try:
             quiet = not read_only or not writer_is_active(folder)
@@ -149,7 +138,7 @@ class MemoryBank:
         Raises:
             BankMismatchError: another one did; both fingerprints are named.
         """
-        _check_fingerprint(self.path, self._state().manifest, fingerprint, model_name)
+        check_fingerprint(self.path, self._state().manifest, fingerprint, model_name)
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -157,10 +146,12 @@ class MemoryBank:
         return Path(path).is_dir() and bool(manifest_versions(Path(path)))
 
     def close(self) -> None:
-        """Close the bank and let another writer in; a second call does nothing."""
-        self._last = None
-        if self._lock:
-            self._lock.release()
+        """Close the bank and let another writer in; a second call does nothing. A commit at work is waited for."""
+        with self._write_lock:
+            with self._state_lock:
+                self._last = None
+            if self._lock:
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -230,39 +221,16 @@ class MemoryBank:
             check_latents(self.spec, latents)
         with self._write_lock:
             state = self._state()
-            check_put(state, put, latents)
-            self._check_room(put, latents)
-            manifest = write_changes(self.path, state, put, latents, delete)
+            found = state.find([*(document.id for document in put), *delete])
+            check_put(state, put, latents, found)
+            check_room(self.path, self.spec, self.max_bytes, put, latents)
+            manifest = write_changes(self.path, state, put, latents, delete, found)
             if manifest is None:
                 return state.manifest.version
             publish(self.path, manifest, manifest.segments[-1])
-            self._merge_small()
+            merge_small(self.path, self._state)
             prune(self.path)
             return manifest.version
-
-    def _check_room(self, put: Sequence[StoredDocument], latents: Latents | None) -> None:
-        if self.max_bytes is None or not put:
-            return
-        # texts are stored with an index of about their size
-        more = sum(3 * len(document.text.encode()) for document in put) + _SEGMENT_BYTES
-        if latents is not None:
-            more += num_latents_bytes(self.spec, len(latents.numbers), int(latents.chunk_offsets[-1]))
-        present = folder_bytes(self.path, self.path / SEGMENTS)
-        if present + more > self.max_bytes:
-            raise BankFullError(
-                f"the memory {self.path} has {present:,} bytes and may have {self.max_bytes:,}; this change needs "
-                f"about {more:,} more. Nothing was changed. Delete documents and compact, or raise the limit"
-            )
-
-    def _merge_small(self) -> None:
-        """Keep the segments few; failure costs nothing but speed."""
-        try:
-            while (first := small_run((state := self._state()).manifest.segments)) is not None:
-                merged = merge(self.path, state, first, len(state.segments))
-                segments = [*state.manifest.segments[:first], *([merged] if merged else [])]
-                publish(self.path, next_manifest(state, segments), merged)
-        except BankError as error:
-            logger.warning("small segments were not merged: %s", error)
 
     def get(self, doc_id: str) -> StoredDocument | None:
         """Return a document, or None if it is not there.
@@ -287,11 +255,19 @@ class MemoryBank:
 
     def content_hash(self, doc_id: str) -> str | None:
         """Return a document's content hash; None if it is not there, or it is damaged: add it again then."""
-        return self.content_hashes([doc_id]).get(doc_id)
+        found = self.sound_documents([doc_id]).get(doc_id)
+        return None if found is None else found.content_hash
 
-    def content_hashes(self, doc_ids: Sequence[str]) -> dict[str, str]:
-        """Content hashes of those among the documents that are there, with sound texts and latents."""
+    def content_hashes(self, doc_ids: Iterable[str]) -> dict[str, str]:
+        """Content hashes of those among the documents that are there, as stored: a damaged text is not noticed.
+
+        That is quick; :meth:`sound_documents` reads and checks all there is of them.
+        """
         return self._state().content_hashes(doc_ids)
+
+    def sound_documents(self, doc_ids: Iterable[str]) -> dict[str, StoredDocument]:
+        """Those among the documents that are there, with sound texts and latents; the others are to be added again."""
+        return self._state().sound_documents(doc_ids)
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> builtins.list[StoredDocument]:
         """Return documents in insertion order.
@@ -359,23 +335,7 @@ class MemoryBank:
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes of the present state, and what the bank was made with."""
-        state = self._state()
-        stored = sum(info.num_parts for info in state.manifest.segments)
-        return {
-            "documents": len(state.places),
-            "parts": len(state.numbers),
-            "chunks": int(state.part_chunks.sum()),
-            "tokens": int(state.part_tokens.sum()),
-            "segments": len(state.segments),
-            "bytes_on_disk": folder_bytes(self.path, self.path / SEGMENTS),
-            "deleted_parts": stored - len(state.numbers),
-            "version": state.manifest.version,
-            "fingerprint": self.fingerprint,
-            "model_name": self.spec.model_name,
-            "chunk_size": self.spec.chunk_size,
-            "layers": builtins.list(self.spec.layers),
-            "dtype": self.spec.dtype,
-        }
+        return counts_and_sizes(self.path, self._state())
 
     def verify(self) -> builtins.list[str]:
         """Check every file against its checksum; every problem is one line naming the file, none means sound."""
@@ -416,25 +376,3 @@ class MemoryBank:
     def _check_writer(self) -> None:
         if self.read_only:
             raise BankError(f"the memory {self.path} is open read-only. Open it with read_only=False to change it")
-
-
-def _check_creatable(folder: Path) -> None:
-    known = {SEGMENTS, LOCK_NAME}
-    foreign = [
-        file.name
-        for file in folder.iterdir()
-        if file.name not in known and not file.name.startswith((".", "manifest-"))
-    ]
-    if foreign:
-        raise BankFormatError(f"{folder} is not empty and no memory: it holds {min(foreign)}. Choose another path")
-    if any((folder / SEGMENTS).glob("*.safetensors")) and not manifest_versions(folder):
-        raise BankCorruptError(f"the manifests of {folder} are missing, though there are segments. Restore a copy")
-
-
-def _check_fingerprint(folder: Path, manifest: Manifest, fingerprint: str, model_name: str | None) -> None:
-    if fingerprint != manifest.fingerprint:
-        raise BankMismatchError(
-            f"the memory {folder} was made by model {manifest.spec.model_name} with fingerprint "
-            f"{manifest.fingerprint}, it was opened with {f'model {model_name}' if model_name else 'a model'} "
-            f"with fingerprint {fingerprint}. Open it with the model that made it, or build it again"
-        )

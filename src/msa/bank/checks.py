@@ -1,17 +1,27 @@
-"""What a commit must fulfil beside the state it changes."""
+"""What a folder must fulfil to become a memory or be opened, and a commit beside the state it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from msa.bank.schema import Latents, StoredDocument
+from msa.bank.files import folder_bytes
+from msa.bank.latents import num_latents_bytes
+from msa.bank.lock import LOCK_NAME
+from msa.bank.manifest import Manifest, manifest_versions
+from msa.bank.schema import BankSpec, Latents, StoredDocument
+from msa.bank.segment import SEGMENTS
 from msa.bank.state import State
+from msa.errors import BankCorruptError, BankFormatError, BankFullError, BankMismatchError
+
+# a header and the tables of an SQLite file
+_SEGMENT_BYTES = 1 << 16
 
 
-def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | None) -> None:
-    """Make sure that every part of ``put`` has its latents, stored or given now.
+def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | None, places: Mapping[str, int]) -> None:
+    """Make sure that every part of ``put`` has its latents, stored or given now; ``places``: of those present.
 
     Raises:
         ValueError: a part without latents, latents without a part, or a number that may have been used before.
@@ -28,7 +38,6 @@ def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | No
             _, found = expected.pop(number, (None, None))
             if found != num_chunks:
                 raise ValueError(f"part {number} has {num_chunks} chunks in the latents, {found} in the documents")
-    places = state.find([document.id for document in put])
     for number, (id_, num_chunks) in expected.items():
         row = int(np.searchsorted(state.numbers, number))
         if row >= len(state.numbers) or state.numbers[row] != number:
@@ -39,3 +48,58 @@ def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | No
                 f"part {number} was put with {num_chunks} chunks for document {id_!r}, it is stored with "
                 f"{state.part_chunks[row]} chunks for document {owner.id!r}"
             )
+
+
+def check_room(
+    folder: Path, spec: BankSpec, max_bytes: int | None, put: Sequence[StoredDocument], latents: Latents | None
+) -> None:
+    """Make sure that a commit fits ``max_bytes``; None: no limit.
+
+    Raises:
+        BankFullError: the folder would grow beyond it.
+    """
+    if max_bytes is None or not put:
+        return
+    # texts are stored with an index of about their size
+    more = sum(3 * len(document.text.encode()) for document in put) + _SEGMENT_BYTES
+    if latents is not None:
+        more += num_latents_bytes(spec, len(latents.numbers), int(latents.chunk_offsets[-1]))
+    present = folder_bytes(folder, folder / SEGMENTS)
+    if present + more > max_bytes:
+        raise BankFullError(
+            f"the memory {folder} has {present:,} bytes and may have {max_bytes:,}; this change needs "
+            f"about {more:,} more. Nothing was changed. Delete documents and compact, or raise the limit"
+        )
+
+
+def check_creatable(folder: Path) -> None:
+    """Make sure that nothing in a folder is in the way of a new memory.
+
+    Raises:
+        BankFormatError: it holds other files.
+        BankCorruptError: it holds a memory's segments without their manifests.
+    """
+    known = {SEGMENTS, LOCK_NAME}
+    foreign = [
+        file.name
+        for file in folder.iterdir()
+        if file.name not in known and not file.name.startswith((".", "manifest-"))
+    ]
+    if foreign:
+        raise BankFormatError(f"{folder} is not empty and no memory: it holds {min(foreign)}. Choose another path")
+    if any((folder / SEGMENTS).glob("*.safetensors")) and not manifest_versions(folder):
+        raise BankCorruptError(f"the manifests of {folder} are missing, though there are segments. Restore a copy")
+
+
+def check_fingerprint(folder: Path, manifest: Manifest, fingerprint: str, model_name: str | None) -> None:
+    """Make sure that a model made the memory.
+
+    Raises:
+        BankMismatchError: another one did; both fingerprints are named.
+    """
+    if fingerprint != manifest.fingerprint:
+        raise BankMismatchError(
+            f"the memory {folder} was made by model {manifest.spec.model_name} with fingerprint "
+            f"{manifest.fingerprint}, it was opened with {f'model {model_name}' if model_name else 'a model'} "
+            f"with fingerprint {fingerprint}. Open it with the model that made it, or build it again"
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,19 +75,33 @@ def write_segment(
 
 
 def write_changes(
-    folder: Path, state: State, put: Sequence[StoredDocument], latents: Latents | None, delete: Sequence[str]
+    folder: Path,
+    state: State,
+    put: Sequence[StoredDocument],
+    latents: Latents | None,
+    delete: Sequence[str],
+    found: Mapping[str, int],
 ) -> Manifest | None:
-    """Write the segment of a commit, and return the manifest that makes it visible; None: nothing would change."""
-    deleted = [*state.find(delete).values()]
+    """Write the segment of a commit, and return the manifest that makes it visible; None: nothing would change.
+
+    Args:
+        folder: of the memory.
+        state: the present one.
+        put, latents, delete: as for :meth:`MemoryBank.commit`.
+        found: places of the present documents among those put and deleted.
+    """
+    deleted = {found[id_] for id_ in delete if id_ in found}
     if not put and not deleted:
         return None
-    old = state.find([document.id for document in put])
     place = state.manifest.next_place
     rows: list[Row] = []
+    replaced = set()
     for document in put:
         # an update keeps its place in the listing
-        rows.append((old.get(document.id, place), document))
-        place += document.id not in old
+        if document.id in found:
+            replaced.add(found[document.id])
+        rows.append((found.get(document.id, place), document))
+        place += document.id not in found
     empty = torch.zeros(0, dtype=torch.int64)
     info = write_segment(
         folder,
@@ -96,7 +110,7 @@ def write_changes(
         chunk_offsets=torch.zeros(1, dtype=torch.int64) if latents is None else latents.chunk_offsets,
         pieces=lambda kind, layer: [] if latents is None else [latents.tensor(kind, layer)],
         rows=lambda: sorted(rows, key=lambda row: row[0]),
-        superseded=np.array(sorted([*old.values(), *deleted]), dtype=np.int64),
+        superseded=np.array(sorted(replaced | deleted), dtype=np.int64),
     )
     number = state.manifest.next_number if latents is None else int(latents.numbers[-1]) + 1
     manifest = next_manifest(state, [*state.manifest.segments, info])
@@ -127,7 +141,7 @@ def prune(folder: Path, keep: int = KEPT) -> None:
     A damaged manifest counts for nothing: the sound ones before it are kept in its place.
     """
     try:
-        kept = sound_manifests(folder)[:keep]
+        kept = [*itertools.islice(sound_manifests(folder), keep)]
         for version in manifest_versions(folder):
             if kept and version < min(manifest.version for manifest in kept):
                 remove(manifest_file(folder, version))
@@ -139,13 +153,14 @@ def prune(folder: Path, keep: int = KEPT) -> None:
         logger.warning("files that are no longer needed were not removed: %s", error)
 
 
-def sound_manifests(folder: Path) -> list[Manifest]:
+def sound_manifests(folder: Path) -> Iterator[Manifest]:
     """All manifests that can be read, newest first."""
-    sound = []
     for version in reversed(manifest_versions(folder)):
-        with contextlib.suppress(BankError):
-            sound.append(read_manifest(folder, version))
-    return sound
+        try:
+            manifest = read_manifest(folder, version)
+        except BankError:
+            continue
+        yield manifest
 
 
 def discard(folder: Path, info: SegmentInfo | None) -> None:

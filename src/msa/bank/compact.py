@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from msa.bank.manifest import SegmentInfo
 from msa.bank.schema import Kind
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.errors import BankCorruptError
+from msa.errors import BankCorruptError, BankError
+
+logger = logging.getLogger(__name__)
 
 # a merge of so many neighbours of about one size makes one of the next size
 FAN_OUT = 8
@@ -76,7 +79,7 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
     """
     sources = state.segments[first:end]
     if not drop_damaged:
-        _check_sound(sources)
+        _check_sound(state.segments[:first], sources)
     kept = [_Kept(segment, state.numbers) for segment in sources if segment.has_latents]
     places = state.places[(state.place_segments >= first) & (state.place_segments < end)]
     if not len(places) and not any(len(source.rows) for source in kept):
@@ -99,8 +102,15 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
     )
 
 
-def _check_sound(sources: Sequence[Segment]) -> None:
-    """Rewriting a damaged file would give the damage a valid checksum."""
+def _check_sound(older: Sequence[Segment], sources: Sequence[Segment]) -> None:
+    """Rewriting a damaged file would give the damage a valid checksum.
+
+    Nor may the sources be merged that say what was added again, and perhaps deleted since, of an ``older`` file that
+    cannot be read now: once it is restored, that must still be known.
+    """
+    for segment in older:
+        if not segment.has_documents:
+            raise segment.damage[0]
     for segment in sources:
         problems = [str(error) for error in segment.damage]
         problems += problems or [*filter(None, [segment.documents.problem()]), *segment.latents.problems()]
@@ -144,12 +154,24 @@ def _rows(state: State, places: NDArray[np.int64]) -> Iterator[Row]:
 def _superseded(state: State, first: int, end: int) -> NDArray[np.int64]:
     """What the merged segment replaces or deletes in segments older than itself."""
     nothing = np.zeros(0, np.int64)
-    superseded = np.unique(np.concatenate([nothing, *(s.superseded for s in state.segments[first:end])]))
+    said = (segment.superseded for segment in state.segments[first:end])
+    superseded = np.unique(np.concatenate([state.abandoned, *said]))
     older = state.segments[:first]
     if not all(segment.has_documents for segment in older):
         return superseded
     places = np.concatenate([nothing, *(segment.documents.places for segment in older)])
     return superseded[np.isin(superseded, places)]
+
+
+def merge_small(folder: Path, read_state: Callable[[], State]) -> None:
+    """Keep the segments few; failure costs nothing but speed, and is logged."""
+    try:
+        while (first := small_run((state := read_state()).manifest.segments)) is not None:
+            merged = merge(folder, state, first, len(state.segments))
+            segments = [*state.manifest.segments[:first], *([merged] if merged else [])]
+            publish(folder, next_manifest(state, segments), merged)
+    except BankError as error:
+        logger.warning("small segments were not merged: %s", error)
 
 
 def small_run(segments: Sequence[SegmentInfo]) -> int | None:

@@ -88,20 +88,23 @@ class DocumentsFile:
         if set(stored) != {*_COLUMNS, _DIGESTS}:
             raise BankCorruptError(f"{self.file} is damaged: the checksum of its table of columns is wrong")
         self.id_digests = np.frombuffer(stored.pop(_DIGESTS), dtype="S16")
+        self._prefixes = id_prefixes(self.id_digests)
         for name, data in stored.items():
             setattr(self, name, np.frombuffer(data, dtype="<i8"))
 
-    def find(self, ids: Sequence[str]) -> dict[str, int]:
-        """Places of the documents among ``ids``."""
-        known = storable(ids)
-        if not known or not len(self.id_digests):
-            return {}
-        digests = np.array([_id_digest(id_) for id_ in known], dtype="S16")
-        rows = np.searchsorted(self.id_digests, digests)
-        rows[rows == len(self.id_digests)] = 0
-        found = (self.id_digests[rows] == digests).tolist()
-        places = self.id_places[rows].tolist()
-        return {id_: place for id_, place, is_here in zip(known, places, found, strict=True) if is_here}
+    def locate(self, digests: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which of the digests of ids ``[n]`` are here ``[m]``, and the places of their documents ``[m]``."""
+        here = np.zeros(0, np.int64)
+        last = len(self.id_digests) - 1
+        if last >= 0:
+            prefixes = id_prefixes(digests)
+            rows = np.minimum(self._prefixes.searchsorted(prefixes), last)
+            here = (self._prefixes[rows] == prefixes).nonzero()[0]
+        if not len(here):
+            return here, here
+        rows = np.minimum(np.searchsorted(self.id_digests, digests[here]), last)
+        same = self.id_digests[rows] == digests[here]
+        return here[same], self.id_places[rows[same]]
 
     def ids(self, places: Sequence[int]) -> dict[int, str]:
         """Ids of the documents at ``places``.
@@ -111,16 +114,28 @@ class DocumentsFile:
         """
         query = "SELECT place, id FROM documents WHERE place IN ({})"
         found: dict[int, str] = dict(self._select(query, places, (int, str)))
-        if found.keys() != {*places} or self.find([*found.values()]) != {id_: place for place, id_ in found.items()}:
+        digests = id_digests(found.values())
+        names = [*digests]
+        rows, located = self.locate(np.array([*digests.values()], dtype="S16"))
+        written = {place: names[row] for row, place in zip(rows.tolist(), located.tolist(), strict=True)}
+        if found.keys() != {*places} or found != written:
             raise BankCorruptError(f"{self.file} is damaged: the ids of its documents are not as written")
         return found
 
     def content_hashes(self, places: Sequence[int]) -> dict[int, str]:
-        """Content hashes of those documents at ``places`` that are sound; reads their texts to know."""
+        """Content hashes of the documents at ``places`` as they are stored, unchecked: no text is read.
+
+        Raises:
+            BankCorruptError: the table of documents cannot be read.
+        """
+        return dict(self._select("SELECT place, content_hash FROM documents WHERE place IN ({})", places, (int, str)))
+
+    def sound_documents(self, places: Sequence[int]) -> dict[int, StoredDocument]:
+        """Those of the documents at ``places`` that are not damaged."""
         try:
-            return {place: document.content_hash for place, document in self.documents(places).items()}
+            return self.documents(places)
         except BankCorruptError:
-            return {p: self.documents([p])[p].content_hash for p in places if self._is_readable(p)}
+            return {place: self.documents([place])[place] for place in places if self._is_readable(place)}
 
     def documents(self, places: Sequence[int]) -> dict[int, StoredDocument]:
         """The documents at ``places``, each checked against its checksum.
@@ -251,7 +266,7 @@ def _insert(connection: sqlite3.Connection, rows: Iterable[Row], superseded: NDA
     parts: list[tuple[int, int, int, int]] = []
     for place, document in rows:
         places.append(place)
-        ids.append((_id_digest(document.id), place))
+        ids.append((_digest(document.id), place))
         metadata = dump_json(document.metadata, f"the metadata of document {document.id!r}")
         fields = (place, document.id, document.text, metadata, document.content_hash)
         connection.execute(
@@ -277,7 +292,21 @@ def _insert(connection: sqlite3.Connection, rows: Iterable[Row], superseded: NDA
         connection.execute("INSERT INTO columns VALUES (?, ?, ?)", (name, data, checksum(data)))
 
 
-def _id_digest(id_: str) -> bytes:
+def id_digests(ids: Iterable[str]) -> dict[str, bytes]:
+    """By id its digest; an id that is no valid Unicode is left out: no document can have it."""
+    found = {}
+    for id_ in ids:
+        with contextlib.suppress(UnicodeEncodeError):
+            found[id_] = _digest(id_)
+    return found
+
+
+def id_prefixes(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """The first half of each digest ``[n]`` as a number: in the same order, and compared several times faster."""
+    return digests.view(">u8")[::2].astype(np.uint64)
+
+
+def _digest(id_: str) -> bytes:
     return hashlib.blake2b(id_.encode(), digest_size=16).digest()
 
 
@@ -295,8 +324,3 @@ def batches(items: Sequence[T], size: int = BATCH) -> Iterator[Sequence[T]]:
     """Cut ``items`` into runs of at most ``size``."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def storable(ids: Sequence[str]) -> list[str]:
-    """Leave out ids that are no valid Unicode: SQLite refuses them, and no document can have one."""
-    return [id_ for id_ in ids if not any("\ud800" <= character <= "\udfff" for character in id_)]

@@ -89,9 +89,11 @@ def file_checksum(file: Path) -> str:
 
 
 def folder_bytes(*folders: Path) -> int:
-    """Bytes of all files in these folders."""
+    """Bytes of all files in these folders; those that a writer removes meanwhile count for nothing."""
     total = 0
     for folder in folders:
         with os.scandir(folder) as entries:
-            total += sum(entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False))
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
     return total

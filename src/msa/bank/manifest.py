@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         BankError: the disk failed; the previous state is the present one.
     """
-    body = dump_json(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "features": [],
-            **asdict(manifest),
-        },
-        "a manifest",
-    )
-    text = dump_json({"checksum": checksum(body.encode()), "manifest": json.loads(body)}, "a manifest")
+    fields = vars(manifest) | {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "features": [],
+        "spec": vars(manifest.spec),
+        "segments": [
+            vars(segment) | {"documents": vars(segment.documents), "latents": vars(segment.latents)}
+            for segment in manifest.segments
+        ],
+    }
+    text = _enclosed(dump_json(fields, "a manifest"))
     file = manifest_file(folder, manifest.version)
     with written_durably(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -137,6 +138,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         except BaseException:
             remove(file)
             raise
+
+
+def _enclosed(body: str) -> str:
+    """The text of a manifest file, canonical JSON as ``body`` is."""
+    return f'{{"checksum":"{checksum(body.encode())}","manifest":{body}}}'
 
 
 def read_manifest(folder: Path, version: int) -> Manifest:
@@ -150,10 +156,9 @@ def read_manifest(folder: Path, version: int) -> Manifest:
     file = manifest_file(folder, version)
     try:
         text = file.read_bytes().decode("utf-8")
-        whole = json.loads(text)
-        body, expected = whole["manifest"], whole["checksum"]
+        body = json.loads(text)["manifest"]
         # every byte counts: a manifest is written in one way only
-        sound = dump_json(whole, "") == text and checksum(dump_json(body, "").encode()) == expected
+        sound = _enclosed(dump_json(body, "")) == text
     except FileNotFoundError as error:
         raise BankCorruptError(f"{file} is missing: restore it from a copy") from error
     except OSError as error:

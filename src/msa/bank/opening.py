@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from msa.bank.manifest import FORMAT_VERSION, KEPT, Manifest, manifest_file, manifest_versions, read_manifest
@@ -30,10 +29,13 @@ def newest_manifest(folder: Path) -> Manifest:
         BankError: the folder cannot be read.
     """
     first: BankCorruptError | None = None
-    for version in reversed(_versions(folder)):
+    versions = _versions(folder)
+    for version in reversed(versions):
         try:
             manifest = read_manifest(folder, version)
         except BankCorruptError as error:
+            if _newest_name(folder) > versions[-1]:  # the writer has gone on, and may have removed it
+                return newest_manifest(folder)
             first = first or error
             continue
         if first:
@@ -58,14 +60,15 @@ def _versions(folder: Path) -> list[int]:
         raise BankError(f"{folder} cannot be read ({error.strerror or error})") from error
 
 
-def open_state(folder: Path, manifest: Manifest, known: Mapping[str, Segment]) -> State:
-    """Open the segments of a manifest; those in ``known`` are open already.
+def open_state(folder: Path, manifest: Manifest, last: State | None) -> State:
+    """Open the segments of a manifest; those of the ``last`` state are open already.
 
     A segment with one damaged file is opened as far as it goes, and the damage logged.
 
     Raises:
         BankCorruptError: a segment cannot be opened at all.
     """
+    known = {} if last is None else {segment.name: segment for segment in last.segments}
     segments = []
     for info in manifest.segments:
         segment = known.get(info.name)
@@ -74,7 +77,7 @@ def open_state(folder: Path, manifest: Manifest, known: Mapping[str, Segment]) -
             for problem in segment.damage:
                 logger.warning("%s. The rest of the memory stays readable", problem)
         segments.append(segment)
-    return State(manifest, segments)
+    return State(manifest, segments, last)
 
 
 def current_state(folder: Path, last: State | None) -> State:
@@ -83,16 +86,13 @@ def current_state(folder: Path, last: State | None) -> State:
     Raises:
         BankCorruptError, BankFormatError, BankError: as for :func:`newest_manifest` and :func:`open_state`.
     """
-    known: dict[str, Segment] = {}
-    if last is not None:
-        if last.newest == _newest_name(folder):
-            return last
-        known = {segment.name: segment for segment in last.segments}
+    if last is not None and last.newest == _newest_name(folder):
+        return last
     for attempt in range(_ATTEMPTS):
         newest = _newest_name(folder)
         manifest = newest_manifest(folder)
         try:
-            state = open_state(folder, manifest, known)
+            state = open_state(folder, manifest, last)
         except BankCorruptError:
             # a file that the writer has removed between our reading the manifest and opening it is no damage
             if attempt == _ATTEMPTS - 1 or _newest_name(folder) == newest:

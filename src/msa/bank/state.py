@@ -6,20 +6,23 @@ Axes: d documents, n parts.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msa.bank.documents import batches
+from msa.bank.documents import batches, id_digests, id_prefixes
 from msa.bank.manifest import Manifest
 from msa.bank.schema import StoredDocument, StoredPart
 from msa.bank.segment import Segment
 from msa.bank.terms import filter_terms
 from msa.errors import BankCorruptError
+
+_NOTHING = np.zeros((5, 0), np.int64)
 
 
 class State:
@@ -28,20 +31,29 @@ class State:
     Args:
         manifest: of the state.
         segments: its segments in order, opened.
+        previous: an older state; where this one has but more segments, only those are gone through.
 
     Attributes:
         newest: version of the newest manifest file, which a damaged one may make larger than the state's own.
         places: ``[d]`` int64 ascending, of the present documents; place_segments: which segment has each.
         numbers: ``[n]`` int64 ascending, of the present parts; part_segments, part_places, part_tokens, part_chunks:
             where their documents are, and their sizes.
+        abandoned: ``[a]`` int64 ascending: places whose ids newer segments have at other places. Most are superseded
+            as well; a document that was added again while its file could not be read is not, and is not present either.
     """
 
-    def __init__(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
+    def __init__(self, manifest: Manifest, segments: Sequence[Segment], previous: State | None = None) -> None:
         self.manifest, self.segments = manifest, tuple(segments)
         self.newest = manifest.version
-        superseded: NDArray[np.int64] = np.zeros(0, np.int64)
-        documents, parts = [], []
-        for index in reversed(range(len(segments))):
+        if previous is not None and previous.segments != self.segments[: len(previous.segments)]:
+            previous = None
+        first = 0 if previous is None else len(previous.segments)
+        self.abandoned = _abandoned(self.segments, first)
+        if previous is not None:
+            self.abandoned = np.union1d(previous.abandoned, self.abandoned)
+        superseded = self.abandoned
+        documents, parts = [_NOTHING[:2]], [_NOTHING]
+        for index in reversed(range(first, len(segments))):
             segment = segments[index]
             if segment.has_documents:
                 file = segment.documents
@@ -52,32 +64,64 @@ class State:
                 rows = np.stack([column[kept] for column in columns])
                 parts.append(np.concatenate([rows, np.full_like(rows[:1], index)]))
             superseded = np.union1d(superseded, segment.superseded)
-        self.places, self.place_segments = _sorted(documents, 2)
-        self.numbers, self.part_places, self.part_tokens, self.part_chunks, self.part_segments = _sorted(parts, 5)
+        self._documents, self._parts = _sorted(documents), _sorted(parts)
+        if previous is not None:
+            self._documents = _joined(previous._documents, 0, superseded, self._documents)
+            self._parts = _joined(previous._parts, 1, superseded, self._parts)
+        self.places, self.place_segments = self._documents
+        self.numbers, self.part_places, self.part_tokens, self.part_chunks, self.part_segments = self._parts
 
     @property
     def damage(self) -> list[BankCorruptError]:
         """What is wrong with the files of this state, as far as opening them shows."""
         return [problem for segment in self.segments for problem in segment.damage]
 
-    def find(self, ids: Sequence[str]) -> dict[str, int]:
+    def find(self, ids: Iterable[str]) -> dict[str, int]:
         """Places of the present documents among ``ids``, damaged ones included."""
+        # hashed once, and in order: that is how the segments' tables are searched fastest
+        digests = sorted((digest, id_) for id_, digest in id_digests(ids).items())
+        names, wanted = [id_ for _, id_ in digests], np.array([digest for digest, _ in digests], dtype="S16")
         found: dict[str, int] = {}
         for index, segment in enumerate(self.segments):
             if segment.has_documents:
-                places = segment.documents.find(ids).items()
-                found |= {id_: place for id_, place in places if self.segment_of(place) == index}
+                here, places = segment.documents.locate(wanted)
+                for row, place in zip(here.tolist(), places.tolist(), strict=True):
+                    if self.segment_of(place) == index:
+                        found[names[row]] = place
         return found
 
-    def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
-        """Content hashes of the present documents among ``ids`` whose texts and latents are sound."""
+    def content_hashes(self, ids: Iterable[str]) -> dict[str, str]:
+        """Content hashes of the present documents among ``ids`` with sound latents, as stored; no text is read."""
         found = self.find(ids)
         hashes: dict[int, str] = {}
-        for index, segment in enumerate(self.segments):
-            own = [place for place in found.values() if self.segment_of(place) == index]
-            if own:
-                hashes |= segment.documents.content_hashes(own)
-        return {i: hashes[p] for i, p in found.items() if p in hashes and p not in self.unroutable_places}
+        for index, places in self._by_segment(found.values()).items():
+            with contextlib.suppress(BankCorruptError):
+                hashes |= self.segments[index].documents.content_hashes(places)
+        lost = self.unroutable_places
+        return {id_: hashes[place] for id_, place in found.items() if place in hashes and place not in lost}
+
+    def sound_documents(self, ids: Iterable[str]) -> dict[str, StoredDocument]:
+        """Those of the present documents among ``ids`` whose texts and latents are sound."""
+        found = self.find(ids)
+        documents: dict[int, StoredDocument] = {}
+        for index, places in self._by_segment(found.values()).items():
+            documents |= self.segments[index].documents.sound_documents(places)
+        lost = self.unroutable_places
+        return {id_: documents[place] for id_, place in found.items() if place in documents and place not in lost}
+
+    def _by_segment(self, places: Iterable[int]) -> dict[int, list[int]]:
+        """Distinct places by the segment that has them.
+
+        Raises:
+            KeyError: a place without a document.
+        """
+        by_segment: dict[int, list[int]] = {}
+        for place in dict.fromkeys(places):
+            index = self.segment_of(place)
+            if index is None:
+                raise KeyError(place)
+            by_segment.setdefault(index, []).append(place)
+        return by_segment
 
     def segment_of(self, place: int) -> int | None:
         """Which segment has the present document at ``place``; None: there is none."""
@@ -91,14 +135,8 @@ class State:
             KeyError: a place without a document.
             BankCorruptError: a document is damaged.
         """
-        by_segment: dict[int, list[int]] = {}
-        for place in dict.fromkeys(places):
-            index = self.segment_of(place)
-            if index is None:
-                raise KeyError(place)
-            by_segment.setdefault(index, []).append(place)
         found: dict[int, StoredDocument] = {}
-        for index, wanted in by_segment.items():
+        for index, wanted in self._by_segment(places).items():
             found |= self.segments[index].documents.documents(wanted)
         return [found[place] for place in places]
 
@@ -118,9 +156,8 @@ class State:
         self._check_listable()
         for page in batches(self.places.tolist()):
             names: dict[int, str] = {}
-            for index in {self.segment_of(place) for place in page}:
-                assert index is not None
-                names |= self.segments[index].documents.ids([p for p in page if self.segment_of(p) == index])
+            for index, own in self._by_segment(page).items():
+                names |= self.segments[index].documents.ids(own)
             yield from (names[place] for place in page)
 
     def _check_listable(self) -> None:
@@ -181,10 +218,42 @@ class State:
         return frozenset(self.part_places[lost].tolist())
 
 
-def _sorted(columns: Sequence[NDArray[np.int64]], width: int) -> NDArray[np.int64]:
+def _sorted(tables: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Join ``[width, rows]`` tables and sort their rows by the first column."""
-    whole: NDArray[np.int64] = np.concatenate([np.zeros((width, 0), np.int64), *columns], axis=1)
+    whole: NDArray[np.int64] = np.concatenate(tables, axis=1)
     return whole[:, whole[0].argsort(kind="stable")]
+
+
+def _joined(
+    table: NDArray[np.int64], place_column: int, superseded: NDArray[np.int64], new: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """A sorted table without the rows of superseded places, and with the ``new`` rows."""
+    gone = np.isin(table[place_column], superseded)
+    if gone.any():
+        table = table[:, ~gone]
+    if table.shape[1] and new.shape[1] and new[0, 0] < table[0, -1]:
+        return _sorted([table, new])
+    return np.concatenate([table, new], axis=1)
+
+
+def _abandoned(segments: Sequence[Segment], first: int) -> NDArray[np.int64]:
+    """Places whose ids are at other places in newer segments, the newer from ``first`` on."""
+    new = [segment.documents for segment in segments[first:] if segment.has_documents]
+    if not new:
+        return np.zeros(0, np.int64)
+    digests = np.concatenate([file.id_digests for file in new])
+    old = [segment.documents.locate(digests) for segment in segments[:first] if segment.has_documents]
+    places = np.concatenate([*(places for _, places in old), *(file.id_places for file in new)])
+    digests = np.concatenate([*(digests[rows] for rows, _ in old), digests])
+    prefixes = id_prefixes(digests)
+    order = prefixes.argsort()
+    left, right = order[:-1], order[1:]
+    twice = left[(prefixes[left] == prefixes[right]) & (places[left] != places[right])]
+    rows = np.flatnonzero(np.isin(prefixes, prefixes[twice])) if len(twice) else twice
+    ids, wheres = digests[rows].tolist(), places[rows].tolist()
+    newest = dict(zip(ids, wheres, strict=True))  # the last one stays
+    found = {place for id_, place in zip(ids, wheres, strict=True) if place != newest[id_]}
+    return np.array(sorted(found), dtype=np.int64)
 
 
 def _part(document: StoredDocument, number: int) -> StoredPart:

@@ -1,13 +1,15 @@
-"""A full check of a memory folder against its checksums."""
+"""What is in a memory: its counts and sizes, and a full check of the folder against its checksums."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from msa.bank.files import folder_bytes
 from msa.bank.lock import LOCK_NAME, writer_is_active
 from msa.bank.manifest import Manifest, manifest_versions, read_manifest
 from msa.bank.opening import leftovers, missing_manifests, newest_manifest
@@ -46,6 +48,26 @@ def verify(folder: Path, *, owns_lock: bool) -> list[str]:
     except BankError as error:
         problems.append(str(error))
     return list(dict.fromkeys(" ".join(problem.split()) for problem in problems))
+
+
+def counts_and_sizes(folder: Path, state: State) -> dict[str, Any]:
+    """See :meth:`MemoryBank.stats`."""
+    manifest = state.manifest
+    return {
+        "documents": len(state.places),
+        "parts": len(state.numbers),
+        "chunks": int(state.part_chunks.sum()),
+        "tokens": int(state.part_tokens.sum()),
+        "segments": len(state.segments),
+        "bytes_on_disk": folder_bytes(folder, folder / SEGMENTS),
+        "deleted_parts": sum(info.num_parts for info in manifest.segments) - len(state.numbers),
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "model_name": manifest.spec.model_name,
+        "chunk_size": manifest.spec.chunk_size,
+        "layers": list(manifest.spec.layers),
+        "dtype": manifest.spec.dtype,
+    }
 
 
 def _segment_problems(folder: Path, manifest: Manifest, checked: set[str]) -> Iterator[str]:

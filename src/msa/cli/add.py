@@ -161,7 +161,7 @@ def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace, ran
 
     if memory is None:
         return Memory.open(memory_folder(args), model=load_model(args), ranks=ranks)
-    if survey.pending or args.model:
+    if survey.pending or args.model or ranks is not None:
         return with_model(memory, args, ranks)
     return memory
 

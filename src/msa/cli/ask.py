@@ -22,10 +22,11 @@ from msa.cli.console import (
     write_note,
     write_table,
 )
-from msa.cli.opening import open_for_questions
+from msa.cli.opening import is_shared, open_for_questions
 from msa.cli.options import (
     ArgumentParser,
     Subparsers,
+    UsageError,
     add_command,
     add_hybrid_option,
     add_json_option,
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.question is not None:
         words(args.question, "question")
+    elif is_shared():
+        raise UsageError("several ranks cannot share one prompt: give the QUESTION on the command line")
     with open_for_questions(args) as memory:
         if args.question is not None:
             _answer(memory, args.question, options, as_json=args.json)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,20 +42,22 @@ def open_memory(args: argparse.Namespace, *, read_only: bool) -> Memory:
     return Memory.open(memory_folder(args), create=False, read_only=read_only)
 
 
-def open_for_questions(args: argparse.Namespace) -> Memory:
-    """Open an existing memory for reading, with its model loaded.
+@contextlib.contextmanager
+def open_for_questions(args: argparse.Namespace) -> Iterator[Memory]:
+    """An existing memory open for reading, with its model loaded; shared with the other ranks under ``torchrun``.
 
     Raises:
         BankError: see :func:`open_memory`; also a memory of another model, and one without documents.
+        ParallelError: other ranks did not appear, or one was lost.
     """
-    memory = open_memory(args, read_only=True)
-    try:
-        if len(memory) == 0:
-            return memory  # asking says what to do, and needs no model for it
-        return with_model(memory, args, ranks_of_torchrun())
-    except BaseException:
-        memory.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        memory = opened.enter_context(open_memory(args, read_only=True))
+        if len(memory):  # else asking says what to do, and needs no model for it
+            ranks = ranks_of_torchrun()
+            if ranks is not None:
+                opened.enter_context(ranks)
+            memory = with_model(memory, args, ranks)
+        yield memory
 
 
 def with_model(memory: Memory, args: argparse.Namespace, ranks: Ranks | None = None) -> Memory:
@@ -86,7 +90,7 @@ def ranks_of_torchrun() -> Ranks | None:
     Raises:
         ParallelError: the others did not appear.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not is_shared():
         return None
     from msa.parallel import init_from_environment
 
@@ -94,6 +98,11 @@ def ranks_of_torchrun() -> Ranks | None:
     if ranks.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return ranks
+
+
+def is_shared() -> bool:
+    """Whether ``torchrun`` started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _tiers(args: argparse.Namespace) -> Tiers | None:

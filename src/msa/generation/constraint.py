@@ -22,8 +22,11 @@ class IdTrie:
     (True, True, False, False)
     """
 
-    def __init__(self, numbers: Iterable[int]) -> None:
-        self._numbers = np.unique(np.fromiter(numbers, dtype=np.int64))
+    def __init__(self, numbers: Iterable[int] | np.ndarray) -> None:
+        given = numbers if isinstance(numbers, np.ndarray) else np.fromiter(numbers, dtype=np.int64)
+        # quick where they ascend already, as a library's do: this is done anew for every round
+        given = np.sort(given.astype(np.int64, copy=False), kind="stable")
+        self._numbers = given[np.diff(given, prepend=-1) != 0]
         self._longest = len(str(self._numbers[-1])) if len(self._numbers) else 0
 
     def has(self, digits: str) -> bool:

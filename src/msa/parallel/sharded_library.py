@@ -46,7 +46,8 @@ class ShardedLibrary(ShardedMemory):
         self.library = local
         self.chunk_size = local.chunk_size
         own = torch.as_tensor(local.numbers, dtype=torch.int64)
-        self._own_numbers = set(own.tolist())
+        # with an end above all numbers, so that every search leads to a place in it
+        self._own_numbers = torch.cat([own.sort().values, torch.tensor([torch.iinfo(torch.int64).max])])
         numbers = in_place(torch.cat(ranks.gather(own)), None if self._doc_place is None else self._doc_place.cpu())
         self.numbers: np.ndarray = numbers.numpy()
         distinct, times = np.unique(self.numbers, return_counts=True)
@@ -65,9 +66,10 @@ class ShardedLibrary(ShardedMemory):
         """Original texts of documents by number, in the order asked; None for one that is no longer there."""
         if not len(numbers):
             return []
-        mine = [int(number) for number in numbers if int(number) in self._own_numbers]
-        own = [asdict(part) for part in self.library.parts(mine) if part is not None]
-        data = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+        asked = torch.tensor([int(number) for number in numbers])
+        mine = asked[self._own_numbers[torch.searchsorted(self._own_numbers, asked)] == asked].tolist()
+        found = [asdict(part) for part in self.library.parts(mine) if part is not None]
+        data = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
         parts: dict[int, StoredPart] = {}
         for piece in self.ranks.gather(data):
             for fields in json.loads(piece.numpy().tobytes()):

@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
+from msa.bank import MemoryBank
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
-from msa.documents.splitting import split_text
-from msa.encoding import encode_in_batches
 from msa.engine import Engine
 from msa.errors import BankError, ParallelError
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
 from msa.generation.types import Answer, Event, Hit
+from msa.memory.adding import AddProgress, WindowWriter, spec_of, windows
 from msa.model.bundle import MSAModel
-from msa.ops.route import quantize_keys
-from msa.parallel import Ranks, ShardedLibrary, lead_encoding
+from msa.parallel import Ranks, ShardedLibrary
 from msa.routing import BankView, Tiers
-from msa.routing.segment_latents import similarity_of
 from msa.zoo import load
 
 _AGREEMENT_ATTEMPTS = 5
-_COMMIT_TOKENS = 65536  # encoded between two commits: what a kill can cost, and what is held in memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddProgress:
-    """How far an :meth:`Memory.add` has come; all counts since its start.
-
-    Attributes:
-        documents: documents read so far, unchanged ones included.
-        encoded: documents committed with a new text.
-        updated: documents committed with new metadata only.
-        unchanged: documents that were already there, or given again before the commit.
-        tokens: tokens encoded.
-        characters: characters of the documents read.
-    """
-
-    documents: int = 0
-    encoded: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    tokens: int = 0
-    characters: int = 0
 
 
 class Memory:
-    """A memory folder with the model that reads it; a context manager. Open one with :meth:`open`."""
+    """A memory folder with the model that reads it; a context manager. Open one with :meth:`open`.
+
+    Threads: all methods of one object may be called from several threads at a time, and so may those of several objects
+    over one folder, of which one process at a time may have one open for writing. A question is answered from the
+    version that is the newest when it is asked, a stream's to its end, whatever is added or deleted meanwhile. Windows
+    of several :meth:`add` are encoded one after the other; :meth:`delete` waits for a commit, not for encoding. Asking
+    from several threads at a time is safe; they share the processor. Not safe: advancing one stream from two threads,
+    and, where ``ranks`` share the memory, all but one thread, since all ranks must do the same in the same order.
+    :meth:`close` waits for a commit at work; what is called after it raises :class:`msa.errors.BankError`.
+    """
 
     def __init__(
         self, bank: MemoryBank, model: MSAModel | None, tiers: Tiers | None = None, ranks: Ranks | None = None
@@ -66,6 +49,9 @@ class Memory:
         self._ranks = ranks
         self._view: BankView | None = None
         self._engine: tuple[int, Engine] | None = None
+        # what is made when first needed is made once
+        self._making = threading.RLock()
+        self._writer = WindowWriter(bank, lambda: self.model, ranks)
 
     @classmethod
     def open(
@@ -105,7 +91,7 @@ class Memory:
             model = load(model)
         if create and not read_only and not MemoryBank.exists(path):
             model = model or load()
-            bank = MemoryBank.create(path, fingerprint=model.fingerprint, spec=_spec_of(model), max_bytes=max_bytes)
+            bank = MemoryBank.create(path, fingerprint=model.fingerprint, spec=spec_of(model), max_bytes=max_bytes)
             return cls(bank, model, tiers, ranks)
         bank = MemoryBank.open(
             path,
@@ -133,11 +119,12 @@ class Memory:
         Raises:
             BankMismatchError: the model of that name is no longer the one the memory was made with.
         """
-        if self._model is None:
-            model = load(self._bank.spec.model_name)
-            self._bank.check_fingerprint(model.fingerprint, model.name)
-            self._model = model
-        return self._model
+        with self._making:
+            if self._model is None:
+                model = load(self._bank.spec.model_name)
+                self._bank.check_fingerprint(model.fingerprint, model.name)
+                self._model = model
+            return self._model
 
     @property
     def bank(self) -> MemoryBank:
@@ -186,124 +173,22 @@ class Memory:
         """
         ids: builtins.list[str] = []
         done = AddProgress()
-        for window in self._windows(documents_from_mappings(documents), ids):
-            done = self._add_window(window, done, progress)
-        return ids
-
-    def _windows(self, documents: Iterator[Document], ids: builtins.list[str]) -> Iterator[builtins.list[Document]]:
-        """Documents in groups of about one commit's size; notes every id."""
-        window: builtins.list[Document] = []
-        size = 0
-        for document in documents:
-            ids.append(document.id)
-            window.append(document)
-            size += len(document.text) // 3 + 16  # tokens, roughly
-            if size >= _COMMIT_TOKENS:
-                yield window
-                window, size = [], 0
-        if window:
-            yield window
-
-    def _add_window(
-        self, window: builtins.list[Document], done: AddProgress, progress: Callable[[AddProgress], None] | None
-    ) -> AddProgress:
-        put: builtins.list[StoredDocument] = []
-        sequences: builtins.list[builtins.list[int]] = []
-        encoded = updated = 0
-        number = self._bank.next_number
-        distinct = {document.id: document for document in window}
-        present = self._bank.content_hashes([*distinct])
-        for document in distinct.values():
-            digest = hashlib.sha256(document.text.encode()).hexdigest()
-            if present.get(document.id) == digest:
-                stored = self._bank.get(document.id)
-                assert stored is not None
-                if stored.metadata != document.metadata:
-                    put.append(_stored(document, digest, stored.parts))
-                    updated += 1
-                continue
-            parts, token_ids = self._split(document.text, number)
-            number += len(parts)
-            sequences += token_ids
-            put.append(_stored(document, digest, parts))
-            encoded += 1
-
-        tokens_done = done.tokens
-
-        def report(tokens: int) -> None:
-            nonlocal tokens_done
-            tokens_done += tokens
+        for window in windows(documents_from_mappings(documents), ids):
+            done = self._writer.add(window, done, progress)
             if progress:
-                progress(AddProgress(**{**vars(done), "tokens": tokens_done}))
-
-        latents = self._encode(put, sequences, report) if sequences else None
-        if put:
-            self._bank.commit(put=put, latents=latents)
-        done = AddProgress(
-            documents=done.documents + len(window),
-            encoded=done.encoded + encoded,
-            updated=done.updated + updated,
-            unchanged=done.unchanged + len(window) - encoded - updated,
-            tokens=tokens_done,
-            characters=done.characters + sum(len(document.text) for document in window),
-        )
-        if progress:
-            progress(done)
-        return done
-
-    def _split(self, text: str, number: int) -> tuple[tuple[Part, ...], builtins.list[builtins.list[int]]]:
-        """Parts of a text, numbered from ``number``, and the token ids each is encoded as."""
-        protocol, chunk_size = self.model.protocol, self._bank.spec.chunk_size
-        spans = split_text(text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts)
-        parts, sequences = [], []
-        for offset, (start, end) in enumerate(spans):
-            ids = protocol.document_ids(number + offset, text[start:end])
-            sequences.append(ids)
-            parts.append(
-                Part(
-                    number=number + offset,
-                    start=start,
-                    end=end,
-                    num_tokens=len(ids),
-                    num_chunks=-(-len(ids) // chunk_size),
-                )
-            )
-        return tuple(parts), sequences
-
-    def _encode(
-        self, put: Sequence[StoredDocument], sequences: Sequence[Sequence[int]], report: Callable[[int], None]
-    ) -> Latents:
-        """Stage 1 over the new parts, in the order of their numbers, in the bank's dtype on the CPU."""
-        if self._ranks is not None:
-            memory = lead_encoding(self.model.lm, sequences, self._ranks, progress=report)
-        else:
-            memory = encode_in_batches(self.model.lm, sequences, progress=report)
-        dtype = getattr(torch, self._bank.spec.dtype)
-        first = self._bank.next_number
-
-        def stored(states: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-            return {layer: tensor.to("cpu", dtype) for layer, tensor in states.items()}
-
-        routing_keys = stored(memory.routing_keys)
-        similarity = similarity_of(self._bank.spec)
-        eight = {layer: quantize_keys(keys, similarity) for layer, keys in routing_keys.items() if self._bank.spec.int8}
-        return Latents(
-            routing_keys=routing_keys,
-            int8_routing_keys={layer: block.keys for layer, block in eight.items()},
-            int8_scales={layer: block.scale for layer, block in eight.items()},
-            keys=stored(memory.keys),
-            values=stored(memory.values),
-            numbers=torch.arange(first, first + len(sequences)),
-            chunk_offsets=memory.chunk_offsets.cpu(),
-        )
+                progress(done)
+        return ids
 
     def delete(self, ids: Iterable[str]) -> builtins.list[str]:
         """Remove documents; returns the ids that were there. Unknown ids are ignored."""
         if isinstance(ids, str):
             raise TypeError("delete expects several ids, as in memory.delete(['a']); got one string")
-        present = [doc_id for doc_id in dict.fromkeys(ids) if doc_id in self._bank]
-        if present:
-            self._bank.commit(delete=present)
+        wanted = [*dict.fromkeys(ids)]
+        with self._writer.changing:
+            found = self._bank.state().find(wanted)
+            present = [doc_id for doc_id in wanted if doc_id in found]
+            if present:
+                self._bank.commit(delete=present)
         return present
 
     def search(
@@ -366,15 +251,15 @@ class Memory:
             raise BankError(
                 f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…"
             )
-        if self._ranks is not None:
-            if self._engine is None:
-                self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
+        with self._making:
+            version = 0 if self._ranks is not None else self._bank.version
+            if self._engine is None or self._engine[0] != version:
+                if self._ranks is not None:
+                    self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
+                else:
+                    self._view = BankView(self._bank, self.model.device, self._tiers, self._view)
+                    self._engine = (self._view.version, Engine(self.model, self._view))
             return self._engine[1]
-        version = self._bank.version
-        if self._engine is None or self._engine[0] != version:
-            self._view = BankView(self._bank, self.model.device, self._tiers, self._view)
-            self._engine = (self._view.version, Engine(self.model, self._view))
-        return self._engine[1]
 
     def _shared_view(self, ranks: Ranks) -> ShardedLibrary:
         """This process's share of a version that all ranks see."""
@@ -398,7 +283,8 @@ class Memory:
 
     def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:
         """Rewrite the memory without deleted documents; returns what was gained. See :meth:`MemoryBank.compact`."""
-        return self._bank.compact(drop_damaged=drop_damaged)
+        with self._writer.changing:
+            return self._bank.compact(drop_damaged=drop_damaged)
 
     def backup(self, destination: str | Path) -> None:
         """Copy the memory as it is now into a new or empty folder; the copy is a memory, checked byte by byte.
@@ -408,26 +294,6 @@ class Memory:
             BankCorruptError: the memory is damaged; nothing is left.
         """
         self._bank.backup(destination)
-
-
-def _spec_of(model: MSAModel) -> BankSpec:
-    config = model.lm.config
-    return BankSpec(
-        layers=tuple(config.router_layers),
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        chunk_size=config.chunk_size,
-        dtype=str(model.lm.dtype).removeprefix("torch."),
-        model_name=model.name,
-        settings={"routing_similarity": config.routing_similarity},
-        int8=True,
-    )
-
-
-def _stored(document: Document, digest: str, parts: tuple[Part, ...]) -> StoredDocument:
-    return StoredDocument(
-        id=document.id, text=document.text, metadata=document.metadata, content_hash=digest, parts=parts
-    )
 
 
 def _options(**options: Any) -> AskOptions:

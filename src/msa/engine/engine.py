@@ -1,0 +1,150 @@
+"""The answering engine: questions over one memory, through routing, Memory Interleave and sparse generation.
+
+Axes: B questions, N documents, C chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from msa.documents.batching import pad_left
+from msa.documents.formats import clean_text
+from msa.engine.generative import GenerativeMode
+from msa.engine.library_documents import LibraryDocuments
+from msa.engine.routed import RoutedMode
+from msa.engine.session import Session
+from msa.generation.interleave import InterleaveState, Limits
+from msa.generation.options import AskOptions
+from msa.generation.text_stream import TextStream
+from msa.generation.types import Answer, Done, Event, Hit, TextPiece
+from msa.model.bundle import MSAModel
+from msa.routing import Library
+
+
+class Engine:
+    """Answers questions over one memory.
+
+    Args:
+        model: network, tokenizer and transcript.
+        library: the memory to answer from.
+    """
+
+    def __init__(self, model: MSAModel, library: Library) -> None:
+        self.model = model
+        self.library = library
+        self._documents = LibraryDocuments(library, model.protocol)
+        self._generative = GenerativeMode(model, self._documents)
+        self._routed = RoutedMode(model, self._documents)
+
+    @torch.inference_mode()
+    def search(
+        self,
+        questions: Sequence[str],
+        top_k: int = 16,
+        where: Mapping[str, Any] | None = None,
+        *,
+        hybrid: bool = False,
+    ) -> list[list[Hit]]:
+        """The best documents of each question by the mean of the router layers' scores; nothing is generated.
+
+        ``hybrid`` fuses their order with that of exact words.
+        """
+        turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
+        ids, mask = pad_left([turn.ids for turn in turns], self.model.device)
+        routes, _ = pad_left([[int(m) for m in turn.marked] for turn in turns], self.model.device)
+        inputs: dict[str, Any] = {
+            "attention_mask": mask,
+            "routing_mask": routes,
+            "memory": self.library,
+            "prefix": self.model.prefix,
+            "doc_mask": self.library.live_mask(where),
+        }
+        if self.model.protocol.strings.retrieval == "routed":
+            routing = self.model.lm.route(ids, **inputs)
+        else:
+            routing = self.model.lm(ids, logits_to_keep=1, use_cache=False, **inputs).routing
+        words = [question if hybrid else None for question in questions]
+        return [self._documents.best(routing, row, top_k, words[row])[0] for row in range(len(turns))]
+
+    def stream(
+        self, question: str, options: AskOptions | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[Event]:
+        """Answer one question, event by event; closing the iterator stops between two tokens."""
+        for _, event in self._run([question], options or AskOptions(), cancelled):
+            yield event
+
+    def ask(self, questions: Sequence[str], options: AskOptions | None = None) -> list[Answer]:
+        """Answer a batch of questions; each gets the answer it would get alone."""
+        answers: dict[int, Answer] = {}
+        for index, event in self._run(questions, options or AskOptions(), None):
+            if isinstance(event, Done):
+                answers[index] = event.answer
+        return [answers[index] for index in range(len(questions))]
+
+    def _run(
+        self, questions: Sequence[str], options: AskOptions, cancelled: Callable[[], bool] | None
+    ) -> Iterator[tuple[int, Event]]:
+        preferred = "routed" if options.hybrid else self.model.protocol.strings.retrieval
+        retrieval = options.retrieval or preferred
+        sessions = [self._open(_checked(question), options, retrieval) for question in questions]
+        if retrieval == "routed":
+            yield from self._routed.retrieve(sessions, options)
+            decoding = self._routed.decode_answers(sessions, options)
+        else:
+            last = yield from self._generative.retrieve(sessions, options, cancelled)
+            if cancelled is not None and cancelled():
+                yield from ((i, Done(answer=session.answer("cancelled"))) for i, session in enumerate(sessions))
+                return
+            decoding = self._generative.decode_answers(sessions, options, last)
+        for index, session in enumerate(sessions):
+            session.prompt_tokens = len(decoding.rows[index].prompt.ids)
+        for index, token in decoding.run(cancelled):
+            session = sessions[index]
+            if session.first_token_s is None:
+                session.first_token_s = time.perf_counter() - session.started
+            session.completion_tokens += 1
+            piece = session.stream.push(token)
+            if piece:
+                yield index, TextPiece(text=piece)
+            if session.stream.stopped and decoding.rows[index].finish_reason is None:
+                decoding.rows[index].finish_reason = "stop"
+        for index, session in enumerate(sessions):
+            piece = session.stream.finish()
+            if piece:
+                yield index, TextPiece(text=piece)
+            yield index, Done(answer=session.answer(decoding.rows[index].finish_reason or "stop"))
+
+    def _open(self, question: str, options: AskOptions, retrieval: str) -> Session:
+        config, protocol = self.model.lm.config, self.model.protocol
+        limits = Limits(
+            max_rounds=options.max_rounds,
+            max_new_tokens=options.max_new_tokens,
+            # the question starts after as many positions as documents may be selected
+            context_tokens=config.max_position_embeddings - config.top_k_docs,
+        )
+        selectable = self.library.live_mask(options.where).cpu().numpy()
+
+        def exists(number: int) -> bool:
+            index = self._documents.index(number)
+            return index is not None and bool(selectable[index])
+
+        state = InterleaveState(protocol, question, limits, exists)
+        free = state.free_tokens() if retrieval == "generative" else self._routed.free_tokens(question, options)
+        if free < 0:
+            raise ValueError(
+                f"the question has {len(protocol.plain_ids(question))} tokens; with the answer it does not fit this "
+                f"model's context of {config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
+            )
+        stream = TextStream(protocol, options.stop, protocol.strings.answer_lead)
+        return Session(question, state, stream, time.perf_counter())
+
+
+def _checked(question: str) -> str:
+    question = clean_text(question)
+    if not question.strip():
+        raise ValueError("the question is empty; ask something")
+    return question

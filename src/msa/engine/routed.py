@@ -1,0 +1,103 @@
+"""Routed mode: the routers choose the documents, and the model answers from their original texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from msa.engine.generative import answer_prompt
+from msa.engine.library_documents import LibraryDocuments
+from msa.engine.session import Session, is_in
+from msa.generation.budget import Fitted
+from msa.generation.decoding import Decoding
+from msa.generation.options import AskOptions
+from msa.generation.reread import question_likelihoods
+from msa.generation.types import Event, Hit, RoundStarted, TextPiece
+from msa.model.bundle import MSAModel
+
+
+class RoutedMode:
+    """Retrieves in one routing pass; for a backbone that has not learnt to write ids or to attend to latents.
+
+    Args:
+        model: network, tokenizer and transcript.
+        documents: of the memory to answer from.
+    """
+
+    def __init__(self, model: MSAModel, documents: LibraryDocuments) -> None:
+        self.model = model
+        self.documents = documents
+        self.library = documents.library
+
+    def retrieve(self, sessions: list[Session], options: AskOptions) -> Iterator[tuple[int, Event]]:
+        """The best documents by the mean of the layers' scores, the very best to be read."""
+        for i, session in enumerate(sessions):
+            yield i, RoundStarted(round=1)
+            started = time.perf_counter()
+            hits, fitted = self._retrieved(session, options)
+            session.route_s = time.perf_counter() - started
+            session.notes += fitted.notes
+            if options.hybrid:
+                session.notes.append("documents were ranked by the routers and by exact words together (hybrid)")
+            session.state.round_texts.append("")
+            yield from ((i, event) for event in session.end_round(hits, fitted))
+            session.state.ids = self._reader_ids(session, fitted)
+            lead = self.model.protocol.strings.reader_lead
+            if lead and fitted.documents:
+                lead = lead.replace("{title}", next(hit.title for hit in hits if is_in(hit, fitted)))
+                session.state.ids += self.model.protocol.plain_ids(lead)
+                session.stream.text = lead
+                yield i, TextPiece(text=lead)
+
+    def decode_answers(self, sessions: list[Session], options: AskOptions) -> Decoding:
+        """Plain reading of the retrieved texts."""
+        prompts = [answer_prompt(self.model, session.state.ids, [], options) for session in sessions]
+        return Decoding(self.model.lm, prompts)
+
+    def free_tokens(self, question: str, options: AskOptions) -> int:
+        """Tokens free for documents in the prompt."""
+        prompt = self.model.protocol.strings.reader_prompt
+        written = len(self.model.protocol.template_ids(prompt, documents="", question=question))
+        return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
+
+    def _retrieved(self, session: Session, options: AskOptions) -> tuple[list[Hit], Fitted]:
+        """The best documents, and what of the texts of the very best fits."""
+        strings, protocol = self.model.protocol.strings, self.model.protocol
+        num_read = strings.reader_documents if options.max_documents is None else options.max_documents
+        num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
+        turn = protocol.question_turn(session.question)
+        with torch.inference_mode():
+            routing = self.model.lm.route(
+                torch.tensor([turn.ids], device=self.model.device),
+                self.library,
+                routing_mask=torch.tensor([turn.marked], device=self.model.device),
+                prefix=self.model.prefix,
+                doc_mask=self.library.live_mask(options.where),
+            )
+        num_kept = max(num_read, strings.source_documents)
+        words = session.question if options.hybrid else None
+        hits, best = self.documents.best(routing, 0, max(num_kept, num_reread), words)
+        order = self._reread(hits, num_reread, session.question)[:num_kept]
+        hits, best = [hits[i] for i in order], [best[i] for i in order]
+        leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
+        free = self.free_tokens(session.question, options)
+        free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
+        return hits, self.documents.fit(hits[:num_read], best[:num_read], strings.reader_document, free)
+
+    def _reread(self, hits: list[Hit], num_reread: int, question: str) -> list[int]:
+        """Order of the hits once the first ``num_reread`` were read again; those after them keep their places."""
+        texts = [hit.text for hit in hits[:num_reread]]
+        if len(texts) < 2:
+            return list(range(len(hits)))
+        likelihoods = question_likelihoods(self.model.lm, self.model.protocol, texts, question)
+        return [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
+
+    def _reader_ids(self, session: Session, fitted: Fitted) -> list[int]:
+        strings = self.model.protocol.strings
+        documents = "".join(
+            strings.reader_document.replace("{id}", str(number)).replace("{text}", text)
+            for number, text in fitted.documents
+        )
+        return self.model.protocol.template_ids(strings.reader_prompt, documents=documents, question=session.question)
