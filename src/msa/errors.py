@@ -63,3 +63,11 @@ class BankLockedError(BankError):
 
 class ParallelError(MSAError):
     """A rank of a sharded memory that ended, did not answer in time or was not started by ``torchrun``."""
+
+
+class EvaluationError(MSAError):
+    """An evaluation that cannot begin or go on: an empty set, a damaged results file, one of other settings."""
+
+
+class JudgeError(EvaluationError):
+    """A judge that could not be asked, or whose reply holds no score; never counted as a score of 0."""

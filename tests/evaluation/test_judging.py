@@ -1,0 +1,121 @@
+"""Judged records: kept as they come, nothing judged twice, a failing judge never a score."""
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from msa.errors import EvaluationError, JudgeError
+from msa.evaluation.judge import JudgeSettings
+from msa.evaluation.judging import judge_records
+from msa.evaluation.records import Record
+
+
+def record(name, text, exact, answers=("Paris",)):
+    return Record(
+        answerer="msa",
+        set="capitals",
+        size_tokens=10,
+        question_id=name,
+        task="",
+        question=f"What is the capital ({name})?",
+        answers=answers,
+        positives=(),
+        text=text,
+        scores={"exact_match": exact},
+    )
+
+
+RECORDS = [
+    record("a", "Paris", 1.0),
+    record("b", "Rome", 0.0),
+    record("c", "It is Paris.", 0.0),
+    record("d", "?", 0.0, answers=()),
+]
+
+
+class Judge(http.server.BaseHTTPRequestHandler):
+    """Gives 5 to answers that name Paris and 0 to others; prose once ``server.broken`` says so for an answer."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = body["messages"][0]["content"]
+        self.server.asked.append(prompt)
+        answer = next(r.text for r in RECORDS if r.question in prompt)
+        score = "I would rather not say." if answer in self.server.broken else "5" if "Paris" in answer else "0"
+        message = {"choices": [{"message": {"content": score}, "finish_reason": "stop"}]}
+        data = json.dumps(message).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def judge():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server.asked, server.broken = [], set()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def settings(server, **changes):
+    return JudgeSettings(f"http://127.0.0.1:{server.server_address[1]}/v1", "judge", max_retries=0, **changes)
+
+
+def test_answers_are_judged_once_and_compared_with_exact_match(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judged, stamp = judge_records(RECORDS, path, settings(judge))
+    assert [r.scores.get("judge") for r in judged] == [1.0, 0.0, 1.0, None]
+    assert len(judge.asked) == 3
+    agreement = stamp["agreement_with_exact_match"]
+    assert (agreement["count"], agreement["share"]) == (3, pytest.approx(2 / 3))
+    assert judge_records(RECORDS, path, settings(judge)) == (judged, stamp)
+    assert len(judge.asked) == 3
+
+
+def test_prose_stops_the_run_and_loses_nothing(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judge.broken = {"Rome"}
+    with pytest.raises(JudgeError, match="2 answers are judged and kept"):
+        judge_records(RECORDS, path, settings(judge, concurrency=1))
+    judge.broken = set()
+    judged, _ = judge_records(RECORDS, path, settings(judge, concurrency=1))
+    assert [r.scores.get("judge") for r in judged] == [1.0, 0.0, 1.0, None]
+    assert len(judge.asked) == 4
+
+
+def test_a_torn_line_is_judged_again(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judged, _ = judge_records(RECORDS, path, settings(judge))
+    path.write_bytes(path.read_bytes()[:-5])
+    assert judge_records(RECORDS, path, settings(judge))[0] == judged
+    assert len(judge.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"), [(0, "{", "line 1"), (1, '{"key": 1}', "line 2"), (1, '{"score": 3}', "line 2")]
+)
+def test_damage_is_named(judge, tmp_path, line, text, message):
+    path = tmp_path / "judge.jsonl"
+    judge_records(RECORDS, path, settings(judge))
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(EvaluationError, match=f"{message}, is damaged"):
+        judge_records(RECORDS, path, settings(judge))
+
+
+def test_another_rubric_is_not_mixed_in(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judge_records(RECORDS, path, settings(judge))
+    with pytest.raises(EvaluationError, match="another judge or rubric"):
+        judge_records(RECORDS, path, settings(judge, rubric="{question} {answers} {prediction}"))

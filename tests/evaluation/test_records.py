@@ -1,0 +1,157 @@
+"""Results files: resumed exactly, never repeated, never silently wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from msa.errors import EvaluationError
+from msa.evaluation.records import RecordLog, environment, read_records
+from msa.evaluation.runner import check_questions, run_questions
+from msa.evaluation.types import Prediction, Question, QuestionSet
+
+SETTINGS = {"task": "needles", "sizes": [1, 2], "seed": 0}
+SET = QuestionSet(
+    name="letters",
+    documents={"a": "alpha", "b": "beta"},
+    questions=tuple(Question(id=str(i), question=f"q{i}", answers=("alpha",), positives=("a",)) for i in range(4)),
+)
+
+
+class Echo:
+    """Answers with the first document; stops working after so many questions."""
+
+    name = "echo"
+
+    def __init__(self, works=99):
+        self.documents, self.asked, self.works = {}, [], works
+
+    def prepare(self, documents):
+        self.documents.update(documents)
+
+    def answer(self, question, max_new_tokens):
+        if len(self.asked) == self.works:
+            raise KeyboardInterrupt
+        self.asked.append(question.id)
+        return Prediction(text=self.documents["a"], retrieved=("a",), seconds=0.5, tokens_seen=max_new_tokens)
+
+    def resident_bytes(self):
+        return sum(map(len, self.documents.values()))
+
+
+def score(question, prediction):
+    return {"right": float(prediction.text in question.answers)}
+
+
+def run(log, answerer, **options):
+    return run_questions(answerer, SET, log, score, size_tokens=9, **options)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log, pytest.raises(KeyboardInterrupt):
+        run(log, Echo(works=2))
+    second = Echo()
+    with RecordLog(path, SETTINGS) as log:
+        records = run(log, second)
+    assert second.asked == ["2", "3"]
+    with RecordLog(path, SETTINGS) as log:
+        assert run(log, Echo(works=0)) == records
+    settings, read = read_records(path)
+    assert (settings, read) == (SETTINGS, records)
+    assert [record.scores["right"] for record in read] == [1.0] * 4
+    assert read[0].resident_bytes == len("alphabeta")
+
+
+def test_finished_questions_do_not_even_encode_the_documents(tmp_path):
+    with RecordLog(tmp_path / "r.jsonl", SETTINGS) as log:
+        run(log, Echo())
+        idle = Echo()
+        run(log, idle)
+        assert not idle.documents
+
+
+def test_a_torn_last_line_is_made_again(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log:
+        records = run(log, Echo())
+    content = path.read_bytes()
+    for cut in range(1, len(content.splitlines(keepends=True)[-1])):
+        path.write_bytes(content[:-cut])
+        assert read_records(path)[1] == records[:-1]
+        again = Echo()
+        with RecordLog(path, SETTINGS) as log:
+            assert run(log, again) == records
+        assert again.asked == ["3"]
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (0, '{"schema": 99}', "no results file of schema 1"),
+        (0, "[]", "no results file of schema 1"),
+        (2, "{nonsense", "line 3, is not JSON"),
+        (2, '{"answerer": "x"}', "line 3, is no record"),
+        (2, "[1, 2]", "line 3, is no record"),
+    ],
+)
+def test_damage_is_named_by_line(tmp_path, line, text, message):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log:
+        run(log, Echo())
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(EvaluationError, match=message):
+        RecordLog(path, SETTINGS)
+    with pytest.raises(EvaluationError, match=message):
+        read_records(path)
+    assert path.read_bytes() == before
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    RecordLog(path, SETTINGS).close()
+    with pytest.raises(EvaluationError, match="seed is 0 there, 1 now"):
+        RecordLog(path, {**SETTINGS, "seed": 1})
+
+
+def test_a_missing_results_file(tmp_path):
+    with pytest.raises(EvaluationError, match="does not exist"):
+        read_records(tmp_path / "none.jsonl")
+
+
+def question(**fields):
+    return replace(SET.questions[0], **fields)
+
+
+@pytest.mark.parametrize(
+    ("questions", "documents", "message"),
+    [
+        ((), {"a": "x"}, "has no questions"),
+        ((question(),), {}, "has no documents"),
+        ((question(answers=(), positives=()),), {"a": "x"}, "'0' of 'bad' has no reference answer"),
+        ((question(question=" "),), {"a": "x"}, "has no words"),
+        ((question(), question()), {"a": "x"}, "is there twice"),
+        ((question(positives=("z",)),), {"a": "x"}, "names the document 'z'"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_runs(questions, documents, message):
+    with pytest.raises(EvaluationError, match=message):
+        check_questions(QuestionSet(name="bad", documents=documents, questions=questions))
+
+
+def test_records_tell_sizes_and_answerers_apart(tmp_path):
+    with RecordLog(tmp_path / "r.jsonl", SETTINGS) as log:
+        small = run(log, Echo())
+        large = run_questions(Echo(), SET, log, score, size_tokens=10)
+        assert len(log.records) == 8
+        assert {record.key for record in small}.isdisjoint(record.key for record in large)
+
+
+def test_the_environment_is_json_and_names_machine_and_versions():
+    found = json.loads(json.dumps(environment()))
+    assert found["machine"]
+    assert found["versions"]["torch"].startswith("2.")
