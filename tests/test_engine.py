@@ -109,6 +109,10 @@ def test_events_come_in_order(writer, retrieval):
     assert retrieved == answer.sources
     assert len(retrieved) > 2
     assert round_number == len(answer.rounds) == (1 if retrieval == "routed" else 3)
+    layers, top_k = writer.model.lm.config.router_layers, writer.model.lm.config.top_k_docs
+    for found in answer.rounds:
+        assert list(found.votes) == layers
+        assert all(0 < len(set(numbers)) == len(numbers) <= top_k for numbers in found.votes.values())
     assert [doc_id for r in answer.rounds for doc_id in r.retrieved] == [hit.id for hit in retrieved]
     assert answer.finish_reason == "length"
     assert answer.usage.completion_tokens >= 20

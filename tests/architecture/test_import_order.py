@@ -23,6 +23,8 @@ LAYERS = (
     "engine",
     "zoo",
     "memory",
+    "evaluation",
+    "serving",
     "cli",
 )
 MODULES = sorted(ROOT.rglob("*.py"))

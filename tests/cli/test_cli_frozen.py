@@ -2,6 +2,8 @@
 
 import argparse
 
+import pytest
+
 from msa.cli.main import build_parser
 
 EVERY = {"-h", "--help", "--debug", "-v", "--verbose"}
@@ -27,6 +29,28 @@ FROZEN = {
         {"--calibrate", "--init", "--router-layers", "--chunk-size", "--top-k-docs"}
         | {"--device", "--dtype", "--overwrite"},
     ),
+    "train": (["config"], {"--out", "--stop-after", "--device"}),
+    "serve": (
+        ["root"],
+        MODEL | {"--host", "--port", "--read-only", "--keys", "--cors-origin", "--max-waiting", "--timeout", "--drain"}
+        | {"--max-upload", "--max-size", "--routing-keys", "--content"},
+    ),
+}  # fmt: skip
+WAYS = {"--ways", "--encoder", "--out"}
+NEEDLES = {"--sizes", "--haystack", "--seed"}
+FROZEN_TASKS = {
+    "ruler": ([], MODEL | WAYS | NEEDLES | {"--tasks", "--samples", "--read", "--write"}),
+    "scaling": (
+        [],
+        MODEL | NEEDLES | {"--task", "--questions", "--max-rounds", "--routing-keys", "--content", "--out"},
+    ),
+    "compare": ([], MODEL | WAYS | NEEDLES | {"--task", "--questions"}),
+    "qa": (
+        ["set"],
+        MODEL | WAYS | {"--format", "--skip-bad", "--limit", "--separate", "--metric", "--max-new-tokens"}
+        | {"--judge", "--rubric"},
+    ),
+    "ways": ([], set()),
 }  # fmt: skip
 DEFAULTS = {
     "ask": {
@@ -42,20 +66,22 @@ DEFAULTS = {
 }
 
 
-def commands():
-    parser = build_parser()
+def commands(parser=None):
+    parser = parser or build_parser()
     (subparsers,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return subparsers.choices
 
 
-def test_commands_arguments_and_options():
+@pytest.mark.parametrize("tasks", [False, True])
+def test_commands_arguments_and_options(tasks):
     found = {}
-    for name, parser in commands().items():
+    frozen, parsers = (FROZEN_TASKS, commands(commands()["eval"])) if tasks else (FROZEN, commands())
+    for name, parser in parsers.items():
         positionals = [action.dest for action in parser._actions if not action.option_strings]
         options = {option for action in parser._actions for option in action.option_strings}
         assert options >= EVERY
         found[name] = (positionals, options - EVERY)
-    for name, (positionals, options) in FROZEN.items():
+    for name, (positionals, options) in frozen.items():
         assert found[name] == (positionals, options)
 
 

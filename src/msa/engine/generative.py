@@ -56,10 +56,11 @@ class GenerativeMode:
             for row, i in enumerate(active):
                 session, generated = sessions[i], decoding.rows[row].generated
                 hits, fitted = self._read_ids(session.state, generated, decoding.routing, row)
+                votes = self.documents.votes(decoding.routing, row)
                 session.state.retrieved(generated, fitted)
                 session.route_s += time.perf_counter() - started
                 session.completion_tokens += len(generated)
-                yield from ((i, event) for event in session.end_round(hits, fitted))
+                yield from ((i, event) for event in session.end_round(hits, fitted, votes))
         return decoding
 
     def decode_answers(self, sessions: list[Session], options: AskOptions, last: Decoding | None) -> Decoding:

@@ -68,6 +68,13 @@ class LibraryDocuments:
             hits = [replace(hit, ranking="hybrid") for hit in hits]
         return hits, self.best_chunks(hits, chunks)
 
+    def votes(self, routing: dict[int, Routing], row: int) -> dict[int, list[int]]:
+        """Per router layer the numbers of the documents it selected for one row, best first."""
+        return {
+            layer: [int(self.library.numbers[index]) for index in found.doc_indices[row].tolist() if index >= 0]
+            for layer, found in routing.items()
+        }
+
     def best_chunks(self, hits: Sequence[Hit], chunk_scores: Tensor) -> list[int]:
         """Which of its own chunks scores best, for each hit; ``chunk_scores`` ``[C]``."""
         best = []

@@ -36,13 +36,13 @@ class RoutedMode:
         for i, session in enumerate(sessions):
             yield i, RoundStarted(round=1)
             started = time.perf_counter()
-            hits, fitted = self._retrieved(session, options)
+            hits, fitted, votes = self._retrieved(session, options)
             session.route_s = time.perf_counter() - started
             session.notes += fitted.notes
             if options.hybrid:
                 session.notes.append("documents were ranked by the routers and by exact words together (hybrid)")
             session.state.round_texts.append("")
-            yield from ((i, event) for event in session.end_round(hits, fitted))
+            yield from ((i, event) for event in session.end_round(hits, fitted, votes))
             session.state.ids = self._reader_ids(session, fitted)
             lead = self.model.protocol.strings.reader_lead
             if lead and fitted.documents:
@@ -62,8 +62,8 @@ class RoutedMode:
         written = len(self.model.protocol.template_ids(prompt, documents="", question=question))
         return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
 
-    def _retrieved(self, session: Session, options: AskOptions) -> tuple[list[Hit], Fitted]:
-        """The best documents, and what of the texts of the very best fits."""
+    def _retrieved(self, session: Session, options: AskOptions) -> tuple[list[Hit], Fitted, dict[int, list[int]]]:
+        """The best documents, what of the texts of the very best fits, and the layers' votes."""
         strings, protocol = self.model.protocol.strings, self.model.protocol
         num_read = strings.reader_documents if options.max_documents is None else options.max_documents
         num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
@@ -84,7 +84,8 @@ class RoutedMode:
         leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
         free = self.free_tokens(session.question, options)
         free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
-        return hits, self.documents.fit(hits[:num_read], best[:num_read], strings.reader_document, free)
+        fitted = self.documents.fit(hits[:num_read], best[:num_read], strings.reader_document, free)
+        return hits, fitted, self.documents.votes(routing, 0)
 
     def _reread(self, hits: list[Hit], num_reread: int, question: str) -> list[int]:
         """Order of the hits once the first ``num_reread`` were read again; those after them keep their places."""

@@ -28,14 +28,15 @@ class Session:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def end_round(self, hits: list[Hit], fitted: Fitted) -> Iterator[Event]:
-        """Note what a finished round brought."""
+    def end_round(self, hits: list[Hit], fitted: Fitted, votes: dict[int, list[int]]) -> Iterator[Event]:
+        """Note what a finished round brought, and what each router layer had selected."""
         hits = [replace(hit, read=is_in(hit, fitted)) for hit in hits]
         self.rounds.append(
             Round(
                 retrieved=[hit.id for hit in hits],
                 numbers=[hit.number for hit in hits],
                 generated=self.state.round_texts[-1],
+                votes=votes,
             )
         )
         for hit in hits:

@@ -43,11 +43,13 @@ class Round:
         retrieved: the users' ids of the documents this round added, best first.
         numbers: their numbers inside the memory.
         generated: what the model wrote; empty in routed mode.
+        votes: router layer → numbers of the documents that it selected, best first.
     """
 
     retrieved: list[str]
     numbers: list[int]
     generated: str = ""
+    votes: dict[int, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

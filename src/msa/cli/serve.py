@@ -1,0 +1,117 @@
+"""``msa serve``: memories over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import TYPE_CHECKING
+
+from msa.cli.opening import quiet_libraries
+from msa.cli.options import (
+    ArgumentParser,
+    Subparsers,
+    UsageError,
+    add_command,
+    add_tier_options,
+    byte_size,
+    non_negative,
+    positive,
+)
+
+if TYPE_CHECKING:
+    from msa.serving import ServerSettings
+
+
+def register(commands: Subparsers[ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "serve",
+        run,
+        summary="serve memories over HTTP: OpenAI-compatible chat, and an API for the memories themselves",
+        details="Every folder in ROOT that is a memory is served under its name. One process writes to ROOT; others\n"
+        "may serve it with --read-only. Ctrl-C or SIGTERM lets running requests end.",
+        examples=[
+            "msa serve memories/",
+            "msa serve memories/ --host 0.0.0.0 --port 8080 --keys keys.txt",
+            "MSA_API_KEYS=sk-4cf1a97be2 msa serve memories/ --read-only",
+        ],
+        model=True,
+    )
+    parser.add_argument("root", metavar="ROOT", help="the folder with the memories; made if there is none")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--read-only", action="store_true", help="refuse changes; another process may write")
+    group = parser.add_argument_group("access")
+    group.add_argument("--keys", metavar="FILE", help="API keys, one a line; those of $MSA_API_KEYS count too")
+    group.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this origin call the server"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--max-waiting", type=non_negative, default=32, metavar="N", help="questions that may wait (default: 32)"
+    )
+    group.add_argument(
+        "--timeout", type=positive, default=300, metavar="S", help="seconds a request may take (default: 300)"
+    )
+    group.add_argument(
+        "--drain", type=non_negative, default=30, metavar="S", help="seconds to end requests when stopped (default: 30)"
+    )
+    group.add_argument("--max-upload", type=byte_size, metavar="SIZE", help="one upload (default: 4GiB)")
+    group.add_argument("--max-size", type=byte_size, metavar="SIZE", help="a memory's folder (default: no limit)")
+    add_tier_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from msa.serving import serve
+
+    settings = settings_of(args)
+    quiet_libraries(args)
+    logging.getLogger("msa.serving").setLevel(logging.INFO)
+    serve(settings)
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> ServerSettings:
+    """The server's settings as the arguments and the environment say.
+
+    Raises:
+        UsageError: the folder's name is empty.
+        ServingError: keys that cannot be used.
+    """
+    from msa.routing import Tiers
+    from msa.serving import ServerSettings
+    from msa.serving.keys import keys_from_environment, read_keys
+
+    if not args.root:
+        raise UsageError("the folder to serve is empty; name a folder, '.' for the current one")
+    keys = keys_from_environment() + (read_keys(args.keys) if args.keys else ())
+    on_this_machine = args.host in ("127.0.0.1", "::1", "localhost")
+    given = {"max_upload_bytes": args.max_upload, "max_memory_bytes": args.max_size}
+    return ServerSettings(
+        root=args.root,
+        host=args.host,
+        port=args.port,
+        model=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        tiers=Tiers(routing_keys=args.routing_keys, content=args.content),
+        read_only=args.read_only,
+        keys=keys,
+        cors_origins=tuple(args.cors_origin),
+        # without keys, a foreign page whose name leads to this machine must not get in
+        allowed_hosts=("127.0.0.1", "::1", "localhost") if on_this_machine and not keys else (),
+        max_waiting=args.max_waiting,
+        request_timeout_s=args.timeout,
+        drain_s=args.drain,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _port(text: str) -> int:
+    """A port, 0 for any free one."""
+    number = non_negative(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"must lie in 0..65535, got {text!r}")
+    return number

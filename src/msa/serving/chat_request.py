@@ -1,0 +1,213 @@
+"""What a chat completion may ask for: OpenAI's fields, and the memory's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from msa.generation.options import AskOptions
+from msa.serving.conversation import Turn
+from msa.serving.errors import invalid
+
+_ROLES = ("system", "developer", "user", "assistant")
+_MAX_STOPS = 4
+_SEEDS = {"ge": -(2**63), "le": 2**63 - 1}
+# fields that change what is answered and cannot be obeyed → values that ask for nothing
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "logit_bias": (None, {}),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+}
+
+Number = StrictInt | StrictFloat
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    model_config = ConfigDict(extra="ignore")
+    include_usage: StrictBool | None = None
+
+
+class ChatRequest(BaseModel):
+    """Body of ``POST /v1/chat/completions``; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
+
+    model: Annotated[StrictStr, Field(description="<model>@<memory>, or <model> with the field memory")]
+    messages: Annotated[list[Any], Field(min_length=1, max_length=4096)]
+    memory: StrictStr | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    stream_events: StrictBool | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0)] | None = None
+    seed: Annotated[StrictInt, Field(**_SEEDS)] | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    n: StrictInt | None = None
+    where: dict[str, Any] | None = None
+    hybrid: StrictBool | None = None
+    retrieval: Literal["generative", "routed"] | None = None
+    max_rounds: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
+    max_documents: Annotated[StrictInt, Field(ge=0, le=1024)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A checked request.
+
+    Attributes:
+        model: the model asked for, without the memory.
+        memory: the memory asked for.
+        turns: the messages.
+        options: for :meth:`msa.Memory.stream`.
+        stream, include_usage, stream_events: how it is answered.
+    """
+
+    model: str
+    memory: str
+    turns: list[Turn]
+    options: dict[str, Any]
+    stream: bool
+    include_usage: bool
+    stream_events: bool
+
+
+def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wanted:
+    """Check what types alone do not say.
+
+    Args:
+        request: the body.
+        default_tokens: tokens of the answer where it does not say.
+        max_tokens: what it may ask for.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    _refuse_unsupported(request)
+    model, memory = _target(request)
+    tokens = request.max_completion_tokens or request.max_tokens or default_tokens
+    if tokens > max_tokens:
+        name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+        raise invalid(f"{name} may be up to {max_tokens:,} here, got {tokens:,}", param=name)
+    options: dict[str, Any] = {"max_new_tokens": tokens, "stop": _stops(request.stop)}
+    for name in ("temperature", "top_p", "top_k", "seed", "where", "hybrid", "retrieval", "max_rounds"):
+        value = getattr(request, name)
+        if value is not None:
+            options[name] = value
+    if request.max_documents is not None:
+        options["max_documents"] = request.max_documents
+    try:
+        AskOptions(hybrid=options.get("hybrid", False), retrieval=options.get("retrieval"))
+    except ValueError as error:
+        raise invalid(str(error), param="hybrid") from error
+    check_where(request.where)
+    return Wanted(
+        model=model,
+        memory=memory,
+        turns=_turns(request.messages),
+        options=options,
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        stream_events=bool(request.stream_events),
+    )
+
+
+def _refuse_unsupported(request: ChatRequest) -> None:
+    for name, nothing in _UNSUPPORTED.items():
+        value = (request.model_extra or {}).get(name)
+        if not any(value == harmless and isinstance(value, bool) == isinstance(harmless, bool) for harmless in nothing):
+            raise invalid(f"{name!r} is not supported by this server; leave it out", name, "unsupported_parameter")
+    if request.n not in (None, 1):
+        raise invalid(f"only n=1 is supported, got {request.n}; send the request several times", param="n")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options needs stream: true", param="stream_options")
+
+
+def _target(request: ChatRequest) -> tuple[str, str]:
+    model, at, memory = request.model.rpartition("@")
+    if not at:
+        model, memory = request.model, ""
+    if request.memory is not None and memory and request.memory != memory:
+        raise invalid(
+            f"the model names memory {memory!r} and the field memory {request.memory!r}; name one", param="memory"
+        )
+    memory = request.memory or memory
+    if not memory:
+        raise invalid(
+            "which memory? Write model as '<model>@<memory>', or add the field 'memory'; GET /v1/models lists them",
+            param="model",
+            code="memory_required",
+        )
+    return model, memory
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > _MAX_STOPS or not all(stops):
+        raise invalid(f"stop must be one to {_MAX_STOPS} strings that are not empty", param="stop")
+    return stops
+
+
+def check_where(where: Mapping[str, Any] | None) -> None:
+    """Make sure that a filter can match something.
+
+    Raises:
+        ApiError: an empty key: 400.
+    """
+    if where is not None and not all(where):
+        raise invalid("where maps names of metadata to values; a name is empty", param="where")
+
+
+def _turns(messages: list[Any]) -> list[Turn]:
+    turns = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise invalid(f"{where} must be an object with a role and a content", param=where)
+        role = message["role"]
+        if role not in _ROLES:
+            raise invalid(
+                f"{where}: role {role[:40]!r} is not supported; use {', '.join(_ROLES)}", param=f"{where}.role"
+            )
+        if message.get("tool_calls") or message.get("function_call"):
+            raise invalid(f"{where}: tools are not supported", f"{where}.tool_calls", "unsupported_parameter")
+        turns.append(Turn(role, _text(message.get("content"), role, f"{where}.content")))
+    if turns[-1].role != "user":
+        raise invalid("the last message must be the user's: it is the question", param=f"messages[{len(turns) - 1}]")
+    if not turns[-1].text.strip():
+        raise invalid("the question is empty; ask something", param=f"messages[{len(turns) - 1}].content")
+    return turns
+
+
+def _text(content: Any, role: str, where: str) -> str:
+    """A message's content: a string, or parts of text."""
+    if isinstance(content, str):
+        return content
+    if content is None and role == "assistant":
+        return ""
+    if not isinstance(content, list):
+        raise invalid(f"{where} must be a string or a list of text parts", param=where)
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise invalid(
+                f"{where}[{index}]: only parts of type 'text' are supported", f"{where}[{index}]", "unsupported_content"
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)

@@ -1,0 +1,87 @@
+"""From the messages of a chat to the one question that the engine takes.
+
+The engine knows a question, not a conversation. One user message alone is asked as it is. A system message and earlier
+turns are put before it as plain text, the newest that fit a budget of tokens. Text is all they can become: the engine
+encodes a question without control tokens, and no line of a message can pass for the beginning of another turn,
+because every line after a turn's first is indented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_LABELS = {"system": "Instructions", "developer": "Instructions", "user": "User", "assistant": "Assistant"}
+_INDENT = "\n  "
+_CUT = "… "
+_CHARACTERS_PER_TOKEN = 32  # more than any text has: what is longer surely does not fit, and need not be counted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: who says it and the text."""
+
+    role: str
+    text: str
+
+
+def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], int]) -> tuple[str, list[str]]:
+    """The question, and notes about what was left out.
+
+    Args:
+        turns: all messages; the last one is the question.
+        budget_tokens: what stands before the question may have so many; 0: nothing stands before it.
+        count: tokens of a text.
+    """
+    question = turns[-1].text
+    system = [turn for turn in turns[:-1] if turn.role in ("system", "developer") and turn.text.strip()]
+    earlier = [turn for turn in turns[:-1] if turn.role in ("user", "assistant") and turn.text.strip()]
+    if not system and not earlier:
+        return question, []
+    blocks: list[str] = []
+    shortened = False
+    for turn in system:
+        line, cut = _fitted(_line(turn), budget_tokens, count, from_end=False)
+        shortened |= cut
+        if line:
+            blocks.append(line)
+            budget_tokens -= count(line)
+    kept: list[str] = []
+    for turn in reversed(earlier):
+        line = _line(turn)
+        line, cut = _fitted(line, budget_tokens, count, from_end=True)
+        shortened |= cut
+        if cut and kept:  # only the newest turn is worth a part of it
+            break
+        kept += [line] if line else []
+        if cut:
+            break
+        budget_tokens -= count(line)
+    if kept:
+        blocks.append("\n".join(["Conversation so far:", *reversed(kept)]))
+    notes = ["the beginning of the conversation was left out to fit the model's context"] if shortened else []
+    return "\n\n".join([*blocks, question]), notes
+
+
+def _line(turn: Turn) -> str:
+    return f"{_LABELS[turn.role]}: {_INDENT.join(turn.text.strip().splitlines())}"
+
+
+def _fitted(line: str, budget_tokens: int, count: Callable[[str], int], *, from_end: bool) -> tuple[str, bool]:
+    """The line cut to the budget, at its end or (``from_end``) behind its label; and whether it was."""
+    if len(line) <= _CHARACTERS_PER_TOKEN * budget_tokens and count(line) <= budget_tokens:
+        return line, False
+    label, _, text = line.partition(": ")
+    most = _CHARACTERS_PER_TOKEN * budget_tokens
+    text = text[-most:] if from_end else text[:most]
+    low, high = 0, len(text)  # characters that surely fit, and that may
+    while low < high:
+        middle = (low + high + 1) // 2
+        piece = text[-middle:] if from_end else text[:middle]
+        if count(f"{label}: {_CUT}{piece}") <= budget_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    if not low:
+        return "", True
+    return (f"{label}: {_CUT}{text[-low:]}" if from_end else f"{label}: {text[:low]} …"), True

@@ -1,0 +1,253 @@
+"""What the routes share: who asks, reading bodies within limits, waiting for jobs while watching the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.intake import media_type, too_large
+from msa.serving.keys import ANYBODY, ApiKey, find_key
+from msa.serving.operations import Operations
+from msa.serving.scheduler import CancelledJobError, DeadlineError, Job
+from msa.serving.services import Services
+
+Result = TypeVar("Result")
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def services_of(request: Request) -> Services:
+    """The server's services."""
+    services: Services = request.app.state.services
+    return services
+
+
+def key_of(request: Request) -> ApiKey:
+    """The key of a request.
+
+    Raises:
+        ApiError: none, or an unknown one, where keys are needed: 401.
+    """
+    keys = services_of(request).settings.keys
+    if not keys:
+        return ANYBODY
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    found = find_key(keys, secret.strip()) if scheme.lower() == "bearer" else None
+    if found is None:
+        what = "this API key is not known" if secret else "an API key is needed: 'Authorization: Bearer KEY'"
+        raise ApiError(401, what, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+    request.state.key_name = found.name
+    return found
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]
+KeyOf = Annotated[ApiKey, Depends(key_of)]
+
+
+def reading(name: str, key: KeyOf, services: ServicesOf) -> str:
+    """The memory in the path, if the key opens it; it may not exist.
+
+    Raises:
+        ApiError: the key does not open it: 404, as if it did not exist.
+    """
+    if not key.opens(name):
+        raise memory_not_found(name)
+    return name
+
+
+def check_may_write(key: ApiKey, services: Services) -> None:
+    """Make sure that changes are allowed.
+
+    Raises:
+        ApiError: the server or the key is read-only: 403.
+    """
+    if services.settings.read_only:
+        raise ApiError(403, "this server is read-only; send changes to the one that writes the folder", "read_only")
+    if key.read_only:
+        raise ApiError(403, "this API key may read only", "read_only_key")
+
+
+def writing(name: Annotated[str, Depends(reading)], key: KeyOf, services: ServicesOf) -> str:
+    """The memory in the path, if the key may change it; it may not exist."""
+    check_may_write(key, services)
+    return name
+
+
+ReadableMemory = Annotated[str, Depends(reading)]
+WritableMemory = Annotated[str, Depends(writing)]
+
+
+def operations_of(services: ServicesOf) -> Operations:
+    """The operations.
+
+    Raises:
+        ApiError: a read-only server has none: 404.
+    """
+    if services.operations is None:
+        raise ApiError(404, "a read-only server has no operations", "operation_not_found")
+    return services.operations
+
+
+OperationsOf = Annotated[Operations, Depends(operations_of)]
+
+
+def deadline_of(services: Services) -> float:
+    """When a request that arrives now must be answered."""
+    return time.monotonic() + services.settings.request_timeout_s
+
+
+async def body_pieces(request: Request, limit: int, services: Services) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        ApiError: larger than ``limit``: 413; too slow: 408; cut off: 400.
+    """
+    what = "the request's body"
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large(what, limit)
+    received = 0
+    pieces = request.stream().__aiter__()
+    while True:
+        try:
+            async with asyncio.timeout(services.settings.body_timeout_s):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise ApiError(408, "the request's body took too long to arrive", "body_timeout") from error
+        except ClientDisconnect as error:
+            raise CancelledJobError("the client went away") from error
+        received += len(piece)
+        if received > limit:
+            raise too_large(what, limit)
+        yield piece
+
+
+async def read_body(request: Request, limit: int, services: Services) -> bytes:
+    """The whole body; it must arrive within the time for a body."""
+    pieces = []
+    try:
+        async with asyncio.timeout(services.settings.body_timeout_s):
+            async for piece in body_pieces(request, limit, services):
+                pieces.append(piece)
+    except TimeoutError as error:
+        raise ApiError(408, "the request's body took too long to arrive", "body_timeout") from error
+    return b"".join(pieces)
+
+
+async def read_json(request: Request, limit: int, services: Services) -> tuple[Any, bytes]:
+    """A JSON body, parsed and as it came; an empty one is ``{}``.
+
+    Raises:
+        ApiError: another content type: 415; not JSON: 400.
+    """
+    raw = await read_body(request, limit, services)
+    kind = media_type(request.headers.get("content-type", ""))
+    # browsers send other types from any page without asking, so this also keeps foreign pages out
+    if raw and kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, f"send JSON with 'Content-Type: application/json', got {kind or 'no type'!r}", "media_type")
+    return await asyncio.to_thread(parse_json, raw), raw
+
+
+def parse_json(raw: bytes) -> Any:
+    """JSON as it is defined: no NaN, no infinities.
+
+    Raises:
+        ApiError: it is not: 400.
+    """
+    if not raw.strip():
+        return {}
+    try:
+        return json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise invalid(f"the body is not JSON: {reason}", code="invalid_json") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def read_model(request: Request, model: type[Body], services: Services) -> Body:
+    """A small JSON body as one of our types.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    body, _ = await read_json(request, services.settings.max_request_bytes, services)
+    return as_model(body, model)
+
+
+def as_model(body: Any, model: type[Body]) -> Body:
+    """A parsed body as one of our types.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # names of union members and the like are pydantic's, not the request's
+        names = [part for part in first["loc"] if isinstance(part, int) or part in model.model_fields]
+        where = ".".join(map(str, names)) or None
+        raise invalid(f"{where or 'the body'}: {first['msg'].lower()}", param=where) from error
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The part of the OpenAPI description that shows a body we parse ourselves."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has closed the connection; the body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def result_of(job: Job, request: Request, services: Services) -> Any:
+    """A job's result; the job is cancelled when the client goes away or its time is up.
+
+    Raises:
+        CancelledJobError: the client went away.
+        DeadlineError: the time is up.
+        BaseException: what the job raised.
+    """
+    future = asyncio.wrap_future(job.future)
+    gone = asyncio.create_task(until_gone(request.receive))
+    seconds = None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
+    try:
+        await asyncio.wait({future, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        future.add_done_callback(lambda done: done.exception())  # nobody else will look at it
+        if gone.done():
+            reason: CancelledJobError | DeadlineError = CancelledJobError("the client went away")
+        else:
+            reason = DeadlineError("the request took longer than it may; ask for less, or raise the time limit")
+        services.scheduler.cancel(job, reason)
+        raise reason
+    finally:
+        gone.cancel()
+
+
+async def outcome_of(future: Future[Result], services: Services) -> Result | None:
+    """What a future brings; None if that takes longer than a request may. The work itself goes on."""
+    waiting = asyncio.wrap_future(future)
+    done, _ = await asyncio.wait({waiting}, timeout=services.settings.request_timeout_s)
+    if not done:
+        waiting.add_done_callback(lambda late: late.exception())
+        return None
+    return waiting.result()

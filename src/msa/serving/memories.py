@@ -1,0 +1,310 @@
+"""The memories below one folder: their names, opening and closing them, making and removing them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msa.bank import MemoryBank
+from msa.bank.lock import writer_is_active
+from msa.errors import BankCorruptError, BankError, BankFormatError, BankLockedError, BankMismatchError
+from msa.memory import Memory
+from msa.model.bundle import MSAModel
+from msa.routing import Tiers
+from msa.serving.errors import ApiError, invalid, memory_not_found
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = ".msa-server"  # no memory can have this name
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """A memory's name, as it is.
+
+    Raises:
+        ApiError: it is none: 400.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise invalid(
+            f"a memory's name has 1 to 64 letters, digits, '_', '-' and '.', begins with a letter or digit and has no "
+            f"'..'; got {name[:80]!r}",
+            param="name",
+            code="invalid_memory_name",
+        )
+    return name
+
+
+class _Open:
+    """One open memory and how many use it."""
+
+    def __init__(self, memory: Memory, identity: tuple[int, int]) -> None:
+        self.memory = memory
+        self.identity = identity
+        self.users = 0
+        self.last_used = time.monotonic()
+        self.retired = False
+
+
+class Memories:
+    """The memories of a folder, opened when first used.
+
+    Methods block and may be called from several threads.
+
+    Args:
+        root: the folder.
+        model: the model that all of them are opened with.
+        read_only: open them for reading only.
+        tiers: where latents live.
+        max_bytes: size that each may have.
+        max_open: how many stay open.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        model: MSAModel,
+        *,
+        read_only: bool = False,
+        tiers: Tiers | None = None,
+        max_bytes: int | None = None,
+        max_open: int = 32,
+    ) -> None:
+        self.root = root
+        self.model = model
+        self.read_only = read_only
+        self._tiers = tiers
+        self._max_bytes = max_bytes
+        self._max_open = max_open
+        self._open: dict[str, _Open] = {}
+        self._fits: dict[tuple[int, int], bool] = {}
+        self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
+
+    def names(self) -> list[str]:
+        """Names of all memories, sorted."""
+        with os.scandir(self.root) as entries:
+            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return sorted(name for name in found if self._is_name(name) and MemoryBank.exists(self.root / name))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a memory of exactly this name, also where the file system takes ``A`` for ``a``."""
+        folder = self.root / name
+        return (
+            self._is_name(name)
+            and name in self._folder_names()
+            and not folder.is_symlink()
+            and MemoryBank.exists(folder)
+        )
+
+    @staticmethod
+    def _is_name(name: str) -> bool:
+        return bool(_NAME.fullmatch(name)) and ".." not in name
+
+    def _identity(self, name: str) -> tuple[int, int]:
+        """Which folder it is, so that one that was replaced is noticed.
+
+        Raises:
+            ApiError: there is none, or it is a link: 404.
+        """
+        if not self.exists(name):
+            raise memory_not_found(name)
+        try:
+            status = os.stat(self.root / name, follow_symlinks=False)
+        except OSError as error:
+            raise memory_not_found(name) from error
+        return status.st_dev, status.st_ino
+
+    @contextlib.contextmanager
+    def lease(self, name: str, *, writing: bool = False) -> Iterator[Memory]:
+        """An open memory, which stays open at least until the end of the block.
+
+        Raises:
+            ApiError: there is no such memory: 404.
+            BankLockedError: ``writing``, and another process writes to it.
+            BankError: it cannot be opened.
+        """
+        entry = self._acquire(name, writing)
+        try:
+            yield entry.memory
+        except BankError:
+            if entry.retired:  # it was deleted meanwhile
+                raise memory_not_found(name) from None
+            raise
+        finally:
+            self._release(entry)
+
+    def _acquire(self, name: str, writing: bool) -> _Open:
+        with self._lock:
+            opening = self._opening.setdefault(name, threading.Lock())
+        with opening:  # two threads must not open the same memory
+            identity = self._identity(name)
+            with self._lock:
+                entry = self._open.get(name)
+                if entry is not None and (entry.identity != identity or (writing and entry.memory.bank.read_only)):
+                    self._retire(name, entry)
+                    entry = None
+                if entry is not None:
+                    entry.users += 1
+                    return entry
+            memory = self._opened(self.root / name, writing)
+            with self._lock:
+                entry = self._open[name] = _Open(memory, identity)
+                entry.users = 1
+                self._close_unused()
+            return entry
+
+    def _opened(self, folder: Path, writing: bool) -> Memory:
+        options: dict[str, Any] = {"model": self.model, "create": False, "tiers": self._tiers}
+        if not self.read_only:
+            try:
+                return Memory.open(folder, max_bytes=self._max_bytes, **options)
+            except BankLockedError:
+                if writing:
+                    raise
+                logger.warning("memory %s is written by another process; it can be read only for now", folder.name)
+        return Memory.open(folder, read_only=True, **options)
+
+    def _release(self, entry: _Open) -> None:
+        with self._lock:
+            entry.users -= 1
+            entry.last_used = time.monotonic()
+            if entry.retired and not entry.users:
+                entry.memory.close()
+            self._close_unused()
+
+    def _retire(self, name: str, entry: _Open) -> None:
+        """Let nobody else use it, and close it once nobody does."""
+        del self._open[name]
+        entry.retired = True
+        if not entry.users:
+            entry.memory.close()
+
+    def _close_unused(self) -> None:
+        unused = sorted((entry.last_used, name) for name, entry in self._open.items() if not entry.users)
+        for _, name in unused[: max(0, len(self._open) - self._max_open)]:
+            self._retire(name, self._open[name])
+
+    def fits(self, name: str) -> bool:
+        """Whether the model made this memory, so that it can be asked."""
+        try:
+            identity = self._identity(name)
+            if identity not in self._fits:
+                with MemoryBank.open(self.root / name, read_only=True) as bank:
+                    self._fits[identity] = bank.fingerprint == self.model.fingerprint
+        except (ApiError, BankError):
+            return False
+        return self._fits[identity]
+
+    def open_ones(self) -> list[tuple[str, Memory]]:
+        """Those that are open now, for measurements."""
+        with self._lock:
+            return [(name, entry.memory) for name, entry in self._open.items()]
+
+    def create(self, name: str) -> bool:
+        """Make an empty memory; False: there is one of this name already.
+
+        Raises:
+            ApiError: as for :meth:`check_free`.
+        """
+        if self.exists(check_name(name)):
+            return False
+        self.check_free(name)
+        with self.building() as folder:
+            Memory.open(folder, model=self.model).close()
+            return self.place(folder, name)
+
+    def check_free(self, name: str) -> None:
+        """Make sure that a new memory can have this name.
+
+        Raises:
+            ApiError: it is none: 400; it is taken, or differs from another one's in case only: 409.
+        """
+        if check_name(name).lower() in {other.lower() for other in self._folder_names()}:
+            raise ApiError(
+                409,
+                f"the name {name!r} is taken, or differs from another one in upper and lower case only; choose another",
+                "name_taken",
+                param="name",
+                retry=False,
+            )
+
+    def _folder_names(self) -> list[str]:
+        with os.scandir(self.root) as entries:
+            return [entry.name for entry in entries]
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[Path]:
+        """A path, on the same disk, where a memory can be built before it gets its name."""
+        folder = self.root / STATE_FOLDER / "building" / uuid.uuid4().hex
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def place(self, folder: Path, name: str) -> bool:
+        """Give a finished memory its name, durably; False: the name was taken meanwhile."""
+        try:
+            os.rename(folder, self.root / name)
+        except OSError:
+            if self.exists(name):
+                return False
+            raise
+        sync_folder(self.root)
+        return True
+
+    def delete(self, name: str) -> int | None:
+        """Remove a memory with all it holds; returns how many documents that were, None: it could not be read.
+
+        Raises:
+            ApiError: there is none: 404.
+            BankLockedError: another process writes to it.
+        """
+        self._identity(name)
+        try:
+            with self.lease(name, writing=True) as memory:
+                documents = len(memory)
+                with self._lock:
+                    entry = self._open.get(name)
+                    if entry is not None and entry.memory is memory:
+                        self._retire(name, entry)
+                self._remove(name)
+                return documents
+        except (BankMismatchError, BankFormatError, BankCorruptError):  # of no use to us, and all the more to go
+            if writer_is_active(self.root / name):
+                raise BankLockedError(f"the memory {name} is being written by another process; wait for it") from None
+            self._remove(name)
+            return None
+
+    def _remove(self, name: str) -> None:
+        """Take a memory's name away, durably, then its files."""
+        trash = self.root / STATE_FOLDER / "building" / uuid.uuid4().hex
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self.root / name, trash)
+        sync_folder(self.root)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close all; called when nothing uses them any more."""
+        with self._lock:
+            for name, entry in [*self._open.items()]:
+                self._retire(name, entry)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

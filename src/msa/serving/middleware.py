@@ -1,0 +1,120 @@
+"""Around every request: its id, the log line, the metrics, and who may call from where.
+
+Plain ASGI, since a wrapper that reads or buffers would hide from the routes that a client has gone away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from msa.serving.errors import CLIENT_GONE, ApiError, to_api_error
+from msa.serving.settings import ServerSettings
+
+access_log = logging.getLogger("msa.serving.access")
+
+REQUEST_ID = "x-request-id"
+_ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_KNOWN_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as it is sent."""
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+class Envelope:
+    """Gives every request an id, answers what no route has caught, and writes one line of log per request.
+
+    The line names route, status and time; never a text, a query string, a key or a document's id.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        scope.setdefault("state", {})
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        # nothing may end a request without an answer and a line of log
+        except Exception as error:
+            failure = to_api_error(error, self._settings.folder)
+            if not status:
+                await error_response(failure)(scope, receive, send_with_id)
+        finally:
+            self._record(scope, request_id, status or CLIENT_GONE, time.monotonic() - started)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Who calls by a name that is not ours, or from a foreign page in somebody's browser, is turned away."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        allowed = self._settings.allowed_hosts
+        if allowed and _host_name(host) not in allowed:
+            return ApiError(421, "this server does not answer to this host name; see allowed_hosts", "wrong_host")
+        origin = headers.get("origin")
+        if origin is None or scope["method"] in _SAFE_METHODS or self._settings.keys:
+            return None  # with keys, a page that has none can do nothing
+        if origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
+            return None
+        if origin.partition("://")[2] != host:
+            return ApiError(403, "pages of other origins may not call this server", "origin_not_allowed")
+        return None
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "(none)"
+        line: dict[str, Any] = {
+            "event": "request",
+            "id": request_id,
+            "method": scope["method"],
+            "route": path,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        key_name = scope["state"].get("key_name")
+        if key_name:
+            line["key"] = key_name
+        access_log.info("%s", json.dumps(line))
+        services = getattr(scope["app"].state, "services", None) if "app" in scope else None
+        if services is not None:
+            method = scope["method"] if scope["method"] in _KNOWN_METHODS else "other"  # labels must stay few
+            services.metrics.responded(path, method, status, seconds)
+
+
+def _host_name(host: str) -> str:
+    """The host of a ``Host`` header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # an address that is none
+        return ""

@@ -1,0 +1,155 @@
+"""``/v1/chat/completions``, ``/v1/models``, and what of OpenAI's API is not offered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from msa.generation.types import Answer, Done, Event
+from msa.serving.chat_request import ChatRequest, Wanted, wanted
+from msa.serving.conversation import compose
+from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.http import KeyOf, ServicesOf, deadline_of, json_schema, read_model, result_of
+from msa.serving.keys import ApiKey
+from msa.serving.replies import Reply
+from msa.serving.scheduler import Job
+from msa.serving.services import Services
+from msa.serving.streaming import Events, EventStream, cancel_for, first_event, reply_events
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+@router.post("/chat/completions", openapi_extra=json_schema(ChatRequest))
+async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -> Response:
+    """Answer the last message from a memory."""
+    deadline = deadline_of(services)
+    body = await read_model(request, ChatRequest, services)
+    settings = services.settings
+    asked = wanted(body, default_tokens=settings.default_new_tokens, max_tokens=settings.max_new_tokens)
+    await asyncio.to_thread(check_target, asked.model, asked.memory, key, services)
+    count = services.model.protocol.plain_ids
+    question, notes = await asyncio.to_thread(
+        compose, asked.turns, settings.history_tokens, lambda text: len(count(text))
+    )
+    reply = Reply(model=body.model, memory=asked.memory, base_url=str(request.base_url), notes=notes)
+    events = Events()
+    job = services.scheduler.submit(
+        lambda job: _answer(job, asked, question, services),
+        deadline=deadline,
+        on_event=events.put if asked.stream else None,
+    )
+    job.future.add_done_callback(lambda _: _finished(job, services))
+    if not asked.stream:
+        answer: Answer = await result_of(job, request, services)
+        return JSONResponse(reply.whole(answer))
+    job.future.add_done_callback(lambda _: events.put(None))
+    gone = cancel_for(job, services)
+    try:
+        await first_event(events, job, request)
+    except BaseException:
+        gone()
+        raise
+    stream = reply_events(
+        events, job, reply, services, include_usage=asked.include_usage, stream_events=asked.stream_events
+    )
+    return EventStream(stream, gone, settings.body_timeout_s)
+
+
+def check_target(model: str, memory: str, key: ApiKey, services: Services) -> None:
+    """Make sure that the model is served and the memory there.
+
+    Raises:
+        ApiError: one is not: 404.
+    """
+    if model != services.model_id:
+        raise ApiError(
+            404,
+            f"the model {model[:120]!r} is not served here, {services.model_id!r} is; write '{services.model_id}@"
+            f"{memory[:64]}'",
+            "model_not_found",
+            param="model",
+        )
+    if not key.opens(memory) or not services.memories.exists(memory):
+        raise memory_not_found(memory)
+
+
+def _answer(job: Job, asked: Wanted, question: str, services: Services) -> Answer:
+    """In the worker thread: answer, event by event."""
+    with services.memories.lease(asked.memory) as memory:
+        if not len(memory):
+            raise invalid(f"memory {asked.memory!r} holds no documents; add some first", "memory", "memory_empty")
+        try:
+            return _last(memory.stream(question, cancelled=job.should_stop, **asked.options), job)
+        except ValueError as error:
+            # the request was checked before: what is left is a question that does not fit, and the engine says so
+            code = "context_length_exceeded" if "context" in str(error) else None
+            raise invalid(str(error), "messages", code) from error
+
+
+def _last(events: Iterator[Event], job: Job) -> Answer:
+    """Hand the events on; returns the answer, unless the job was told to end."""
+    for event in events:
+        if isinstance(event, Done):
+            if event.answer.finish_reason == "cancelled" and job.stop_reason is not None:
+                raise job.stop_reason
+            return event.answer
+        job.emit(event)
+        if job.stop_reason is not None:
+            raise job.stop_reason
+    raise RuntimeError("the engine ended an answer without its last event")
+
+
+def _finished(job: Job, services: Services) -> None:
+    if job.future.exception() is None:
+        services.metrics.answered(job, job.future.result())
+
+
+@router.get("/models")
+def models(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
+    """The model with every memory that it can be asked about."""
+    memories = services.memories
+    names = [name for name in memories.names() if key.opens(name) and memories.fits(name)]
+    return {"object": "list", "data": [_model(name, services) for name in names]}
+
+
+@router.get("/models/{model:path}")
+def model(model: str, key: KeyOf, services: ServicesOf) -> dict[str, Any]:
+    """One of them."""
+    name, _, memory = model.rpartition("@")
+    check_target(name, memory, key, services)
+    return _model(memory, services)
+
+
+def _model(memory: str, services: Services) -> dict[str, Any]:
+    try:
+        created = int((services.root / memory).stat().st_ctime)
+    except OSError:  # deleted meanwhile
+        created = 0
+    return {
+        "id": f"{services.model_id}@{memory}",
+        "object": "model",
+        "created": created,
+        "owned_by": "msa",
+        "memory": memory,
+    }
+
+
+@router.post("/embeddings", include_in_schema=False)
+def embeddings(key: KeyOf) -> None:
+    """Not offered."""
+    raise ApiError(
+        404,
+        "embeddings are not offered: a memory has no vector of a text, its routers score documents in every layer. "
+        "To find documents use POST /v1/memories/{name}/search",
+        "not_offered",
+    )
+
+
+@router.post("/completions", include_in_schema=False)
+def completions(key: KeyOf) -> None:
+    """Not offered."""
+    raise ApiError(404, "plain completions are not offered; use POST /v1/chat/completions", "not_offered")

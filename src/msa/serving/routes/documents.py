@@ -1,0 +1,266 @@
+"""``/v1/memories/{name}/documents``: adding, changing, reading and removing documents."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from msa.documents import Document
+from msa.documents.readers import documents_from_mappings
+from msa.memory import AddProgress, Memory
+from msa.serving.bodies import discard, spool_body, spool_documents, starter
+from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.http import (
+    KeyOf,
+    OperationsOf,
+    ReadableMemory,
+    ServicesOf,
+    WritableMemory,
+    as_model,
+    deadline_of,
+    json_schema,
+    read_json,
+    result_of,
+)
+from msa.serving.idempotency import once
+from msa.serving.intake import checked, documents_of_body, media_type
+from msa.serving.keys import ApiKey
+from msa.serving.operations import Operations
+from msa.serving.scheduler import Job, Lane
+from msa.serving.services import Services
+from msa.serving.waiting import answer_operation
+
+router = APIRouter(prefix="/v1/memories/{name}/documents", tags=["documents"])
+
+_UPLOADS = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "multipart/form-data")
+_PAGE = 50  # documents read at a time
+_PAGE_BYTES = 8 << 20  # of texts in one listing
+_MAX_DELETED = 10_000
+
+
+class DeleteRequest(BaseModel):
+    """Body of a removal of several documents."""
+
+    model_config = ConfigDict(extra="ignore")
+    ids: Annotated[list[StrictStr], Field(max_length=_MAX_DELETED)]
+
+
+class PutRequest(BaseModel):
+    """Body that replaces a document."""
+
+    model_config = ConfigDict(extra="ignore")
+    text: StrictStr
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class PatchRequest(BaseModel):
+    """Body that changes a document; what is left out stays."""
+
+    model_config = ConfigDict(extra="ignore")
+    text: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@router.post("")
+async def add_documents(
+    name: WritableMemory,
+    request: Request,
+    key: KeyOf,
+    services: ServicesOf,
+    operations: OperationsOf,
+    wait: bool | None = None,
+) -> Response:
+    """Add documents; answered when they are durable, large bodies with 202 and an operation unless ``wait=true``."""
+    await asyncio.to_thread(_check_exists, name, services)
+    if media_type(request.headers.get("content-type", "")) in _UPLOADS:
+        return await _add_upload(name, request, key, services, operations, wait)
+    deadline = deadline_of(services)
+    body, raw = await read_json(request, services.settings.max_json_bytes, services)
+    documents = await asyncio.to_thread(documents_of_body, body, services.limits)
+    in_background = len(raw) > services.settings.background_bytes if wait is None else not wait
+
+    async def add() -> Response:
+        if in_background or len(raw) > services.settings.background_bytes:
+            operation = await asyncio.to_thread(spool_documents, documents, name, operations)
+            return await answer_operation(operation, services, wait=bool(wait))
+        return JSONResponse(await _add_now(name, documents, deadline, request, services))
+
+    assert services.ledger is not None
+    return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, add)
+
+
+async def _add_upload(
+    name: str, request: Request, key: ApiKey, services: Services, operations: Operations, wait: bool | None
+) -> Response:
+    content_type = request.headers["content-type"]
+    spooled = await spool_body(request, services, operations)
+    started = False
+    start = starter(spooled, name, content_type, operations)
+
+    async def add() -> Response:
+        nonlocal started
+        started = True
+        operation = await asyncio.to_thread(start)
+        waits = spooled.num_bytes <= services.settings.background_bytes if wait is None else wait
+        return await answer_operation(operation, services, wait=waits)
+
+    assert services.ledger is not None
+    try:
+        return await once(request, key, name, spooled.digest, services.ledger, add)
+    finally:
+        if not started:
+            await asyncio.to_thread(discard, operations.folder_of(spooled.operation_id))
+
+
+async def _add_now(
+    name: str, documents: list[Document], deadline: float, request: Request, services: Services
+) -> dict[str, Any]:
+    """Add documents on the worker thread and wait for it."""
+
+    def work(job: Job) -> tuple[list[str], AddProgress]:
+        return services.add(job, name, documents)
+
+    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline)
+    ids, done = await result_of(job, request, services)
+    counts = ("documents", "encoded", "updated", "unchanged", "tokens")
+    return {"object": "documents.added", "memory": name, "ids": ids, **{key: getattr(done, key) for key in counts}}
+
+
+def _check_exists(name: str, services: Services) -> None:
+    if not services.memories.exists(name):
+        raise memory_not_found(name)
+
+
+@router.get("")
+def list_documents(
+    name: ReadableMemory,
+    services: ServicesOf,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    after: str | None = None,
+    text: bool = True,
+) -> dict[str, Any]:
+    """Documents in the order they were first added, behind document ``after``; ``text=false`` leaves the texts out."""
+    with services.memories.lease(name) as memory:
+        data, has_more = _page(memory, limit, after, text)
+        total = len(memory)
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": has_more,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "total": total,
+    }
+
+
+def _page(memory: Memory, limit: int, after: str | None, text: bool) -> tuple[list[dict[str, Any]], bool]:
+    """So many documents, fewer if their texts are long; and whether there are more."""
+    data: list[dict[str, Any]] = []
+    size = 0
+    while True:
+        try:
+            documents = memory.list(limit=min(_PAGE, limit + 1 - len(data)), after=after)
+        except KeyError as error:
+            raise invalid(f"there is no document {after!r} to list after", "after", "document_not_found") from error
+        for document in documents:
+            if len(data) == limit or (text and data and size >= _PAGE_BYTES):
+                return data, True
+            data.append(_to_json(document, text))
+            size += len(document.text)
+        if not documents:
+            return data, False
+        after = documents[-1].id
+
+
+def _to_json(document: Document, text: bool = True) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": document.id, "object": "document", "metadata": document.metadata}
+    if text:
+        shown["text"] = document.text
+    return {**shown, "characters": len(document.text)}
+
+
+def _found(memory: Memory, doc_id: str) -> Document:
+    document = memory.get(doc_id)
+    if document is None:
+        raise ApiError(404, f"there is no document {doc_id[:200]!r} in this memory", "document_not_found")
+    return document
+
+
+@router.post("/delete", openapi_extra=json_schema(DeleteRequest))
+async def delete_documents(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Remove several documents; ids that are not there are named."""
+    body, _ = await read_json(request, services.settings.max_json_bytes, services)
+    ids = as_model(body, DeleteRequest).ids
+    deleted = await _delete(name, ids, request, services)
+    gone = set(deleted)
+    return {
+        "object": "documents.deleted",
+        "deleted": deleted,
+        "unknown": [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in gone],
+    }
+
+
+async def _delete(name: str, ids: list[str], request: Request, services: Services) -> list[str]:
+    await asyncio.to_thread(_check_exists, name, services)
+
+    def work(job: Job) -> list[str]:
+        with services.memories.lease(name, writing=True) as memory:
+            return memory.delete(ids)
+
+    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    deleted: list[str] = await result_of(job, request, services)
+    return deleted
+
+
+@router.get("/{doc_id:path}")
+def get_document(name: ReadableMemory, doc_id: str, services: ServicesOf) -> dict[str, Any]:
+    """One document as it was added."""
+    with services.memories.lease(name) as memory:
+        return _to_json(_found(memory, doc_id))
+
+
+@router.put("/{doc_id:path}", openapi_extra=json_schema(PutRequest))
+async def put_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Add a document, or replace it."""
+    body, _ = await read_json(request, services.settings.max_json_bytes, services)
+    wanted = as_model(body, PutRequest)
+    return await _store(name, doc_id, wanted.text, wanted.metadata, request, services)
+
+
+@router.patch("/{doc_id:path}", openapi_extra=json_schema(PatchRequest))
+async def patch_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Change the text or the metadata of a document; new metadata alone cost no encoding."""
+    body, _ = await read_json(request, services.settings.max_json_bytes, services)
+    wanted = as_model(body, PatchRequest)
+
+    def present() -> Document:
+        with services.memories.lease(name) as memory:
+            return _found(memory, doc_id)
+
+    document = await asyncio.to_thread(present)
+    text = document.text if wanted.text is None else wanted.text
+    metadata = document.metadata if wanted.metadata is None else wanted.metadata
+    return await _store(name, doc_id, text, metadata, request, services)
+
+
+async def _store(
+    name: str, doc_id: str, text: str, metadata: dict[str, Any], request: Request, services: Services
+) -> dict[str, Any]:
+    await asyncio.to_thread(_check_exists, name, services)
+    record = {"id": doc_id, "text": text, "metadata": metadata}
+    (document,) = checked(documents_from_mappings([record], "document"), services.limits)
+    await _add_now(name, [document], deadline_of(services), request, services)
+    return _to_json(document)
+
+
+@router.delete("/{doc_id:path}")
+async def delete_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Remove a document."""
+    if not await _delete(name, [doc_id], request, services):
+        raise ApiError(404, f"there is no document {doc_id[:200]!r} in this memory", "document_not_found")
+    return {"id": doc_id, "object": "document.deleted", "deleted": True}

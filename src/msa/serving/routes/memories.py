@@ -1,0 +1,262 @@
+"""``/v1/memories``: making, listing, removing and searching memories; their snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from msa.generation.types import Hit
+from msa.serving.chat_request import check_where
+from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.http import (
+    KeyOf,
+    OperationsOf,
+    ReadableMemory,
+    ServicesOf,
+    WritableMemory,
+    as_model,
+    check_may_write,
+    deadline_of,
+    json_schema,
+    read_json,
+    read_model,
+    result_of,
+)
+from msa.serving.idempotency import once
+from msa.serving.keys import ApiKey
+from msa.serving.memories import check_name
+from msa.serving.operations import Operation, Operations
+from msa.serving.scheduler import Job, Lane
+from msa.serving.services import Services
+from msa.serving.waiting import answer_operation
+
+router = APIRouter(prefix="/v1/memories", tags=["memories"])
+
+_MAX_HITS = 1000
+
+
+class SearchRequest(BaseModel):
+    """Body of a search."""
+
+    model_config = ConfigDict(extra="ignore")
+    query: Annotated[StrictStr, Field(min_length=1)]
+    top_k: Annotated[StrictInt, Field(ge=1, le=_MAX_HITS)] = 16
+    where: dict[str, Any] | None = None
+    hybrid: StrictBool = False
+
+
+class RestoreRequest(BaseModel):
+    """Body of a restore."""
+
+    model_config = ConfigDict(extra="ignore")
+    memory: StrictStr
+
+
+@router.get("")
+def list_memories(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
+    """All memories that the key opens; ``available`` ones were made by the model that is served."""
+    memories = services.memories
+    data = [
+        {"id": name, "object": "memory", "available": memories.fits(name)}
+        for name in memories.names()
+        if key.opens(name)
+    ]
+    return {"object": "list", "data": data}
+
+
+@router.put("/{name}")
+async def create_memory(name: str, request: Request, key: KeyOf, services: ServicesOf) -> Response:
+    """Make an empty memory; one that is there already stays as it is."""
+    check_may_write(key, services)
+    check_name(name)
+    if not key.opens(name):  # whether it exists or not
+        raise ApiError(403, f"this API key opens no memory {name!r}", "memory_not_allowed")
+    body, raw = await read_json(request, services.settings.max_request_bytes, services)
+    if not isinstance(body, dict):
+        raise invalid("the body must be a JSON object, {} for instance")
+    assert services.ledger is not None
+
+    async def create() -> Response:
+        created = await asyncio.to_thread(services.memories.create, name)
+        return JSONResponse(await asyncio.to_thread(_about, name, services), 201 if created else 200)
+
+    return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, create)
+
+
+@router.get("/{name}")
+def get_memory(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
+    """Counts and sizes of a memory."""
+    return _about(name, services)
+
+
+def _about(name: str, services: Services) -> dict[str, Any]:
+    with services.memories.lease(name) as memory:
+        stats = memory.stats()
+        read_only = memory.bank.read_only
+    return {"id": name, "object": "memory", "read_only": read_only, **stats}
+
+
+@router.delete("/{name}")
+async def delete_memory(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Remove a memory with its documents, snapshots and unfinished operations; says what went."""
+
+    def work(job: Job) -> dict[str, Any]:
+        documents = services.memories.delete(name)
+        # on the worker thread no slice of an operation that was accepted meanwhile can come between
+        if services.operations is not None:
+            services.operations.cancel_all(name)
+        if services.ledger is not None:
+            services.ledger.forget_memory(name)
+        return {
+            "id": name,
+            "object": "memory.deleted",
+            "deleted": True,
+            "documents": documents,
+            "snapshots": services.snapshots.delete_all(name),
+        }
+
+    await asyncio.to_thread(_check_exists, name, services)
+    if services.operations is not None:
+        services.operations.cancel_all(name)  # what runs need not be waited for
+    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    result: dict[str, Any] = await result_of(job, request, services)
+    return result
+
+
+def _check_exists(name: str, services: Services) -> None:
+    if not services.memories.exists(name):
+        raise memory_not_found(name)
+
+
+@router.post("/{name}/search", openapi_extra=json_schema(SearchRequest))
+async def search(name: ReadableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """The best documents for a query; nothing is generated."""
+    deadline = deadline_of(services)
+    wanted = await read_model(request, SearchRequest, services)
+    if not wanted.query.strip():
+        raise invalid("the query is empty; say what to look for", param="query")
+    check_where(wanted.where)
+    await asyncio.to_thread(_check_exists, name, services)
+
+    def work(job: Job) -> list[Hit]:
+        with services.memories.lease(name) as memory:
+            if not len(memory):
+                return []
+            try:
+                return memory.search(wanted.query, wanted.top_k, wanted.where, hybrid=wanted.hybrid)
+            except ValueError as error:
+                raise invalid(str(error), "query") from error
+
+    hits = await result_of(services.scheduler.submit(work, deadline=deadline), request, services)
+    data = [
+        {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata, "ranking": hit.ranking}
+        for hit in hits
+    ]
+    return {"object": "list", "data": data}
+
+
+@router.post("/{name}/verify")
+async def verify(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
+    """Check every checksum of a memory."""
+
+    def check() -> list[str]:
+        with services.memories.lease(name) as memory:
+            return memory.verify()
+
+    root = f"{services.root}/"
+    problems = [problem.replace(root, "") for problem in await asyncio.to_thread(check)]
+    return {"object": "memory.verification", "ok": not problems, "problems": problems}
+
+
+@router.post("/{name}/compact")
+async def compact(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Rewrite a memory without what was deleted."""
+
+    def work(job: Job) -> dict[str, Any]:
+        with services.memories.lease(name, writing=True) as memory:
+            return memory.compact()
+
+    await asyncio.to_thread(_check_exists, name, services)
+    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    return {"object": "memory.compaction", **await result_of(job, request, services)}
+
+
+@router.post("/{name}/snapshots")
+async def create_snapshot(
+    name: WritableMemory,
+    request: Request,
+    key: KeyOf,
+    services: ServicesOf,
+    operations: OperationsOf,
+    wait: bool = True,
+) -> Response:
+    """Copy a memory, checked, while it is used; ``wait=false`` answers at once with an operation."""
+    _, raw = await read_json(request, services.settings.max_request_bytes, services)
+    await asyncio.to_thread(_check_exists, name, services)
+    details = {"snapshot": services.snapshots.new_id()}
+    return await _operate(request, key, services, operations, ("snapshot", name, details), raw, wait)
+
+
+async def _operate(
+    request: Request,
+    key: ApiKey,
+    services: Services,
+    operations: Operations,
+    what: tuple[str, str, dict[str, Any]],
+    raw: bytes,
+    wait: bool,
+) -> Response:
+    assert services.ledger is not None
+    kind, memory, details = what
+
+    async def start() -> Response:
+        operation: Operation = await asyncio.to_thread(operations.start, kind, memory, details)
+        return await answer_operation(operation, services, wait=wait, status=201, bare=True)
+
+    return await once(request, key, memory, hashlib.sha256(raw).hexdigest(), services.ledger, start)
+
+
+@router.get("/{name}/snapshots")
+def list_snapshots(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
+    """The snapshots of a memory."""
+    _check_exists(name, services)
+    return {"object": "list", "data": services.snapshots.list(name)}
+
+
+@router.get("/{name}/snapshots/{snapshot}")
+def get_snapshot(name: ReadableMemory, snapshot: str, services: ServicesOf) -> dict[str, Any]:
+    """One snapshot."""
+    return services.snapshots.get(name, snapshot)
+
+
+@router.delete("/{name}/snapshots/{snapshot}")
+def delete_snapshot(name: WritableMemory, snapshot: str, services: ServicesOf) -> dict[str, Any]:
+    """Remove a snapshot."""
+    services.snapshots.delete(name, snapshot)
+    return {"id": snapshot, "object": "memory.snapshot.deleted", "deleted": True}
+
+
+@router.post("/{name}/snapshots/{snapshot}/restore", openapi_extra=json_schema(RestoreRequest))
+async def restore_snapshot(
+    name: WritableMemory,
+    snapshot: str,
+    request: Request,
+    key: KeyOf,
+    services: ServicesOf,
+    operations: OperationsOf,
+    wait: bool = True,
+) -> Response:
+    """Make a new memory of a snapshot."""
+    body, raw = await read_json(request, services.settings.max_request_bytes, services)
+    new = as_model(body, RestoreRequest).memory
+    if not key.opens(check_name(new)):
+        raise ApiError(403, f"this API key opens no memory {new!r}", "memory_not_allowed", param="memory")
+    details = {"source": name, "snapshot": snapshot}
+    if request.headers.get("idempotency-key") is None:
+        await asyncio.to_thread(services.snapshots.check_source, name, snapshot, new)
+    return await _operate(request, key, services, operations, ("restore", new, details), raw, wait)

@@ -1,0 +1,273 @@
+"""Who may use the model when: one worker thread, two bounded queues, deadlines and cancellation.
+
+A network must not be entered by two threads at a time, so everything that runs it is a job of this scheduler. Jobs
+that answer (``ASK``) wait in one queue, jobs that change a memory (``WRITE``) in another; the worker takes turns. A
+long write gives way at its own safe points (:meth:`Job.give_way`): the questions that wait then are answered first.
+
+This module knows nothing of HTTP, models or memories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from enum import Enum
+from typing import Any
+
+from msa.errors import MSAError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_GUESS_S = 1.0  # service time before any job has ended
+_SMOOTHING = 0.2
+_LONGEST_RETRY_S = 120.0
+
+
+class QueueFullError(MSAError):
+    """Too many jobs wait; ``retry_after_s`` says when to try again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(MSAError):
+    """A job did not end in time."""
+
+
+class CancelledJobError(MSAError):
+    """Nobody waits for the job any more."""
+
+
+class ShuttingDownError(MSAError):
+    """The scheduler takes no more jobs."""
+
+
+class Lane(Enum):
+    """The two queues."""
+
+    ASK = "ask"
+    WRITE = "write"
+
+
+class Job:
+    """One piece of work for the worker thread.
+
+    Args:
+        work: called with the job in the worker thread; its result or exception is the job's.
+        deadline: moment of :func:`time.monotonic` at which it must have ended; None: no limit.
+        on_event: receives what ``work`` emits, in the worker thread.
+
+    Attributes:
+        future: the outcome.
+        submitted, started, ended: moments of :func:`time.monotonic`; None: not yet.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Job], Any],
+        lane: Lane,
+        deadline: float | None = None,
+        on_event: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.lane = lane
+        self.deadline = deadline
+        self.future: Future[Any] = Future()
+        # running from the start: a waiter that is cancelled must not cancel the outcome for the worker
+        self.future.set_running_or_notify_cancel()
+        self.submitted = time.monotonic()
+        self.started: float | None = None
+        self.ended: float | None = None
+        self._work = work
+        self._on_event = on_event
+        self._stop: MSAError | None = None
+        self._between: Callable[[], None] | None = None
+
+    def emit(self, event: Any) -> None:
+        """Hand an event to whoever waits for the job."""
+        if self._on_event is not None:
+            self._on_event(event)
+
+    @property
+    def stop_reason(self) -> MSAError | None:
+        """Why the job should end early; None: it should not."""
+        if self._stop is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self._stop = DeadlineError("the request took longer than it may; ask for less, or raise the time limit")
+        return self._stop
+
+    def should_stop(self) -> bool:
+        """Whether the job should end early."""
+        return self.stop_reason is not None
+
+    def give_way(self) -> None:
+        """At a safe point of a write: answer the questions that wait now, then go on.
+
+        Raises:
+            MSAError: the job itself should end early.
+        """
+        if self._between is not None:
+            self._between()
+        if self.stop_reason is not None:
+            raise self.stop_reason
+
+
+class Scheduler:
+    """One worker thread and its two queues.
+
+    Args:
+        max_waiting: questions that may wait; one more is running.
+        max_waiting_writes: writes that may wait.
+        name: of the thread.
+    """
+
+    def __init__(self, max_waiting: int, max_waiting_writes: int, name: str = "msa-worker") -> None:
+        self._limits = {Lane.ASK: max_waiting, Lane.WRITE: max_waiting_writes}
+        self._queues: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._running: list[Job] = []  # a write that gives way stays below the question that runs
+        self._service_s = dict.fromkeys(Lane, _FIRST_GUESS_S)
+        self._wake = threading.Condition()
+        self._closed = False
+        self._last = Lane.WRITE
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        work: Callable[[Job], Any],
+        lane: Lane = Lane.ASK,
+        *,
+        deadline: float | None = None,
+        on_event: Callable[[Any], None] | None = None,
+    ) -> Job:
+        """Queue a piece of work; arguments as for :class:`Job`.
+
+        Raises:
+            QueueFullError: too many wait already.
+            ShuttingDownError: no more jobs are taken.
+        """
+        job = Job(work, lane, deadline, on_event)
+        with self._wake:
+            if self._closed:
+                raise ShuttingDownError("the server is shutting down; try again in a moment")
+            queue = self._queues[lane]
+            # those that nobody waits for any more must not keep others out
+            for late in [waiting for waiting in queue if waiting.should_stop()]:
+                self._drop(late)
+            if len(queue) >= self._limits[lane] and not self._is_idle():
+                raise QueueFullError(
+                    f"{len(queue)} requests wait already, as many as may; try again later", self.retry_after_s(lane)
+                )
+            queue.append(job)
+            self._wake.notify()
+        return job
+
+    def _is_idle(self) -> bool:
+        return not self._running and not any(self._queues.values())
+
+    def cancel(self, job: Job, reason: MSAError | None = None) -> None:
+        """End a job: one that waits at once, one that runs as soon as it looks."""
+        reason = reason or CancelledJobError("nobody waits for this any more")
+        with self._wake:
+            if job in self._queues[job.lane]:
+                job._stop = job._stop or reason
+                self._drop(job)
+            elif not job.future.done():
+                job._stop = job._stop or reason
+
+    def _drop(self, job: Job) -> None:
+        self._queues[job.lane].remove(job)
+        job.ended = time.monotonic()
+        job.future.set_exception(job.stop_reason or CancelledJobError("the job was dropped"))
+
+    def waiting(self, lane: Lane) -> int:
+        """Jobs that wait in a queue."""
+        return len(self._queues[lane])
+
+    def running(self, lane: Lane) -> int:
+        """Jobs of a lane that have begun and not ended."""
+        return sum(job.lane is lane for job in [*self._running])
+
+    def retry_after_s(self, lane: Lane) -> float:
+        """Seconds after which a place in the queue should be free."""
+        return min(max(1.0, self._service_s[lane]), _LONGEST_RETRY_S)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether jobs are taken and worked on."""
+        return not self._closed and self._thread.is_alive()
+
+    def close(self) -> None:
+        """Take no more jobs; those there are go on."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def abort(self) -> None:
+        """Fail all that wait and all that run; what runs ends as soon as it looks."""
+        self.close()
+        with self._wake:
+            jobs = [job for queue in self._queues.values() for job in queue] + self._running
+        for job in jobs:
+            reason = ShuttingDownError("the server was stopped before this was finished; try again")
+            self.cancel(job, reason)
+            with contextlib.suppress(InvalidStateError):
+                job.future.set_exception(reason)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until every job has ended and the thread is gone; False if that takes longer."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not any(self._queues.values()):
+                    if self._closed:
+                        return
+                    self._wake.wait()
+                other = Lane.WRITE if self._last is Lane.ASK else Lane.ASK
+                lane = other if self._queues[other] else self._last
+                job = self._queues[lane].popleft()
+                self._last = lane
+                self._running.append(job)
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        job.started = time.monotonic()
+        if job.lane is Lane.WRITE:
+            job._between = self._answer_waiting
+        try:
+            if job.stop_reason is not None:
+                raise job.stop_reason
+            result = job._work(job)
+        # the worker must outlive whatever a job raises; the one who waits for it is told
+        except BaseException as error:
+            self._end(job)
+            with contextlib.suppress(InvalidStateError):  # it was aborted: they were told already
+                job.future.set_exception(error)
+        else:
+            self._end(job)
+            with contextlib.suppress(InvalidStateError):
+                job.future.set_result(result)
+
+    def _end(self, job: Job) -> None:
+        job.ended = time.monotonic()
+        took = job.ended - (job.started or job.ended)
+        self._service_s[job.lane] += _SMOOTHING * (took - self._service_s[job.lane])
+        with self._wake:
+            self._running.remove(job)
+
+    def _answer_waiting(self) -> None:
+        """Run the questions that wait now; later ones wait for the next time, so that the write goes on too."""
+        for _ in range(len(self._queues[Lane.ASK])):
+            with self._wake:
+                if not self._queues[Lane.ASK]:
+                    return
+                job = self._queues[Lane.ASK].popleft()
+                self._running.append(job)
+            self._run(job)

@@ -1,0 +1,260 @@
+"""Everything one server has, opened and closed in order; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from msa.bank import MemoryBank
+from msa.documents import Document
+from msa.errors import BankError
+from msa.memory import AddProgress
+from msa.model.bundle import MSAModel
+from msa.serving.errors import ServingError
+from msa.serving.intake import Limits, read_lines, read_upload, write_lines
+from msa.serving.ledger import Ledger
+from msa.serving.memories import STATE_FOLDER, Memories
+from msa.serving.metrics import Metrics
+from msa.serving.operations import Operation, Operations
+from msa.serving.scheduler import Job, Lane, QueueFullError, Scheduler
+from msa.serving.settings import ServerSettings
+from msa.serving.snapshots import Snapshots
+from msa.zoo import load
+
+logger = logging.getLogger(__name__)
+
+BODY, DOCUMENTS = "body", "documents.jsonl"
+_COUNTS = ("documents", "encoded", "updated", "unchanged", "tokens")
+_KEPT_IDS = 1000
+_SLICE_CHARACTERS = 1 << 14  # of the first slice; later ones by how long it took
+_LEAST_CHARACTERS, _MOST_CHARACTERS = 1 << 13, 1 << 20
+_SLICE_S = 5.0
+_RETRY_S = 0.5
+
+
+class Services:
+    """One server without its HTTP; :meth:`close` ends it.
+
+    Args:
+        settings: what to serve.
+        model: the model; None: the one that the settings name.
+
+    Raises:
+        ServingError: the folder is missing or served by another process.
+        MSAError: the model cannot be loaded.
+    """
+
+    def __init__(self, settings: ServerSettings, model: MSAModel | None = None) -> None:
+        self.settings = settings
+        self.root = settings.folder
+        self.limits = Limits(
+            max_document_bytes=settings.max_document_bytes, max_id_characters=settings.max_id_characters
+        )
+        self.state_folder = self.root / STATE_FOLDER
+        self.ledger: Ledger | None = None
+        self.operations: Operations | None = None
+        self._lock = None if settings.read_only else _claim(self.root, self.state_folder)
+        try:
+            self._open(settings, model)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _open(self, settings: ServerSettings, model: MSAModel | None) -> None:
+        if settings.read_only and not self.root.is_dir():
+            raise ServingError(f"there is no folder {self.root} to serve")
+        if not settings.read_only:
+            shutil.rmtree(self.state_folder / "building", ignore_errors=True)
+            self.ledger = Ledger(self.state_folder, settings.kept_keys, settings.kept_operations)
+        self.model = model or load(settings.model or model_of(self.root), settings.device, settings.dtype)
+        self.memories = Memories(
+            self.root,
+            self.model,
+            read_only=settings.read_only,
+            tiers=settings.tiers,
+            max_bytes=settings.max_memory_bytes,
+            max_open=settings.max_open_memories,
+        )
+        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_writes)
+        self.metrics = Metrics(self.model_id, self.scheduler, self.memories, lambda: self.operations)
+        self.snapshots = Snapshots(self.state_folder, self.memories)
+        if self.ledger is not None:
+            self.operations = Operations(
+                self.state_folder,
+                self.ledger,
+                {
+                    "add_documents": self.run_add_documents,
+                    "snapshot": self.snapshots.run_create,
+                    "restore": self.snapshots.run_restore,
+                },
+                resumable=frozenset({"add_documents"}),
+                max_unfinished=settings.max_operations,
+            )
+            self.operations.begin()
+
+    @property
+    def model_id(self) -> str:
+        """What clients call the model: its name; of a folder the last part."""
+        name = self.model.name
+        return Path(name).name if name.startswith(("/", ".", "~")) else name
+
+    def stop_accepting(self) -> None:
+        """Take nothing new; requests that are there go on, operations stop at their next safe points."""
+        self.scheduler.close()
+        if self.operations is not None:
+            self.operations.stop()
+
+    def abort(self) -> None:
+        """Fail every request that is still there."""
+        self.stop_accepting()
+        self.scheduler.abort()
+        if self.operations is not None:
+            self.operations.abandon()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Finish what runs, leave operations for the next start, close everything."""
+        self.stop_accepting()
+        if self.operations is not None:
+            self.operations.close(timeout_s)
+        if not self.scheduler.join(timeout_s):
+            self.scheduler.abort()
+            if not self.scheduler.join(timeout_s):
+                logger.warning("a request was still running when the server was closed")
+        self.memories.close()
+        if self.ledger is not None:
+            self.ledger.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def add(
+        self, job: Job, memory_name: str, documents: list[Document], check: Callable[[], None] = lambda: None
+    ) -> tuple[list[str], AddProgress]:
+        """In the worker thread: add documents, answering questions between two batches.
+
+        Args:
+            job: the worker's.
+            memory_name: where to.
+            documents: what to add.
+            check: called between two batches; may raise to stop.
+        """
+        last = AddProgress()
+
+        def progress(done: AddProgress) -> None:
+            nonlocal last
+            last = done
+            job.give_way()
+            check()
+
+        try:
+            with self.memories.lease(memory_name, writing=True) as memory:
+                ids = memory.add(documents, progress=progress)
+        finally:
+            self.metrics.encoded(last.tokens)
+        return ids, last
+
+    def run_add_documents(self, operation: Operation) -> dict[str, Any]:
+        """In an operation's thread: read its body, then add the documents, a slice at a time."""
+        assert self.operations is not None
+        folder = self.operations.folder_of(operation.id)
+        known = {**operation.request, **operation.progress}
+        totals = {key: known.get(key) for key in ("documents_total", "characters_total")}
+        if None in totals.values() or not (folder / DOCUMENTS).exists():
+            operation.progress = {"phase": "reading"}
+            documents = read_upload(folder / BODY, operation.request["content_type"], self.limits)
+            number, characters = write_lines(_while_wanted(documents, operation), folder / DOCUMENTS)
+            totals = {"documents_total": number, "characters_total": characters}
+        operation.progress = {"phase": "encoding", **totals, **dict.fromkeys(_COUNTS, 0)}
+        ids: list[str] = []
+        budget = _SLICE_CHARACTERS
+        documents = read_lines(folder / DOCUMENTS)
+        while documents_of_slice := _take(documents, budget):
+            self.operations.save(operation)
+            started = time.monotonic()
+            added, done = self._in_turn(operation, documents_of_slice)
+            seconds = time.monotonic() - started
+            if seconds < _SLICE_S / 2:
+                budget = min(2 * budget, _MOST_CHARACTERS)
+            elif seconds > 2 * _SLICE_S:
+                budget = max(budget // 2, _LEAST_CHARACTERS)
+            ids += added[: _KEPT_IDS - len(ids)]
+            for key in _COUNTS:
+                operation.progress[key] += getattr(done, key)
+        return {**{key: operation.progress[key] for key in _COUNTS}, "ids": ids}
+
+    def _in_turn(self, operation: Operation, documents: list[Document]) -> tuple[list[str], AddProgress]:
+        """Add one slice when its turn comes."""
+
+        def work(job: Job) -> tuple[list[str], AddProgress]:
+            operation.check()
+            return self.add(job, operation.memory, documents, operation.check)
+
+        while True:
+            operation.check()
+            try:
+                job = self.scheduler.submit(work, Lane.WRITE)
+            except QueueFullError:
+                time.sleep(_RETRY_S)
+                continue
+            result: tuple[list[str], AddProgress] = job.future.result()
+            return result
+
+
+def _while_wanted(documents: Iterator[Document], operation: Operation) -> Iterator[Document]:
+    for document in documents:
+        operation.check()
+        yield document
+
+
+def _take(documents: Iterator[Document], characters: int) -> list[Document]:
+    """The next documents, of about so many characters in all, at least one."""
+    taken: list[Document] = []
+    while characters > 0 and (document := next(documents, None)) is not None:
+        taken.append(document)
+        characters -= len(document.text) + 64
+    return taken
+
+
+def model_of(root: Path) -> str | None:
+    """The model that made the memories below a folder; None: there are none, or several models made them."""
+    names = set()
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        with contextlib.suppress(BankError):
+            if MemoryBank.exists(folder):
+                with MemoryBank.open(folder, read_only=True) as bank:
+                    names.add(bank.spec.model_name)
+    if len(names) > 1:
+        logger.warning("the memories were made by different models (%s); name one to serve", ", ".join(sorted(names)))
+    return names.pop() if len(names) == 1 else None
+
+
+def _claim(root: Path, state_folder: Path) -> IO[str]:
+    """Make this process the one that writes below ``root``; closing the file ends that."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        state_folder.mkdir(mode=0o700, exist_ok=True)  # texts on their way lie in it
+        lock = open(state_folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the server
+    except OSError as error:
+        raise ServingError(
+            f"the folder {root} cannot be written ({error.strerror}). Serve it read-only, or grant write permission"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "?"
+        lock.close()
+        raise ServingError(
+            f"process {holder} serves {root} already. Stop it, or serve the folder read-only (--read-only)"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock

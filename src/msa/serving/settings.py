@@ -1,0 +1,89 @@
+"""What the server serves and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from msa.routing import Tiers
+from msa.serving.keys import ApiKey
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of one server.
+
+    Attributes:
+        root: the folder whose subfolders are the memories; made if it is missing, unless ``read_only``.
+        host: address to listen on.
+        port: port to listen on; 0: a free one.
+        model: a name for :func:`msa.load`; None: the one that made the memories, else the default.
+        device: where the model runs.
+        dtype: what it computes in.
+        tiers: where latents live while a memory is asked.
+        read_only: serve a folder that another process writes; every change is refused.
+        keys: who may do what; none: everybody may do everything.
+        cors_origins: web origins whose pages may call the server; none by default.
+        allowed_hosts: values of the ``Host`` header that are answered; empty: any.
+        max_waiting: questions and searches that may wait for the model; more are answered 429.
+        max_waiting_writes: changes that may wait; more are answered 429.
+        max_operations: unfinished operations; more are answered 429.
+        request_timeout_s: seconds from a request's arrival to its end.
+        body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take.
+        header_timeout_s: seconds that the head of a connection's next request may take to arrive.
+        drain_s: seconds that running requests have when the server is stopped.
+        ping_s: seconds of silence after which a stream says that it is alive.
+        max_request_bytes: body of a question, a search or another small request.
+        max_json_bytes: body of a JSON request with documents.
+        max_upload_bytes: body of JSON lines or files.
+        max_document_bytes: one document or file in an upload.
+        max_id_characters: a document's id.
+        background_bytes: a larger body is answered 202 and worked on in the background.
+        max_memory_bytes: size of a memory's folder; None: no limit.
+        max_new_tokens: what ``max_tokens`` may ask for.
+        default_new_tokens: tokens of an answer where the request does not say.
+        history_tokens: tokens of the system message and of earlier turns that are given with a question; 0: none.
+        max_open_memories: memories held open; the longest unused are closed beyond that.
+        kept_keys: idempotency keys remembered, the newest ones.
+        kept_operations: finished operations remembered, the newest ones.
+    """
+
+    root: str | Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    tiers: Tiers | None = None
+    read_only: bool = False
+    keys: tuple[ApiKey, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    max_waiting: int = 32
+    max_waiting_writes: int = 64
+    max_operations: int = 64
+    request_timeout_s: float = 300.0
+    body_timeout_s: float = 60.0
+    header_timeout_s: float = 30.0
+    drain_s: float = 30.0
+    ping_s: float = 15.0
+    max_request_bytes: int = _MIB
+    max_json_bytes: int = 32 * _MIB
+    max_upload_bytes: int = 4 * _GIB
+    max_document_bytes: int = 64 * _MIB
+    max_id_characters: int = 512
+    background_bytes: int = 256 * _KIB
+    max_memory_bytes: int | None = None
+    max_new_tokens: int = 8192
+    default_new_tokens: int = 256
+    history_tokens: int = 512
+    max_open_memories: int = 32
+    kept_keys: int = 10_000
+    kept_operations: int = 1_000
+
+    @property
+    def folder(self) -> Path:
+        """``root`` as an absolute path."""
+        return Path(self.root).absolute()

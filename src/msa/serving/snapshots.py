@@ -1,0 +1,130 @@
+"""Snapshots: checked copies of a memory, kept beside the memories, from which a new one can be made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from msa.bank import MemoryBank
+from msa.serving.errors import ApiError, memory_not_found
+from msa.serving.memories import Memories, sync_folder
+from msa.serving.operations import Operation
+
+_ID = re.compile(r"snap_[0-9a-f]{32}")
+_ABOUT = ".about.json"
+
+
+class Snapshots:
+    """The snapshots of all memories of one server.
+
+    Args:
+        state_folder: the server's own folder.
+        memories: what they are copies of.
+    """
+
+    def __init__(self, state_folder: Path, memories: Memories) -> None:
+        self._root = state_folder / "snapshots"
+        self._memories = memories
+
+    @staticmethod
+    def new_id() -> str:
+        """An id for a snapshot to be made."""
+        return f"snap_{uuid.uuid4().hex}"
+
+    def run_create(self, operation: Operation) -> dict[str, Any]:
+        """Make a snapshot; others may go on writing."""
+        snapshot_id = operation.request["snapshot"]
+        folder = self._root / operation.memory
+        with self._memories.building() as copy:
+            with self._memories.lease(operation.memory) as memory:
+                memory.backup(copy)
+            operation.check()
+            with MemoryBank.open(copy, read_only=True) as bank:
+                stats = bank.stats()
+            about = {
+                "id": snapshot_id,
+                "object": "memory.snapshot",
+                "memory": operation.memory,
+                "created_at": int(time.time()),
+                **{key: stats[key] for key in ("documents", "tokens", "bytes_on_disk", "version", "model_name")},
+            }
+            # beside the copy, since nothing else belongs inside a memory's folder; the copy's name comes last
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{snapshot_id}{_ABOUT}", "w", encoding="utf-8") as file:
+                json.dump(about, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(copy, folder / snapshot_id)
+        for parent in (folder, self._root, self._root.parent):
+            sync_folder(parent)
+        return about
+
+    def list(self, memory: str) -> list[dict[str, Any]]:
+        """All snapshots of a memory, oldest first."""
+        found = []
+        folder = self._root / memory
+        for file in folder.glob(f"*{_ABOUT}") if folder.is_dir() else []:
+            if (folder / file.name.removesuffix(_ABOUT)).is_dir():
+                found.append(json.loads(file.read_text(encoding="utf-8")))
+        return sorted(found, key=lambda about: (about["created_at"], about["id"]))
+
+    def get(self, memory: str, snapshot_id: str) -> dict[str, Any]:
+        """One snapshot.
+
+        Raises:
+            ApiError: there is none: 404.
+        """
+        for about in self.list(memory):
+            if about["id"] == snapshot_id and _ID.fullmatch(snapshot_id):
+                return about
+        raise ApiError(404, f"memory {memory!r} has no snapshot {snapshot_id[:80]!r}", "snapshot_not_found")
+
+    def delete(self, memory: str, snapshot_id: str) -> None:
+        """Remove one.
+
+        Raises:
+            ApiError: there is none: 404.
+        """
+        self.get(memory, snapshot_id)
+        folder = self._root / memory
+        (folder / f"{snapshot_id}{_ABOUT}").unlink()
+        shutil.rmtree(folder / snapshot_id)
+
+    def delete_all(self, memory: str) -> int:
+        """Remove all of a memory; returns how many."""
+        number = len(self.list(memory))
+        shutil.rmtree(self._root / memory, ignore_errors=True)
+        return number
+
+    def run_restore(self, operation: Operation) -> dict[str, Any]:
+        """Make a new memory of a snapshot."""
+        source, snapshot_id = operation.request["source"], operation.request["snapshot"]
+        self.get(source, snapshot_id)
+        name = operation.memory
+        self._memories.check_free(name)
+        with self._memories.building() as copy:
+            with MemoryBank.open(self._root / source / snapshot_id, read_only=True) as bank:
+                bank.check_fingerprint(self._memories.model.fingerprint, self._memories.model.name)
+                bank.backup(copy)
+            operation.check()
+            if not self._memories.place(copy, name):
+                self._memories.check_free(name)
+        with self._memories.lease(name) as memory:
+            return {"memory": name, "snapshot": snapshot_id, "documents": len(memory)}
+
+    def check_source(self, memory: str, snapshot_id: str, name: str) -> None:
+        """Before a restore is accepted.
+
+        Raises:
+            ApiError: the snapshot is unknown: 404; the new name is taken: 409, or none: 400.
+        """
+        if not self._memories.exists(memory) and not (self._root / memory).is_dir():
+            raise memory_not_found(memory)
+        self.get(memory, snapshot_id)
+        self._memories.check_free(name)
