@@ -61,6 +61,8 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
         lifespan=lifespan,
         middleware=middleware,
         redirect_slashes=False,
+        docs_url=None,  # its page would load scripts from another host
+        redoc_url=None,
     )
     for routes in (system, chat, memories, documents, operations):
         app.include_router(routes.router)

@@ -15,9 +15,13 @@ from msa.serving.metrics import CONTENT_TYPE
 router = APIRouter(tags=["system"])
 
 PAGE = Path(__file__).parent.parent / "page"
-_LINKS = {"documentation": "/docs", "models": "/v1/models", "memories": "/v1/memories", "health": "/health"}
+_LINKS = {"documentation": "/openapi.json", "models": "/v1/models", "memories": "/v1/memories", "health": "/health"}
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "cache-control": "no-cache",  # the modules of two releases must not be mixed
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -45,7 +49,7 @@ def metrics(key: KeyOf, services: ServicesOf) -> Response:
     return Response(services.metrics.text(), media_type=CONTENT_TYPE)
 
 
-@router.get("/", include_in_schema=False)
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 def page() -> Any:
     """The web page; without one, where to go."""
     return _page_file("index.html") if PAGE.is_dir() else {"name": "msa", **_LINKS}
