@@ -35,6 +35,11 @@ FROZEN = {
         MODEL | {"--host", "--port", "--read-only", "--keys", "--cors-origin", "--max-waiting", "--timeout", "--drain"}
         | {"--max-upload", "--max-size", "--routing-keys", "--content"},
     ),
+    "mcp": (
+        ["memory"],
+        MODEL | TIERS | {"--read-only", "--http", "--host", "--port", "--keys", "--top-k", "--max-new-tokens"}
+        | {"--timeout", "--max-waiting"},
+    ),
 }  # fmt: skip
 WAYS = {"--ways", "--encoder", "--out"}
 NEEDLES = {"--sizes", "--haystack", "--seed"}

@@ -206,6 +206,14 @@ def non_negative(text: str) -> int:
     return _integer(text, 0)
 
 
+def port(text: str) -> int:
+    """A port, 0 for any free one."""
+    number = non_negative(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"must lie in 0..65535, got {text!r}")
+    return number
+
+
 def _integer(text: str, least: int) -> int:
     try:
         number = int(text)

@@ -15,6 +15,7 @@ from msa.cli.options import (
     add_tier_options,
     byte_size,
     non_negative,
+    port,
     positive,
 )
 
@@ -40,7 +41,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     )
     parser.add_argument("root", metavar="ROOT", help="the folder with the memories; made if there is none")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--read-only", action="store_true", help="refuse changes; another process may write")
     group = parser.add_argument_group("access")
     group.add_argument("--keys", metavar="FILE", help="API keys, one a line; those of $MSA_API_KEYS count too")
@@ -107,11 +108,3 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         drain_s=args.drain,
         **{name: value for name, value in given.items() if value is not None},
     )
-
-
-def _port(text: str) -> int:
-    """A port, 0 for any free one."""
-    number = non_negative(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"must lie in 0..65535, got {text!r}")
-    return number
