@@ -1,9 +1,11 @@
 """``msa eval`` from end to end with the small trained model: runs, reports, pictures, resumption, refusals."""
 
+import io
 import json
 
 import pytest
 
+from msa.cli.console import working
 from msa.cli.main import main
 
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
@@ -101,6 +103,11 @@ def test_ruler_writes_and_reads_its_own_layout(tmp_path, capsys):
     assert [(task["task"], task["score"], task["samples"]) for task in ours] == [
         (task["task"], task["score"], task["samples"]) for task in theirs
     ]
+    common = ["eval", "ruler", "--model", "msa-tiny", "--read", tmp_path / "data/1000", "--out", tmp_path / "none"]
+    for task, message in (("niah_single_2", "holds no samples of niah_single_2"), ("vt_2", "found 'vt_2'")):
+        code, _, error = run(capsys, *common, "--tasks", task)
+        assert code == 1
+        assert message in error
 
 
 def test_the_ways_are_listed(capsys):
@@ -136,3 +143,16 @@ def test_other_settings_in_the_same_folder_are_refused(question_set, tmp_path, c
     code, _, error = run(capsys, *common, "--max-new-tokens", 8)
     assert code == 1
     assert "max_new_tokens is 64 there, 8 now" in error
+
+
+def test_progress_is_shown_on_a_terminal_only(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", stream)
+        with working("the first thing") as say:
+            say("a name\nof two lines \x07")
+        assert ("a name of two lines \ufffd" in stream.getvalue()) is stream.isatty()
+        assert "\x07" not in stream.getvalue()

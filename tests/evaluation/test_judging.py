@@ -102,7 +102,14 @@ def test_a_torn_line_is_judged_again(judge, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "text", "message"), [(0, "{", "line 1"), (1, '{"key": 1}', "line 2"), (1, '{"score": 3}', "line 2")]
+    ("line", "text", "message"),
+    [
+        (0, "{", "line 1"),
+        (0, '{"schema": 1}', "line 1"),
+        (1, '{"key": 1}', "line 2"),
+        (1, '{"score": 3}', "line 2"),
+        (1, '{"key": ["msa", "capitals", [], "a"], "score": 3}', "line 2"),
+    ],
 )
 def test_damage_is_named(judge, tmp_path, line, text, message):
     path = tmp_path / "judge.jsonl"
@@ -112,6 +119,16 @@ def test_damage_is_named(judge, tmp_path, line, text, message):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(EvaluationError, match=f"{message}, is damaged"):
         judge_records(RECORDS, path, settings(judge))
+
+
+@pytest.mark.parametrize("content", ["{", '{"judge": {}'])
+def test_a_file_that_ends_within_its_first_line_is_left_alone(judge, tmp_path, content):
+    path = tmp_path / "judge.jsonl"
+    path.write_text(content)
+    with pytest.raises(EvaluationError, match="ends within its first line"):
+        judge_records(RECORDS, path, settings(judge))
+    assert path.read_text() == content
+    assert not judge.asked
 
 
 def test_another_rubric_is_not_mixed_in(judge, tmp_path):

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from msa.errors import EvaluationError
-from msa.evaluation.records import RecordLog, environment, read_records
+from msa.evaluation.environment import environment
+from msa.evaluation.records import RecordLog, read_records
 from msa.evaluation.runner import check_questions, run_questions
 from msa.evaluation.types import Prediction, Question, QuestionSet
 
@@ -91,6 +92,7 @@ def test_a_torn_last_line_is_made_again(tmp_path):
     [
         (0, '{"schema": 99}', "no results file of schema 1"),
         (0, "[]", "no results file of schema 1"),
+        (0, '{"schema": 1}', "no results file of schema 1"),
         (2, "{nonsense", "line 3, is not JSON"),
         (2, '{"answerer": "x"}', "line 3, is no record"),
         (2, "[1, 2]", "line 3, is no record"),
@@ -116,6 +118,25 @@ def test_other_settings_are_refused_and_named(tmp_path):
     RecordLog(path, SETTINGS).close()
     with pytest.raises(EvaluationError, match="seed is 0 there, 1 now"):
         RecordLog(path, {**SETTINGS, "seed": 1})
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"schema": 1, "settings"', b"\n"])
+def test_a_file_that_ends_within_its_first_line_is_left_alone(tmp_path, content):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(content)
+    for read in (lambda: RecordLog(path, SETTINGS), lambda: read_records(path)):
+        with pytest.raises(EvaluationError, match="ends within its first line"):
+            read()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [{"question": "q9"}, {"answers": ("beta",)}])
+def test_questions_that_have_changed_are_not_answered_by_old_records(tmp_path, change):
+    with RecordLog(tmp_path / "r.jsonl", SETTINGS) as log:
+        run(log, Echo())
+        changed = replace(SET, questions=(*SET.questions[:3], replace(SET.questions[3], **change)))
+        with pytest.raises(EvaluationError, match="another question '3' of 'letters', or other answers"):
+            run_questions(Echo(), changed, log, score, size_tokens=9)
 
 
 def test_a_missing_results_file(tmp_path):

@@ -4,6 +4,8 @@ import os
 import re
 
 import pytest
+from set_files import in_own_folder, write  # noqa: F401 (a fixture)
+from set_files import refused_questions as refused
 
 from msa.errors import EvaluationError
 from msa.evaluation.sets import (
@@ -12,26 +14,6 @@ from msa.evaluation.sets import (
     write_question_set,
 )
 from msa.evaluation.types import Question, QuestionSet
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(path, *lines):
-    """A file of lines: bytes and texts as they are, anything else as JSON."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
-    with open(path, "wb") as file:
-        file.write(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts))
-
-
-def refused(path, *args, **options):
-    with pytest.raises(EvaluationError) as caught:
-        read_question_set(path, *args, **options)
-    return str(caught.value)
-
 
 QUESTION = {"question": "q", "answers": ["x"], "ids": ["a"]}
 

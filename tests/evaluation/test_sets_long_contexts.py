@@ -3,8 +3,9 @@ import os
 from itertools import pairwise
 
 import pytest
+from set_files import in_own_folder, write  # noqa: F401 (a fixture)
+from set_files import refused_questions as refused
 
-from msa.errors import EvaluationError
 from msa.evaluation.metrics.longbench import TASKS
 from msa.evaluation.sets import (
     ANSWERABLE,
@@ -14,26 +15,6 @@ from msa.evaluation.sets import (
     write_hypotheses,
 )
 from msa.evaluation.sets.longbench import INSTRUCTIONS
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(path, *lines):
-    """A file of lines: bytes and texts as they are, anything else as JSON."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
-    with open(path, "wb") as file:
-        file.write(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts))
-
-
-def refused(path, *args, **options):
-    with pytest.raises(EvaluationError) as caught:
-        read_question_set(path, *args, **options)
-    return str(caught.value)
-
 
 # LongBench
 

@@ -2,6 +2,8 @@ import os
 import pickle
 
 import pytest
+from set_files import in_own_folder  # noqa: F401 (a fixture)
+from set_files import refused_questions as refused
 
 from msa.errors import EvaluationError
 from msa.evaluation.sets import (
@@ -11,20 +13,9 @@ from msa.evaluation.sets import (
 from msa.evaluation.types import Question
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def write_pickle(path, value, protocol=4):
     with open(path, "wb") as file:
         pickle.dump(value, file, protocol)
-
-
-def refused(path, *args, **options):
-    with pytest.raises(EvaluationError) as caught:
-        read_question_set(path, *args, **options)
-    return str(caught.value)
 
 
 def write_published(questions, documents, name="hotpotqa", protocol=4):

@@ -10,6 +10,7 @@ from msa.evaluation.statistics import (
     cohen_kappa,
     correlation,
     mcnemar,
+    mean_interval,
     paired_difference,
     paired_permutation,
     wilson_interval,
@@ -92,6 +93,16 @@ def test_bootstrap_is_near_the_normal_interval():
     wider = bootstrap_mean(values, confidence=0.99)
     assert wider.low < interval.low < interval.high < wider.high
     assert bootstrap_mean(values) == interval != bootstrap_mean(values, seed=1)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_values():
+    assert mean_interval([1.0, 0.0, 1.0, 1.0]) == wilson_interval(3, 4)
+    assert mean_interval([True, False]) == wilson_interval(1, 2)
+    shares = [number / 7 for number in range(8)] * 5
+    assert mean_interval(shares) == bootstrap_mean(shares)
+    assert mean_interval(shares, seed=1) == bootstrap_mean(shares, seed=1) != mean_interval(shares)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
 
 
 def test_difference():

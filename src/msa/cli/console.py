@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -158,10 +158,14 @@ def count(number: int, noun: str) -> str:
 
 
 @contextlib.contextmanager
-def working(message: str) -> Iterator[None]:
-    """Show a spinner with ``message`` on standard error, if that is a terminal."""
+def working(message: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with ``message`` on standard error, if that is a terminal.
+
+    Yields:
+        A function that shows another message.
+    """
     if not is_terminal(sys.stderr):
-        yield
+        yield lambda message: None
         return
-    with console(error=True).status(message):
-        yield
+    with console(error=True).status(message) as status:
+        yield lambda message: status.update(one_line(message))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msa.cli.console import console, is_terminal, one_line, write, write_line, write_table
+from msa.cli.console import working, write, write_line, write_table
 from msa.cli.options import (
     ArgumentParser,
     Subparsers,
@@ -23,6 +22,8 @@ from msa.cli.options import (
 
 if TYPE_CHECKING:
     from msa.evaluation import Answerer
+    from msa.evaluation.haystack import Essay
+    from msa.evaluation.ruler import GrowingMemory, Sample
     from msa.model.bundle import MSAModel
 
 
@@ -80,11 +81,8 @@ def _register_scaling(tasks: Subparsers[ArgumentParser]) -> None:
         examples=["msa eval scaling --model msa-tiny --sizes 16K 64K 256K 1M 10M --out results/scaling"],
         model=True,
     )
-    parser.add_argument("--task", default="niah_single_2", metavar="NAME", help="RULER's (default: niah_single_2)")
+    _add_growing(parser, "16K", "64K", "256K")
     parser.add_argument("--max-rounds", type=non_negative, metavar="N", help="rounds of retrieval, at most")
-    _add_questions(parser)
-    _add_sizes(parser, "16K", "64K", "256K")
-    _add_haystack(parser)
     add_tier_options(parser)
     _add_out(parser)
 
@@ -98,10 +96,7 @@ def _register_compare(tasks: Subparsers[ArgumentParser]) -> None:
         examples=["msa eval compare --ways msa full rag-bm25@1 --sizes 2K 8K --out results/ways"],
         model=True,
     )
-    parser.add_argument("--task", default="niah_single_2", metavar="NAME", help="RULER's (default: niah_single_2)")
-    _add_questions(parser)
-    _add_sizes(parser, "2K", "8K")
-    _add_haystack(parser)
+    _add_growing(parser, "2K", "8K")
     _add_ways(parser, ["msa", "full", "streaming-llm", "rag-bm25@1"])
     _add_out(parser)
 
@@ -142,8 +137,12 @@ def _add_sizes(parser: ArgumentParser, *default: str) -> None:
     )
 
 
-def _add_questions(parser: ArgumentParser) -> None:
+def _add_growing(parser: ArgumentParser, *sizes: str) -> None:
+    """What a memory that grows is filled with, and how far."""
+    parser.add_argument("--task", default="niah_single_2", metavar="NAME", help="RULER's (default: niah_single_2)")
     parser.add_argument("--questions", type=positive, default=110, metavar="N", help="of the first size (default: 110)")
+    _add_sizes(parser, *sizes)
+    _add_haystack(parser)
 
 
 def _add_haystack(parser: ArgumentParser) -> None:
@@ -202,7 +201,7 @@ def _counter(model: MSAModel) -> Callable[[str], int]:
     return lambda text: len(model.protocol.plain_ids(text))
 
 
-def _essay(args: argparse.Namespace) -> Any:
+def _essay(args: argparse.Namespace) -> Essay | None:
     from msa.evaluation.haystack import load_essay
 
     return load_essay([Path(path) for path in args.haystack]) if args.haystack else None
@@ -226,25 +225,10 @@ def _check_ways(args: argparse.Namespace) -> None:
         raise UsageError(f"no way of answering is called {unknown[0]!r}; 'msa eval ways' lists them")
 
 
-def _settings(args: argparse.Namespace, model: MSAModel, *names: str) -> dict[str, Any]:
-    """What decides the results: the model, and these options."""
+def _settings(task: str, args: argparse.Namespace, model: MSAModel, *names: str, **more: Any) -> dict[str, Any]:
+    """What decides the results: the model, the options of these names, and what else is given."""
     given = {name: getattr(args, name) for name in names}
-    return {
-        "task": args.run.__name__.removeprefix("_run_"),
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        **given,
-    }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Show what is being done on standard error: a spinner on a terminal, else nothing."""
-    if not is_terminal(sys.stderr):
-        yield lambda message: None
-        return
-    with console(error=True).status("") as status:
-        yield lambda message: status.update(one_line(message))
+    return {"task": task, "model": model.name, "fingerprint": model.fingerprint, **given, **more}
 
 
 def _show(folder: Path) -> int:
@@ -256,24 +240,20 @@ def _show(folder: Path) -> int:
 
 
 def _run_ruler(args: argparse.Namespace) -> int:
+    from msa.errors import EvaluationError
     from msa.evaluation.records import RecordLog
     from msa.evaluation.report import report_ruler
-    from msa.evaluation.ruler import NIAH, SampleMaker, read_folder, sample_sets, write_samples
+    from msa.evaluation.ruler import NIAH, find_task, sample_sets, write_samples
     from msa.evaluation.runs import run_samples
 
     _check_ways(args)
-    model, folder, essay = _model(args), Path(args.out), _essay(args)
-    count, tasks = _counter(model), args.tasks or list(NIAH)
-    settings = _settings(args, model, "samples", "seed", "haystack", "read")
+    tasks = [find_task(name).name for name in args.tasks or NIAH]
+    model, folder = _model(args), Path(args.out)
+    count = _counter(model)
+    settings = _settings("ruler", args, model, "samples", "seed", "haystack", "read")
+    batches = list(_samples(args, tasks, count))  # what cannot be made is said before anything is asked
     records, notes = [], []
-    with RecordLog(folder / "records.jsonl", settings) as log, _progress() as say:
-        batches: list[tuple[int, Any]] = []
-        if args.read:
-            batches.append((0, (sample for sample in read_folder(Path(args.read)) if sample.task in tasks)))
-        for size in () if args.read else args.sizes:
-            for task in tasks:
-                maker = SampleMaker(task, size, count, seed=args.seed, essay=essay)
-                batches.append((size, maker.samples(args.samples)))
+    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         for size, samples in batches:
             if args.write:
                 samples = list(samples)
@@ -282,11 +262,28 @@ def _run_ruler(args: argparse.Namespace) -> int:
             found, said = run_samples(_maker(args, model), args.ways, sets, log, size_tokens=size, say=say)
             records += found
             notes += said
+    if not records:
+        raise EvaluationError(f"{args.read} holds no samples of {', '.join(tasks)}. Name others with --tasks")
     report_ruler(folder, {**settings, "ways": args.ways, "tasks": tasks, "sizes": args.sizes}, records, notes)
     return _show(folder)
 
 
-def _growing(args: argparse.Namespace, model: MSAModel) -> Any:
+def _samples(
+    args: argparse.Namespace, tasks: Collection[str], count: Callable[[str], int]
+) -> Iterator[tuple[int, Iterable[Sample]]]:
+    """RULER's samples with their size, 0 for those of files."""
+    from msa.evaluation.ruler import SampleMaker, read_folder
+
+    if args.read:
+        yield 0, (sample for sample in read_folder(Path(args.read)) if sample.task in tasks)
+        return
+    essay = _essay(args)
+    for size in args.sizes:
+        for task in tasks:
+            yield size, SampleMaker(task, size, count, seed=args.seed, essay=essay).samples(args.samples)
+
+
+def _growing(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
     from msa.evaluation.ruler import GrowingMemory
 
     return GrowingMemory(
@@ -305,10 +302,10 @@ def _run_scaling(args: argparse.Namespace) -> int:
 
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
-    settings = _settings(args, model, "questions", "seed", "haystack", "max_rounds", "routing_keys", "content")
-    settings["ruler_task"] = args.task
+    names = ("questions", "seed", "haystack", "max_rounds", "routing_keys", "content")
+    settings = _settings("scaling", args, model, *names, ruler_task=args.task)
     options = {} if args.max_rounds is None else {"max_rounds": args.max_rounds}
-    with RecordLog(folder / "records.jsonl", settings) as log, _progress() as say:
+    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         records = run_scaling(
             model,
             growing,
@@ -333,9 +330,8 @@ def _run_compare(args: argparse.Namespace) -> int:
     _check_ways(args)
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
-    settings = _settings(args, model, "questions", "seed", "haystack")
-    settings["ruler_task"] = args.task
-    with RecordLog(folder / "records.jsonl", settings) as log, _progress() as say:
+    settings = _settings("compare", args, model, "questions", "seed", "haystack", ruler_task=args.task)
+    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         records = run_growing(_maker(args, model), args.ways, growing, log, say)
     report_comparison(folder, {**settings, "ways": args.ways, "sizes": args.sizes}, records, "match", growing.notes)
     return _show(folder)
@@ -358,8 +354,8 @@ def _run_qa(args: argparse.Namespace) -> int:
     whole = replace(whole, questions=whole.questions[: args.limit])
     sets = list(separate(whole)) if args.separate else [whole]
     model, folder = _model(args), Path(args.out)
-    settings = _settings(args, model, "set", "format", "limit", "separate", "max_new_tokens")
-    with RecordLog(folder / "records.jsonl", settings) as log, _progress() as say:
+    settings = _settings("qa", args, model, "set", "format", "limit", "separate", "max_new_tokens")
+    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         records = run_sets(
             _maker(args, model),
             args.ways,

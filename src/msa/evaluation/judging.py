@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from msa.errors import EvaluationError, JudgeError
 from msa.evaluation.judge import MAX_SCORE, Case, Judge, JudgeSettings, agreement
-from msa.evaluation.records import Record
+from msa.evaluation.line_file import BrokenLineError, LineFile
+from msa.evaluation.records import Key, Record
 
 
 def judge_records(
@@ -32,11 +32,15 @@ def judge_records(
         EvaluationError: the file is damaged, or was made by another judge.
     """
     stamp = settings.stamp()
-    known = _read(path, stamp)
+    lines = LineFile(path)
+    is_new = lines.is_new
+    known = {} if is_new else _known(lines, stamp)
     wanted = [record for record in records if record.answers and record.key not in known]
     failed: JudgeError | None = None
     if wanted:
-        with Judge(settings) as judge, open(path, "a", encoding="utf-8") as file:
+        with Judge(settings) as judge, lines:
+            if is_new:
+                lines.append({"judge": stamp})
             cases = (Case(record.question, record.answers, record.text) for record in wanted)
             for index, judgement in judge.score_all(cases):
                 if isinstance(judgement, JudgeError):
@@ -44,9 +48,7 @@ def judge_records(
                     continue
                 key = wanted[index].key
                 known[key] = judgement.score
-                file.write(json.dumps({"key": key, "score": judgement.score, "reply": judgement.reply}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                lines.append({"key": key, "score": judgement.score, "reply": judgement.reply})
     if failed is not None:
         raise JudgeError(f"{failed}. {len(known)} answers are judged and kept in {path}; run it again to go on")
     judged = [
@@ -61,25 +63,32 @@ def judge_records(
     return judged, stamp
 
 
-def _read(path: Path, stamp: dict[str, Any]) -> dict[tuple[str, str, int, str], int]:
-    """What was judged before; the first line says by whom."""
-    if not path.exists() or not path.stat().st_size:
-        path.write_text(json.dumps({"judge": stamp}) + "\n", encoding="utf-8")
-        return {}
-    known: dict[tuple[str, str, int, str], int] = {}
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):  # the line a killed run was writing
-        os.truncate(path, end)
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            if number == 1:
-                if entry["judge"] != json.loads(json.dumps(stamp)):
-                    raise EvaluationError(f"{path} was made by another judge or rubric; remove it to judge anew")
-                continue
-            answerer, name, size, question = entry["key"]
-            known[answerer, name, int(size), question] = int(entry["score"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{path}, line {number}, is damaged ({error}); remove it to judge anew") from error
-    return known
+def _known(lines: LineFile, stamp: dict[str, Any]) -> dict[Key, int]:
+    """The scores given before; the first line says by whom.
+
+    Raises:
+        EvaluationError: the file is damaged, or was made by another judge.
+    """
+    path, entries = lines.path, lines.read()
+    try:
+        first = next(entries, None)
+        if first is None:
+            raise EvaluationError(f"{path} ends within its first line; remove it to judge anew")
+        header = first[1]
+        if not isinstance(header, dict) or "judge" not in header:
+            raise BrokenLineError(1, "it does not name the judge")
+        if header["judge"] != json.loads(json.dumps(stamp)):
+            raise EvaluationError(f"{path} was made by another judge or rubric; remove it to judge anew")
+        return dict(_scored(number, entry) for number, entry in entries)
+    except BrokenLineError as error:
+        what = f"is damaged ({error.reason}); remove it to judge anew"
+        raise EvaluationError(f"{path}, line {error.number}, {what}") from error
+
+
+def _scored(number: int, entry: Any) -> tuple[Key, int]:
+    """Which record a line is about, and its score."""
+    try:
+        answerer, name, size, question = entry["key"]
+        return (str(answerer), str(name), int(size), str(question)), int(entry["score"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenLineError(number, str(error)) from error

@@ -27,16 +27,14 @@ def draw_curves(
     title: str,
     ylabel: str,
     bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
-    rates: bool = True,
 ) -> None:
-    """Values over memory size in tokens, on a logarithmic axis.
+    """Shares of 1 over memory size in tokens, on a logarithmic axis.
 
     Args:
         picture: PNG to write.
-        curves: name → (tokens, value) points.
+        curves: name → (tokens, share) points.
         title, ylabel: words around the plot.
         bands: name → (tokens, low, high), an interval drawn around the curve of that name.
-        rates: values are shares of 1, and the axis shows 0 to 1; else it is logarithmic too.
 
     Raises:
         EvaluationError: matplotlib is not installed.
@@ -56,10 +54,7 @@ def draw_curves(
     axis.set_xscale("log")
     axis.set_xticks(sizes, [token_count(tokens) for tokens in sizes])
     axis.minorticks_off()
-    if rates:
-        axis.set_ylim(-0.02, 1.02)
-    else:
-        axis.set_yscale("log")
+    axis.set_ylim(-0.02, 1.02)
     axis.set(title=title, xlabel="tokens in memory", ylabel=ylabel)
     axis.grid(alpha=0.3)
     axis.legend()

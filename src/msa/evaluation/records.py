@@ -1,28 +1,23 @@
-"""What an evaluation found, sample by sample: an append-only file that an interrupted run goes on from."""
+"""What an evaluation found, question by question: an append-only file that an interrupted run goes on from."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import platform
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
-import msa.evaluation
 from msa.errors import EvaluationError
-
-logger = logging.getLogger(__name__)
+from msa.evaluation.line_file import BrokenLineError, LineFile
+from msa.evaluation.types import Prediction, Question
 
 SCHEMA = 1
+_ADVICE = "Give another --out, or remove the file to begin again"
+
+# what tells a record from all others of a run: way of answering, set, tokens of the documents, id of the question
+Key = tuple[str, str, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +54,37 @@ class Record:
     scores: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        question: Question,
+        prediction: Prediction,
+        *,
+        answerer: str,
+        set: str,
+        size_tokens: int,
+        resident_bytes: int,
+        scores: Mapping[str, float],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The record of a prediction; ``metadata`` are the question's unless others are given."""
+        return cls(
+            answerer=answerer,
+            set=set,
+            size_tokens=size_tokens,
+            question_id=question.id,
+            task=question.task,
+            question=question.question,
+            answers=question.answers,
+            positives=question.positives,
+            **vars(prediction),
+            resident_bytes=resident_bytes,
+            scores=scores,
+            metadata=question.metadata if metadata is None else metadata,
+        )
+
     @property
-    def key(self) -> tuple[str, str, int, str]:
+    def key(self) -> Key:
         """What tells it from all other records of a run."""
         return self.answerer, self.set, self.size_tokens, self.question_id
 
@@ -77,20 +101,19 @@ class RecordLog:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
-        self.records: dict[tuple[str, str, int, str], Record] = {}
+        self.records: dict[Key, Record] = {}
+        self._file = LineFile(path)
         settings = json.loads(json.dumps(settings))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            found = self._read()
+        is_new = self._file.is_new
+        if not is_new:
+            found, self.records = _contents(self._file)
             if found != settings:
                 raise EvaluationError(
                     f"{path} was made with other settings: {_differences(found, settings)}. {_ADVICE}"
                 )
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        else:
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
-            self._write({"schema": SCHEMA, "settings": settings})
+        self._file.open()
+        if is_new:
+            self._file.append({"schema": SCHEMA, "settings": settings})
 
     def __enter__(self) -> Self:
         return self
@@ -102,42 +125,32 @@ class RecordLog:
         """Release the file."""
         self._file.close()
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.records
-
     def append(self, record: Record) -> None:
         """Keep one record; it is on disk when this returns."""
-        self._write(asdict(record))
+        self._file.append(asdict(record))
         self.records[record.key] = record
 
-    def _write(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def missing(self, answerer: str, set: str, size_tokens: int, questions: Iterable[Question]) -> list[Question]:
+        """Those of a set's questions that this way has not answered at this size, in order.
 
-    def _read(self) -> Any:
-        settings, end = None, 0
-        for number, line, end_of_line in _lines(self.path):
-            if not line.endswith(b"\n"):
-                logger.warning("%s: the last line was cut off and is made again", self.path)
-                break
-            content = _parsed(line, self.path, number)
-            if number == 1:
-                if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-                    raise EvaluationError(f"{self.path} is no results file of schema {SCHEMA}. {_ADVICE}")
-                settings = content["settings"]
-            else:
-                record = _record(content, self.path, number)
-                self.records[record.key] = record
-            end = end_of_line
-        if settings is None:
-            raise EvaluationError(f"{self.path} ends within its first line. {_ADVICE}")
-        if end < self.path.stat().st_size:
-            os.truncate(self.path, end)
-        return settings
+        Raises:
+            EvaluationError: under a question's id another one was answered, or scored by other reference answers.
+        """
+        missing = []
+        for question in questions:
+            record = self.records.get((answerer, set, size_tokens, question.id))
+            if record is None:
+                missing.append(question)
+            elif (record.question, record.answers) != (question.question, question.answers):
+                raise EvaluationError(
+                    f"{self._file.path} holds another question {question.id!r} of {set!r}, or other answers to it; the "
+                    f"questions have changed since. {_ADVICE}"
+                )
+        return missing
 
-
-_ADVICE = "Give another --out, or remove the file to begin again"
+    def of_questions(self, answerer: str, set: str, size_tokens: int, questions: Iterable[Question]) -> list[Record]:
+        """The records of a set's questions, in order; none of them may be missing."""
+        return [self.records[answerer, set, size_tokens, question.id] for question in questions]
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -148,35 +161,31 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """
     if not path.is_file():
         raise EvaluationError(f"{path} does not exist; an evaluation writes it with --out {path.parent}")
-    settings: dict[str, Any] = {}
-    records: dict[tuple[str, str, int, str], Record] = {}
-    for number, line, _ in _lines(path):
-        if not line.endswith(b"\n"):
-            break
-        content = _parsed(line, path, number)
-        if number == 1:
-            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-                raise EvaluationError(f"{path} is no results file of schema {SCHEMA}")
-            settings = content["settings"]
-        else:
-            record = _record(content, path, number)
-            records[record.key] = record
+    settings, records = _contents(LineFile(path))
     return settings, list(records.values())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    end = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            end += len(line)
-            yield number, line, end
+def _contents(file: LineFile) -> tuple[dict[str, Any], dict[Key, Record]]:
+    """Settings and records.
 
-
-def _parsed(line: bytes, path: Path, number: int) -> Any:
+    Raises:
+        EvaluationError: the file holds something else, or is damaged before its last line.
+    """
+    path, lines = file.path, file.read()
+    records: dict[Key, Record] = {}
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise EvaluationError(f"{path}, line {number}, is not JSON ({error}). {_ADVICE}") from error
+        first = next(lines, None)
+        if first is None:
+            raise EvaluationError(f"{path} ends within its first line. {_ADVICE}")
+        header = first[1]
+        if not isinstance(header, dict) or header.get("schema") != SCHEMA or "settings" not in header:
+            raise EvaluationError(f"{path} is no results file of schema {SCHEMA}. {_ADVICE}")
+        for number, content in lines:
+            record = _record(content, path, number)
+            records[record.key] = record
+    except BrokenLineError as error:
+        raise EvaluationError(f"{path}, line {error.number}, is not JSON ({error.reason}). {_ADVICE}") from error
+    return header["settings"], records
 
 
 def _record(content: Any, path: Path, number: int) -> Record:
@@ -192,40 +201,3 @@ def _differences(found: Any, wanted: Any) -> str:
         return f"{found!r} there, {wanted!r} now"
     names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     return "; ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions, commit and date of a result."""
-    return {
-        "date": date.today().isoformat(),
-        "machine": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("memory-sparse-attention", "torch", "transformers")},
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.machine()
-
-
-def _commit() -> str:
-    """The commit of the checkout this package runs from; an empty string for an installed one."""
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(Path(msa.evaluation.__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from msa.evaluation.cost import Shape, fetch_cost, linear_fit, route_cost
+from msa.evaluation.environment import environment
 from msa.evaluation.plots import draw_bars, draw_curves, draw_heat_map, token_count
-from msa.evaluation.records import SCHEMA, Record, environment
+from msa.evaluation.records import SCHEMA, Record
 from msa.evaluation.ruler import GrowingMemory, score
 from msa.evaluation.scaling import STAGES, curve, depth_rates
 from msa.evaluation.summary import compare_best, markdown_table, rows_of, rows_table
@@ -182,11 +183,11 @@ def _point_cells(point: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_cells(cost: Mapping[str, Any]) -> list[str]:
-    rate = cost["encoded_tokens"] / cost["encode_seconds"] if cost["encode_seconds"] else 0.0
+    encoded = cost["encoded_tokens"]  # 0 where a run that was killed before it noted them had encoded all
     return [
         token_count(cost["tokens"]),
         f"{cost['chunks']:,}",
-        f"{rate:,.0f}",
+        f"{encoded / cost['encode_seconds']:,.0f}" if encoded else "–",
         f"{cost['bytes_on_disk'] / 1e9:.3f}",
         f"{cost['route_flops'] / 1e9:.2f}",
         f"{cost['route_bytes'] / 1e6:.1f}",

@@ -64,37 +64,26 @@ def run_questions(
         progress: called with questions done and questions in all.
 
     Raises:
-        EvaluationError: see :func:`check_questions`.
+        EvaluationError: see :func:`check_questions` and :meth:`RecordLog.missing`.
     """
     check_questions(questions)
-    keys = {question.id: (answerer.name, questions.name, size_tokens, question.id) for question in questions.questions}
-    left = [question for question in questions.questions if keys[question.id] not in log]
+    asked = (answerer.name, questions.name, size_tokens, questions.questions)
+    left, total = log.missing(*asked), len(questions.questions)
     if left and prepare:
         answerer.prepare(questions.documents)
-    for number, question in enumerate(left, start=len(keys) - len(left) + 1):
+    for number, question in enumerate(left, start=total - len(left) + 1):
         prediction = answerer.answer(question, question.max_new_tokens or max_new_tokens)
         log.append(
-            Record(
+            Record.of(
+                question,
+                prediction,
                 answerer=answerer.name,
                 set=questions.name,
                 size_tokens=size_tokens,
-                question_id=question.id,
-                task=question.task,
-                question=question.question,
-                answers=question.answers,
-                positives=question.positives,
-                text=prediction.text,
-                retrieved=prediction.retrieved,
-                read=prediction.read,
-                seconds=prediction.seconds,
-                first_token_s=prediction.first_token_s,
-                tokens_seen=prediction.tokens_seen,
-                note=prediction.note,
                 resident_bytes=answerer.resident_bytes(),
                 scores=dict(scorer(question, prediction)),
-                metadata=question.metadata,
             )
         )
         if progress:
-            progress(number, len(keys))
-    return [log.records[keys[question.id]] for question in questions.questions]
+            progress(number, total)
+    return log.of_questions(*asked)

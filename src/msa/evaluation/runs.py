@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory
-from msa.evaluation.runner import run_questions
+from msa.evaluation.runner import Scorer, run_questions
 from msa.evaluation.scoring import score_answer, score_ruler
 from msa.evaluation.types import Answerer, QuestionSet
 
@@ -30,7 +31,7 @@ def opened(make: Make, name: str) -> Iterator[Answerer]:
 def run_samples(
     make: Make, ways: Sequence[str], samples: Iterable[QuestionSet], log: RecordLog, *, size_tokens: int, say: Say
 ) -> tuple[list[Record], list[str]]:
-    """RULER's samples, each with documents of its own; a way is made anew for each.
+    """RULER's samples, each with documents of its own; a way is made anew for each that it has not answered.
 
     Returns:
         The records, and the notes of all samples.
@@ -41,40 +42,41 @@ def run_samples(
         notes |= dict.fromkeys(sample.notes)
         for name in ways:
             say(f"{name}: {sample.name}")
-            keys = [(name, sample.name, size_tokens, question.id) for question in sample.questions]
-            if all(key in log for key in keys):
-                records += [log.records[key] for key in keys]
-                continue
-            with opened(make, name) as answerer:
-                records += run_questions(answerer, sample, log, score_ruler, size_tokens=size_tokens)
+            records += _run_set(make, name, sample, log, score_ruler, size_tokens=size_tokens)
     return records, list(notes)
 
 
 def run_growing(make: Make, ways: Sequence[str], growing: GrowingMemory, log: RecordLog, say: Say) -> list[Record]:
-    """The questions of the first size, asked every way at every size; what a way has taken in stays."""
+    """The questions of the first size, asked every way at every size; what a way has taken in stays.
+
+    A way is made, and documents are, only where it has a question left to answer.
+    """
     records: list[Record] = []
+    task, questions = growing.task.name, growing.base_questions()
     for name in ways:
-        with opened(make, name) as answerer:
+        with ExitStack() as stack:
+            answerer: Answerer | None = None
             held: dict[str, str] = {}
-            fresh: dict[str, str] = {}
+            waiting: list[int] = []
             for size in growing.sizes:
-                new = dict(growing.documents(size))
-                held |= new
-                fresh |= new
-                asked = QuestionSet(name=growing.task.name, documents=held, questions=growing.base_questions())
-                say(f"{name}: {size:,} tokens")
-                if any((name, asked.name, size, question.id) not in log for question in asked.questions):
+                waiting.append(size)
+                if log.missing(name, task, size, questions):
+                    say(f"{name}: {size:,} tokens")
+                    if answerer is None:
+                        answerer = stack.enter_context(opened(make, name))
+                    fresh = {document: text for part in waiting for document, text in growing.documents(part)}
+                    waiting, held = [], held | fresh
                     answerer.prepare(fresh)
-                    fresh = {}
-                records += run_questions(
-                    answerer,
-                    asked,
-                    log,
-                    score_ruler,
-                    size_tokens=size,
-                    prepare=False,
-                    progress=_counting(say, f"{name}, {size:,} tokens"),
-                )
+                    run_questions(
+                        answerer,
+                        QuestionSet(name=task, documents=held, questions=questions),
+                        log,
+                        score_ruler,
+                        size_tokens=size,
+                        prepare=False,
+                        progress=_counting(say, f"{name}, {size:,} tokens"),
+                    )
+                records += log.of_questions(name, task, size, questions)
     return sorted(records, key=lambda record: record.size_tokens)
 
 
@@ -88,22 +90,37 @@ def run_sets(
     max_new_tokens: int,
     say: Say,
 ) -> list[Record]:
-    """Question sets, each over its own documents, every way; sizes are the documents' tokens."""
+    """Question sets, each over its own documents, every way; sizes are the documents' tokens.
+
+    A way is made anew for each set that it has a question of left to answer.
+    """
     records: list[Record] = []
     for questions in sets:
         size = sum(map(count, questions.documents.values()))
         for name in ways:
-            with opened(make, name) as answerer:
-                records += run_questions(
-                    answerer,
-                    questions,
-                    log,
-                    score_answer,
-                    size_tokens=size,
-                    max_new_tokens=max_new_tokens,
-                    progress=_counting(say, f"{name}, {questions.name}"),
-                )
+            progress = _counting(say, f"{name}, {questions.name}")
+            records += _run_set(
+                make,
+                name,
+                questions,
+                log,
+                score_answer,
+                size_tokens=size,
+                max_new_tokens=max_new_tokens,
+                progress=progress,
+            )
     return records
+
+
+def _run_set(
+    make: Make, name: str, questions: QuestionSet, log: RecordLog, scorer: Scorer, *, size_tokens: int, **options: Any
+) -> list[Record]:
+    """One set one way; ``options`` are those of :func:`run_questions`."""
+    asked = (name, questions.name, size_tokens, questions.questions)
+    if log.missing(*asked):
+        with opened(make, name) as answerer:
+            return run_questions(answerer, questions, log, scorer, size_tokens=size_tokens, **options)
+    return log.of_questions(*asked)
 
 
 def _counting(say: Say, what: str) -> Callable[[int, int], None]:

@@ -7,25 +7,27 @@ answered.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 
 from msa.errors import EvaluationError
+from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory, string_match_all
-from msa.evaluation.statistics import wilson_interval
-from msa.evaluation.types import Question
+from msa.evaluation.statistics import mean_interval
+from msa.evaluation.types import Prediction, Question
 from msa.memory import AddProgress, Memory
 from msa.model.bundle import MSAModel
 from msa.routing import Tiers
 
 STAGES = ("routed", "read", "answered")
 GROWTH_NAME = "growth.jsonl"
+_WAY = "msa"
 
 Growing = Callable[[int, AddProgress], None]
 Asking = Callable[[int, int, int], None]
@@ -56,53 +58,56 @@ def run_scaling(
 
     Returns:
         The records of all questions at all sizes.
+
+    Raises:
+        EvaluationError: the memory was made for something else, or has grown beyond a size that is still to be asked.
     """
     records = []
+    noted = {entry["size"] for entry in read_growth(folder)}
     with Memory.open(folder / "memory", model, tiers=tiers) as memory:
         for size in growing.sizes:
-            _grow(memory, growing, size, folder / GROWTH_NAME, on_growth)
-            questions = growing.questions(size)
-            for number, question in enumerate(questions, start=1):
-                key = ("msa", growing.task.name, size, question.id)
-                if key not in log:
-                    log.append(_ask(memory, growing, size, question, ask_options or {}))
-                records.append(log.records[key])
+            questions, place = growing.questions(size), (_WAY, growing.task.name, size)
+            left = log.missing(*place, questions)
+            if left or len(memory) < growing.num_documents(size) or size not in noted:
+                cost = _grow(memory, growing, size, folder, on_growth)
+                if cost["encoded_tokens"] or size not in noted:
+                    with LineFile(folder / GROWTH_NAME) as file:
+                        file.append(cost)
+            for number, question in enumerate(left, start=len(questions) - len(left) + 1):
+                log.append(_ask(memory, growing, size, question, ask_options or {}))
                 if on_question:
                     on_question(size, number, len(questions))
+            records += log.of_questions(*place, questions)
     return records
 
 
-def _grow(memory: Memory, growing: GrowingMemory, size: int, path: Path, on_growth: Growing | None) -> None:
-    """Add what this size has beyond the one before, and note what it cost; a second time does nothing."""
+def _grow(memory: Memory, growing: GrowingMemory, size: int, folder: Path, on_growth: Growing | None) -> dict[str, Any]:
+    """Add what this size has beyond the one before, and say what that cost: nothing but a look for what is there."""
     wanted = growing.num_documents(size)
-    if len(memory) >= wanted:
-        return
-    started, before = time.perf_counter(), memory.stats()["tokens"]
-    missing = _missing(growing.documents(size), memory)
-    memory.add(missing, progress=None if on_growth is None else lambda done: on_growth(size, done))
+    if len(memory) > wanted:
+        raise EvaluationError(
+            f"the memory in {folder} holds {len(memory):,} documents, more than the {wanted:,} of {size:,} tokens; "
+            "a size can only be asked before the memory grows beyond it. Give another --out"
+        )
+    encoded = 0
+
+    def note(done: AddProgress) -> None:
+        nonlocal encoded
+        encoded = done.tokens
+        if on_growth:
+            on_growth(size, done)
+
+    started = time.perf_counter()
+    memory.add(({"id": name, "text": text} for name, text in growing.documents(size)), progress=note)
+    seconds = time.perf_counter() - started
     if len(memory) != wanted:
         raise EvaluationError(
-            f"the memory in {path.parent} holds {len(memory):,} documents where {wanted:,} belong; "
+            f"the memory in {folder} holds {len(memory):,} documents where {wanted:,} belong; "
             "it was made for something else. Give another --out"
         )
     stats = memory.stats()
-    entry = {
-        "size": size,
-        "documents": stats["documents"],
-        "tokens": stats["tokens"],
-        "chunks": stats["chunks"],
-        "bytes_on_disk": stats["bytes_on_disk"],
-        "encoded_tokens": stats["tokens"] - before,
-        "encode_seconds": time.perf_counter() - started,
-    }
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def _missing(documents: Iterator[tuple[str, str]], memory: Memory) -> Iterator[dict[str, str]]:
-    for name, text in documents:
-        if name not in memory:
-            yield {"id": name, "text": text}
+    kept = {name: stats[name] for name in ("documents", "tokens", "chunks", "bytes_on_disk")}
+    return {"size": size, **kept, "encoded_tokens": encoded, "encode_seconds": seconds}
 
 
 def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, options: dict[str, Any]) -> Record:
@@ -112,28 +117,25 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
     search_s = time.perf_counter() - started
     started = time.perf_counter()
     answer = memory.ask(question.question, **{"max_new_tokens": question.max_new_tokens or 64, **options})
-    seconds = time.perf_counter() - started
-    read = tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read))
-    return Record(
-        answerer="msa",
-        set=growing.task.name,
-        size_tokens=size,
-        question_id=question.id,
-        task=question.task,
-        question=question.question,
-        answers=question.answers,
-        positives=question.positives,
+    prediction = Prediction(
         text=answer.text,
         retrieved=tuple(hit.id for hit in hits),
-        read=read,
-        seconds=seconds,
+        read=tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read)),
+        seconds=time.perf_counter() - started,
         first_token_s=answer.timings["first_token"],
         tokens_seen=answer.usage.prompt_tokens,
         note="; ".join(answer.notes),
+    )
+    return Record.of(
+        question,
+        prediction,
+        answerer=_WAY,
+        set=growing.task.name,
+        size_tokens=size,
         resident_bytes=psutil.Process().memory_info().rss,
         scores={
-            "routed": float(positives <= {hit.id for hit in hits}),
-            "read": float(positives <= set(read)),
+            "routed": float(positives <= set(prediction.retrieved)),
+            "read": float(positives <= set(prediction.read)),
             "answered": string_match_all(answer.text, question.answers),
         },
         metadata={
@@ -156,12 +158,11 @@ def curve(records: Sequence[Record], base: Sequence[Question]) -> list[dict[str,
             continue
         point: dict[str, Any] = {"size": size, "questions": len(group)}
         for stage in STAGES:
-            interval = wilson_interval(round(sum(record.scores[stage] for record in group)), len(group))
-            rate = sum(record.scores[stage] for record in group) / len(group)
-            point[stage] = {"rate": rate, "low": interval.low, "high": interval.high}
-        for name in ("seconds", "first_token_s"):
-            point[name] = _median([getattr(record, name) for record in group])
-        point["search_seconds"] = _median([record.metadata["search_seconds"] for record in group])
+            interval = mean_interval([record.scores[stage] for record in group])
+            point[stage] = {"rate": interval.mean, "low": interval.low, "high": interval.high}
+        point["seconds"] = median(record.seconds for record in group)
+        point["first_token_s"] = median(record.first_token_s for record in group)
+        point["search_seconds"] = median(record.metadata["search_seconds"] for record in group)
         point["resident_bytes"] = max(record.resident_bytes for record in group)
         points.append(point)
     return points
@@ -179,17 +180,18 @@ def depth_rates(records: Sequence[Record], growing: GrowingMemory, stage: str) -
 
 
 def read_growth(folder: Path) -> list[dict[str, Any]]:
-    """What each size cost to encode, in the order they were reached."""
+    """What each size cost to encode, in the order they were reached.
+
+    Raises:
+        EvaluationError: the file is damaged before its last line.
+    """
     path = folder / GROWTH_NAME
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = []
     try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
+        for number, entry in LineFile(path).read():
+            if not isinstance(entry, dict) or "size" not in entry:
+                raise BrokenLineError(number, "it names no size")
+            entries.append(entry)
+    except BrokenLineError as error:
         raise EvaluationError(f"{path} is damaged ({error}); remove the line that is not JSON") from error
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
+    return entries

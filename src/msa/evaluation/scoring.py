@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from msa.evaluation.metrics import (
     abstains,
     all_hops_found,
@@ -59,9 +57,3 @@ def _retrieval(question: Question, prediction: Prediction) -> dict[str, float]:
     if len(question.hops) > 1:
         scores["all_hops"] = all_hops_found(retrieved, question.hops)
     return scores
-
-
-SCORERS: Mapping[str, Callable[[Question, Prediction], Mapping[str, float]]] = {
-    "ruler": score_ruler,
-    "answers": score_answer,
-}

@@ -175,6 +175,24 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     return Interval(rate, low, high)
 
 
+def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Mean of scores with its 95 % interval: Wilson's where each is 0 or 1, else the bootstrap's.
+
+    Args:
+        values: scores, one a question.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+
+    >>> mean_interval([1.0, 1.0, 1.0]).low < 1
+    True
+    """
+    if values and all(value in (0, 1) for value in values):
+        return wilson_interval(int(sum(values)), len(values))
+    return bootstrap_mean(values, seed=seed)
+
+
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
     """Agreement of two raters beyond chance: 1 always, 0 as often as by chance; None where neither ever changes.
 

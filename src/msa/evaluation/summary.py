@@ -8,7 +8,7 @@ from statistics import median
 
 from msa.errors import EvaluationError
 from msa.evaluation.records import Record
-from msa.evaluation.statistics import Difference, bootstrap_mean, paired_difference, wilson_interval
+from msa.evaluation.statistics import Difference, mean_interval, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,7 @@ def rows_of(records: Sequence[Record], metric: str) -> list[Row]:
 
 def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
     values = [record.scores[metric] for record in records]
-    if all(value in (0.0, 1.0) for value in values):
-        interval = wilson_interval(int(sum(values)), len(values))
-    else:
-        interval = bootstrap_mean(values)
+    interval = mean_interval(values)
     recalls = [record.scores["recall@10"] for record in records if "recall@10" in record.scores]
     chooses = any(record.retrieved for record in records)
     return Row(

@@ -2,29 +2,11 @@ import json
 import os
 
 import pytest
+from set_files import in_own_folder, write  # noqa: F401 (a fixture)
+from set_files import refused_samples as refused
 
-from msa.errors import TrainingDataError
 from msa.training.data.formats import read_training_set
 from msa.training.data.samples import Sample
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(path, *lines):
-    """A file of lines: bytes and texts as they are, anything else as JSON."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
-    with open(path, "wb") as file:
-        file.write(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts))
-
-
-def refused(*paths, **options):
-    with pytest.raises(TrainingDataError) as caught:
-        read_training_set(paths, **options)
-    return str(caught.value)
 
 
 def texts(training_set, names):

@@ -3,31 +3,13 @@ import logging
 import os
 
 import pytest
+from set_files import in_own_folder, write  # noqa: F401 (a fixture)
+from set_files import refused_samples as refused
 
 from msa.errors import TrainingDataError
 from msa.training.data import formats
 from msa.training.data.formats import read_training_set, write_training_set
 from msa.training.data.samples import Sample, TrainingSet
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(path, *lines):
-    """A file of lines: bytes and texts as they are, anything else as JSON."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
-    with open(path, "wb") as file:
-        file.write(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts))
-
-
-def refused(*paths, **options):
-    with pytest.raises(TrainingDataError) as caught:
-        read_training_set(paths, **options)
-    return str(caught.value)
-
 
 # our own format
 

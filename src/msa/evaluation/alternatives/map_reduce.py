@@ -13,6 +13,7 @@ from msa.evaluation.alternatives.prompts import (
     reading_prompt,
     stop_ids,
 )
+from msa.evaluation.alternatives.taken_in import take_in
 from msa.evaluation.types import Prediction, Question
 from msa.generation.budget import Candidate, fit_documents
 from msa.generation.decoding import Decoding, Prompt
@@ -86,13 +87,8 @@ class MapReduceAnswerer:
         Raises:
             ValueError: it is given with another text.
         """
-        new: list[str] = []
-        for name, text in documents.items():
-            if name not in self._texts:
-                new.append(text)
-            if self._texts.setdefault(name, text) != text:
-                raise ValueError(f"document {name!r} was taken in with another text; give it another id")
-        self._mapped += self._summarised(self._groups(new))
+        new = take_in(self._texts, documents)
+        self._mapped += self._summarised(self._groups([*new.values()]))
         summaries = self._mapped
         while len(summaries) > 1 and sum(map(self._size, summaries)) > self._budget:
             summaries = self._summarised(self._groups(summaries))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msa.evaluation.alternatives.memn2n import MemN2N, sentences_of, words_of
+from msa.evaluation.alternatives.taken_in import take_in
 from msa.evaluation.types import Prediction, Question
 from msa.training.data.needles import NOT_IN_MEMORY
 
@@ -49,12 +50,7 @@ class MemN2NAnswerer:
         Raises:
             ValueError: a document taken in earlier is given with another text.
         """
-        for name, text in documents.items():
-            if name in self._documents:
-                if self._documents[name] != text:
-                    raise ValueError(f"document {name!r} was taken in with another text; give it another id")
-                continue
-            self._documents[name] = text
+        for name, text in take_in(self._documents, documents).items():
             found = sentences_of(text)
             self._sentences += found
             self._owners += [name] * len(found)

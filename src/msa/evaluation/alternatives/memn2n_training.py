@@ -18,8 +18,7 @@ from msa.training.data.samples import TrainingSet
 
 logger = logging.getLogger(__name__)
 
-
-_COMMON = 3  # sentences of the first memories in which a common word is found more often than
+_COMMON = 3  # a word is common that is found in more sentences of the first memories
 
 
 @dataclass(frozen=True, kw_only=True)

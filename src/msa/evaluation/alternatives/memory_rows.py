@@ -18,8 +18,9 @@ from msa.routing import Tiers
 class MemoryAnswerer:
     """Answers from a memory folder, as ``msa ask`` does.
 
-    The answer's beginning (``Question.answer_prefix``) cannot be given to a memory and is left out: a disadvantage
-    beside rows that can. ``tokens_seen`` counts every prefill of the question: routing, rereading, each round.
+    The answer's beginning (``Question.answer_prefix``) cannot be given to a memory and is left out. Rows that read
+    texts are given it: a help to an instruction-tuned backbone, a hindrance to one trained to begin its answers in its
+    own words, as ``msa-tiny`` is. ``tokens_seen`` counts every prefill of the question: routing, rereading, each round.
 
     Args:
         name: of the row.

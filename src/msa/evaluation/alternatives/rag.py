@@ -16,6 +16,7 @@ from msa.evaluation.alternatives.prompts import (
     reading_prompt,
 )
 from msa.evaluation.alternatives.retrievers import Found, Retriever
+from msa.evaluation.alternatives.taken_in import take_in
 from msa.evaluation.types import Prediction, Question
 from msa.generation.budget import Candidate, fit_documents
 from msa.generation.reread import question_likelihoods
@@ -76,12 +77,7 @@ class RagAnswerer:
         """
         protocol = self._model.protocol
         new = []
-        for name, text in documents.items():
-            if name in self._documents:
-                if self._documents[name] != text:
-                    raise ValueError(f"document {name!r} was taken in with another text; give it another id")
-                continue
-            self._documents[name] = text
+        for name, text in take_in(self._documents, documents).items():
             spans = split_text(
                 text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts
             )

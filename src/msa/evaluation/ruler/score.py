@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from msa.errors import EvaluationError
-from msa.evaluation.statistics import bootstrap_mean, wilson_interval
+from msa.evaluation.statistics import mean_interval
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -36,8 +36,7 @@ class TaskScore:
 
     Attributes:
         task: its name.
-        score, low, high: mean over samples and the interval: Wilson's where every sample is wholly right or wrong, else
-            the percentile bootstrap's.
+        score, low, high: mean over samples and the interval of :func:`~msa.evaluation.statistics.mean_interval`.
         samples: how many.
         empty: how many of them have no answer at all; RULER reports them as nulls.
     """
@@ -112,9 +111,6 @@ def score(answered: Iterable[Answered], *, seed: int = 0) -> RulerScore:
 
 def _task_score(task: str, answered: Sequence[Answered], seed: int) -> TaskScore:
     values = [string_match_all(one.text, one.answers) for one in answered]
-    if all(value in (0.0, 1.0) for value in values):
-        interval = wilson_interval(int(sum(values)), len(values))
-    else:
-        interval = bootstrap_mean(values, seed=seed)
+    interval = mean_interval(values, seed=seed)
     empty = sum(not one.text.strip() for one in answered)
     return TaskScore(task, 100 * interval.mean, 100 * interval.low, 100 * interval.high, len(values), empty)
