@@ -132,14 +132,15 @@ class Engine:
             index = self._documents.index(number)
             return index is not None and bool(selectable[index])
 
-        state = InterleaveState(protocol, question, limits, exists)
+        state = InterleaveState(protocol, question, limits, exists, options.answer_lead)
         free = state.free_tokens() if retrieval == "generative" else self._routed.free_tokens(question, options)
         if free < 0:
             raise ValueError(
                 f"the question has {len(protocol.plain_ids(question))} tokens; with the answer it does not fit this "
                 f"model's context of {config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
             )
-        stream = TextStream(protocol, options.stop, protocol.strings.answer_lead)
+        hidden = "" if options.answer_lead else protocol.strings.answer_lead
+        stream = TextStream(protocol, options.stop, hidden)
         return Session(question, state, stream, time.perf_counter())
 
 

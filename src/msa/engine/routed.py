@@ -44,8 +44,9 @@ class RoutedMode:
             session.state.round_texts.append("")
             yield from ((i, event) for event in session.end_round(hits, fitted, votes))
             session.state.ids = self._reader_ids(session, fitted)
+            session.state.ids += self.model.protocol.plain_ids(options.answer_lead)
             lead = self.model.protocol.strings.reader_lead
-            if lead and fitted.documents:
+            if lead and fitted.documents and not options.answer_lead:
                 lead = lead.replace("{title}", next(hit.title for hit in hits if is_in(hit, fitted)))
                 session.state.ids += self.model.protocol.plain_ids(lead)
                 session.stream.text = lead
@@ -60,6 +61,7 @@ class RoutedMode:
         """Tokens free for documents in the prompt."""
         prompt = self.model.protocol.strings.reader_prompt
         written = len(self.model.protocol.template_ids(prompt, documents="", question=question))
+        written += len(self.model.protocol.plain_ids(options.answer_lead))
         return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
 
     def _retrieved(self, session: Session, options: AskOptions) -> tuple[list[Hit], Fitted, dict[int, list[int]]]:

@@ -140,6 +140,7 @@ def report_scaling(
         ),
     ]
     results: dict[str, Any] = {"curve": points, "depths": list(growing.depths), "maps": maps, "costs": costs}
+    results |= {"top_k_docs": top_k_docs, "router_layers": list(shape.router_layers)}
     if len(points) >= 3:
         fit = linear_fit([c["chunks"] for c in costs], [point["search_seconds"] for point in points])
         results["routing_fit"] = vars(fit)

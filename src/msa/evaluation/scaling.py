@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from msa.errors import EvaluationError
+from msa.evaluation.alternatives.prompts import answer_lead
 from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory, string_match_all
@@ -116,7 +117,8 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
     hits = memory.search(question.question, top_k=memory.model.lm.config.top_k_docs)
     search_s = time.perf_counter() - started
     started = time.perf_counter()
-    answer = memory.ask(question.question, **{"max_new_tokens": question.max_new_tokens or 64, **options})
+    given = {"max_new_tokens": question.max_new_tokens or 64, "answer_lead": answer_lead(memory.model, question)}
+    answer = memory.ask(question.question, **{**given, **options})
     prediction = Prediction(
         text=answer.text,
         retrieved=tuple(hit.id for hit in hits),

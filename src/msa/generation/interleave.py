@@ -58,6 +58,7 @@ class InterleaveState:
         question: the user's words.
         limits: bounds.
         exists: whether a document number is in the memory.
+        answer_lead: how the answer begins, given to the model after the request.
 
     Attributes:
         ids: tokens of the transcript after the prefix.
@@ -74,6 +75,7 @@ class InterleaveState:
     question: str
     limits: Limits
     exists: Callable[[int], bool]
+    answer_lead: str = ""
     phase: Phase = Phase.RETRIEVE
     ids: list[int] = field(default_factory=list)
     routes: list[bool] = field(default_factory=list)
@@ -88,6 +90,7 @@ class InterleaveState:
         self._num_question = len(turn.ids)
         self._closing = self.protocol.template_ids(self.protocol.strings.end_of_retrieve)
         self.answer_request = self.protocol.template_ids(self.protocol.strings.answer_request, question=self.question)
+        self.answer_request += self.protocol.plain_ids(self.answer_lead)
         if self.limits.max_rounds == 0:
             self._request_answer()
 

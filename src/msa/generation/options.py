@@ -26,6 +26,8 @@ class AskOptions:
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
             any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
         where: metadata a document must have to be selected.
+        answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
+            (RULER prescribes one).
         hybrid: rank documents by the routers and by exact words together (reciprocal rank fusion); retrieval is routed.
 
     Raises:
@@ -42,6 +44,7 @@ class AskOptions:
     constrain_ids: str | None = None
     where: Mapping[str, Any] | None = None
     hybrid: bool = False
+    answer_lead: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("constrain_ids", CONSTRAINTS), ("retrieval", RETRIEVALS)):

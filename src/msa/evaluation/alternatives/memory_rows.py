@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from msa.evaluation.alternatives.prompts import counting_tokens
+from msa.evaluation.alternatives.prompts import answer_lead, counting_tokens
 from msa.evaluation.types import Prediction, Question
 from msa.memory import Memory
 from msa.model.bundle import MSAModel
@@ -18,9 +18,8 @@ from msa.routing import Tiers
 class MemoryAnswerer:
     """Answers from a memory folder, as ``msa ask`` does.
 
-    The answer's beginning (``Question.answer_prefix``) cannot be given to a memory and is left out. Rows that read
-    texts are given it: a help to an instruction-tuned backbone, a hindrance to one trained to begin its answers in its
-    own words, as ``msa-tiny`` is. ``tokens_seen`` counts every prefill of the question: routing, rereading, each round.
+    How the answer begins (``Question.answer_prefix``) is given to it as to the rows that read texts; see
+    :func:`msa.evaluation.alternatives.prompts.answer_lead`. ``tokens_seen`` counts every prefill of the question: routing, rereading, each round.
 
     Args:
         name: of the row.
@@ -97,6 +96,7 @@ class MemoryAnswerer:
                 retrieval=self._retrieval,
                 max_rounds=self._max_rounds,
                 max_new_tokens=max_new_tokens,
+                answer_lead=answer_lead(self._model, question),
             )
             seen = tokens_seen()
         return Prediction(

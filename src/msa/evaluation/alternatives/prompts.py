@@ -36,6 +36,14 @@ def is_generative(model: MSAModel) -> bool:
     return model.protocol.strings.retrieval == "generative"
 
 
+def answer_lead(model: MSAModel, question: Question) -> str:
+    """How the answer is to begin; empty for a checkpoint that was trained to begin in its own words.
+
+    RULER's answer prefix helps an instruction-tuned backbone and hinders the other kind.
+    """
+    return "" if is_generative(model) else question.answer_prefix
+
+
 def reading_prompt(
     model: MSAModel, documents: Sequence[tuple[int, str]], question: Question, title: str = ""
 ) -> ReadingPrompt:
@@ -47,7 +55,7 @@ def reading_prompt(
     Args:
         model: network and transcript.
         documents: (number, text) in the order they are to be read.
-        question: what is asked; its ``answer_prefix``, if any, begins the answer.
+        question: what is asked; :func:`answer_lead` begins the answer.
         title: of the best document, for the transcript's ``reader_lead``; empty: no lead.
     """
     asked = clean_text(question.question)
@@ -66,9 +74,9 @@ def reading_prompt(
         after = max((i + 1 for i, is_document in enumerate(encoded.marked) if is_document), default=0)
         ranges = ((after, FOREVER),)
         lead = strings.reader_lead.replace("{title}", title) if title else ""
-    opening = question.answer_prefix or lead
+    prescribed = answer_lead(model, question)
     return ReadingPrompt(
-        ids=ids + protocol.plain_ids(opening), asked=ranges, opening="" if question.answer_prefix else lead
+        ids=ids + protocol.plain_ids(prescribed or lead), asked=ranges, opening="" if prescribed else lead
     )
 
 

@@ -1,0 +1,354 @@
+"""What was measured, as one page: ``docs/report.md`` out of stored results, each number where a command left it.
+
+    python benchmarks/report.py [--results results] [--out docs/report.md]      # or: make report
+
+Reads every ``results.json`` that ``msa eval`` left below ``--results`` and the files in ``benchmarks/results``. Nothing
+is measured here and no number stands in this file: what has no stored result is listed as not shown, with the command
+that would make it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msa.evaluation.plots import token_count
+from msa.evaluation.records import read_records
+from msa.evaluation.statistics import wilson_interval
+from msa.evaluation.summary import markdown_table
+
+HERE = Path(__file__).parent
+# shares of the memory, by where the needle's document stands in it
+PARTS = (("beginning", 0, 20), ("middle", 20, 80), ("end", 80, 100))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ``msa eval``: its folder and what ``results.json`` says."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """``scaling``, ``ruler``, ``compare`` or ``qa``."""
+        return str(self.content["settings"]["task"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The numbers."""
+        return dict(self.content["results"])
+
+    @property
+    def title(self) -> str:
+        """The model, and what it was asked."""
+        settings = self.content["settings"]
+        return f"{settings['model']}, {settings.get('ruler_task') or settings.get('set') or 'RULER'}"
+
+    @property
+    def origin(self) -> str:
+        """Command, machine, date and commit."""
+        made, settings = self.content["environment"], self.content["settings"]
+        hidden = ("task", "fingerprint")
+        given = [f"{name} {value}" for name, value in settings.items() if name not in hidden and value is not None]
+        commit = f", commit {made['commit']}" if made["commit"] else ""
+        machine = f"{made['machine']}, {made['threads']} threads, {made['device']}"
+        return f"`msa eval {self.task}`: {', '.join(given)} ({machine}, {made['date']}{commit})"
+
+
+class Report:
+    """The page in the making.
+
+    Args:
+        runs: of ``msa eval``.
+        benchmarks: name → content of the files that benchmarks left.
+        out: where the page will be; links are relative to its folder.
+    """
+
+    def __init__(self, runs: Sequence[Run], benchmarks: dict[str, Any], out: Path) -> None:
+        self.runs, self.benchmarks, self.out = list(runs), benchmarks, out
+        self.missing: list[str] = []
+
+    def page(self) -> str:
+        """All sections; the last says what is not shown."""
+        parts = [
+            "# Report",
+            "What the field did not know about this method, answered by our own measurements. `make report` writes "
+            "this page out of stored results; each table says which machine, date and command it is from, and no "
+            "number is typed in.",
+            *self.section("Does it remember as the memory grows?", self.growth()),
+            *self.section("Start against end", self.start_against_end()),
+            *self.section("What a question attends to", self.attention_pattern()),
+            *self.section("Training", self.training()),
+            *self.section("Benchmarks", self.benchmark_scores()),
+            *self.section("Compute", self.compute()),
+            *self.section("Beside the alternatives", self.comparison()),
+            "## What is not shown",
+            "\n".join(f"* {text}" for text in self.missing) or "Nothing that this page asks for is missing.",
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def section(self, title: str, paragraphs: Iterator[str]) -> list[str]:
+        """A heading and what was found; a remark where nothing was."""
+        found = list(paragraphs)
+        return [f"## {title}", *(found or ["No stored result; see the end of this page."])]
+
+    def of_task(self, task: str, command: str) -> list[Run]:
+        """The runs of a task; none is noted as missing."""
+        found = [run for run in self.runs if run.task == task]
+        if not found:
+            self.missing.append(f"no `msa eval {task}` was run: `{command}`")
+        return found
+
+    def benchmark(self, prefix: str, command: str) -> dict[str, Any] | None:
+        """The newest file of a benchmark; none is noted as missing."""
+        names = sorted(name for name in self.benchmarks if name.startswith(prefix))
+        if not names:
+            self.missing.append(f"no result of `{command}`")
+            return None
+        return {**self.benchmarks[names[-1]], "file": names[-1], "command": command}
+
+    def picture(self, run: Run, name: str, text: str) -> str:
+        """A link to a run's picture."""
+        return f"![{text}]({os.path.relpath(run.folder / name, self.out.parent)})"
+
+    def growth(self) -> Iterator[str]:
+        """The degradation curve of every scaling run."""
+        for run in self.of_task("scaling", "msa eval scaling --model msa-tiny --sizes 16K 1M --out results/scaling"):
+            points = run.results["curve"]
+            stages = ("routed", "read", "answered")
+            cells = [
+                [
+                    token_count(point["size"]),
+                    *(
+                        f"{point[stage]['rate']:.3f} ({point[stage]['low']:.2f}–{point[stage]['high']:.2f})"
+                        for stage in stages
+                    ),
+                    f"{point['seconds']:.2f}",
+                    f"{point['resident_bytes'] / 1e9:.2f}",
+                ]
+                for point in points
+            ]
+            yield f"### {run.title}: the same {points[0]['questions']} questions at every size"
+            yield run.origin
+            yield markdown_table(["tokens in memory", *stages, "s a question", "GB resident"], cells)
+            yield self.picture(run, "curve.png", "Shares of questions over memory size")
+
+    def start_against_end(self) -> Iterator[str]:
+        """Answers by where in the memory the needle stands."""
+        for run in (run for run in self.runs if run.task == "scaling"):
+            records = [r for r in read_records(run.folder / "records.jsonl") if r.answerer == "msa"]
+            sizes = sorted({record.size_tokens for record in records})
+            rows = []
+            for name, low, high in PARTS:
+                cells = []
+                for size in sizes:
+                    scores = [
+                        record.scores["answered"]
+                        for record in records
+                        if record.size_tokens == size
+                        and low <= record.metadata["depth"] <= high
+                        and (record.metadata["depth"] < high or high == 100)
+                    ]
+                    cells.append(_rate(scores))
+                rows.append([f"{name} ({low}–{high} %)", *cells])
+            yield f"### {run.title}"
+            yield markdown_table(["where the needle stands", *map(token_count, sizes)], rows)
+            yield self.picture(run, "depth.png", "Share answered, by depth and memory size")
+
+    def attention_pattern(self) -> Iterator[str]:
+        """How much of the memory a question reaches."""
+        for run in (run for run in self.runs if run.task == "scaling"):
+            results = run.results
+            top_k = results["top_k_docs"]
+            cells = [
+                [
+                    token_count(cost["tokens"]),
+                    f"{cost['documents']:,}",
+                    f"{cost['chunks']:,}",
+                    f"{min(1.0, top_k / cost['documents']):.4%}",
+                    f"{cost['fetch_bytes'] / 1e3:,.1f}",
+                ]
+                for cost in results["costs"]
+            ]
+            yield (
+                f"### {run.title}\n\nEvery router layer ({', '.join(map(str, results['router_layers']))}) scores all "
+                f"chunks and attends to the chunks of its {top_k} best documents, and to nothing else of the memory."
+            )
+            columns = ["tokens", "documents", "chunks scored", "documents attended, a layer", "KB fetched a question"]
+            yield markdown_table(columns, cells)
+
+    def training(self) -> Iterator[str]:
+        """Routers of the default model, and what the tiny model needs."""
+        routers = self.benchmark("router_warmup", "recipes/router_warmup.py")
+        if routers is not None:
+            test = routers["test"]
+            recalls = ("recall@1", "recall@5", "recall@16")
+            names = {"untrained": "untrained routers", "trained": "trained routers", "bm25": "BM25", "minilm": "MiniLM"}
+            cells = [
+                [
+                    names[key],
+                    *(
+                        f"{test[key]['mean of sources'][recall]:.3f}"
+                        for recall in ("recall@1", "recall@5", "recall@16")
+                    ),
+                ]
+                for key in names
+                if key in test
+            ]
+            yield f"### Routers of a frozen backbone: {routers['model']}"
+            yield _origin(routers) + f", {routers['documents']:,} documents, {routers['questions']['test']:,} questions"
+            yield markdown_table(["chosen by", *recalls], cells)
+        ablations = self.benchmark("tiny_ablations", "benchmarks/tiny_ablations.py")
+        if ablations is not None:
+            shown = ("recall@1/mean", "ids_exact", "answer_exact", "copied")
+            cells = [
+                [name, *(f"{rates.get(key, float('nan')):.2f}" for key in shown)]
+                for name, rates in ablations["variants"].items()
+            ]
+            yield f"### The tiny recipe with one thing left out, {ablations['steps']} steps each"
+            yield _origin(ablations)
+            yield markdown_table(["left out", "recall@1", "ids exact", "answers exact", "copied tokens"], cells)
+
+    def benchmark_scores(self) -> Iterator[str]:
+        """RULER, and needles asked as a user asks."""
+        for run in self.of_task("ruler", "msa eval ruler --model msa-tiny --sizes 4K 16K --out results/ruler"):
+            scores = run.results["scores"]
+            tasks = [task["task"] for task in scores[0]["tasks"]]
+            cells = [
+                [
+                    f"{entry['answerer']}, {token_count(entry['size'])}",
+                    *(f"{task['score']:.1f}" for task in entry["tasks"]),
+                    f"{entry['average']:.1f}",
+                ]
+                for entry in scores
+            ]
+            yield f"### {run.title}"
+            yield run.origin
+            yield markdown_table(["way, size", *tasks, "mean"], cells)
+        for name in sorted(name for name in self.benchmarks if name.startswith("needles_")):
+            needles = self.benchmarks[name]
+            kinds = [kind for kind in needles["sizes"][0]["rates"] if kind.split("/")[0] in ("all", "needle")]
+            cells = [
+                [kind, *(_needle_cell(size["rates"].get(kind, {})) for size in needles["sizes"])] for kind in kinds
+            ]
+            twins = needles.get("twins")
+            beside = "" if twins is None else f"; {twins:.0%} of the keys have a near twin in memory"
+            yield f"### Needles: {needles['model']}"
+            yield f"{_origin({**needles, 'file': name, 'command': 'benchmarks/needles.py'})}{beside}"
+            columns = ["ids exact in every round / answer exact", *(token_count(s["tokens"]) for s in needles["sizes"])]
+            yield markdown_table(columns, cells)
+
+    def compute(self) -> Iterator[str]:
+        """What encoding and routing cost, and whether it grows linearly."""
+        for run in (run for run in self.runs if run.task == "scaling"):
+            cells = [
+                [
+                    token_count(cost["tokens"]),
+                    f"{cost['encoded_tokens'] / cost['encode_seconds']:,.0f}" if cost["encode_seconds"] else "–",
+                    f"{cost['bytes_on_disk'] / 1e9:.3f}",
+                    f"{cost['route_flops'] / 1e9:.2f}",
+                    f"{cost['route_bytes'] / 1e6:,.1f}",
+                    f"{point['search_seconds']:.3f}",
+                ]
+                for cost, point in zip(run.results["costs"], run.results["curve"], strict=True)
+            ]
+            yield f"### {run.title}"
+            columns = ["tokens", "encoded tokens/s", "GB on disk", "GFLOP to route", "MB read to route", "s to route"]
+            yield markdown_table(columns, cells)
+            if "routing_fit" in run.results:
+                fit = run.results["routing_fit"]
+                yield (
+                    f"Seconds to route = {fit['intercept']:.4f} + {fit['slope']:.3g} · chunks, "
+                    f"R² = {fit['r_squared']:.4f}, worst relative residual {fit['worst_residual']:.2f}."
+                )
+        bank = self.benchmark("bank_scale", "benchmarks/bank_scale.py")
+        if bank is not None:
+            cells = [
+                [
+                    f"{token_count(size['tokens'])}, {tier['routing_keys']}",
+                    f"{tier['bank_open_seconds'] + tier['view_seconds']:.2f}",
+                    f"{tier['resident_bytes'] / 1e9:.2f}",
+                    f"{tier['question_seconds']:.3f}",
+                ]
+                for size in bank["sizes"]
+                for tier in size["tiers"]
+            ]
+            yield f"### Up to 100M tokens: {bank['what']}"
+            yield _origin(bank)
+            yield markdown_table(["tokens, routing keys", "s to open", "GB resident", "s to route a question"], cells)
+
+    def comparison(self) -> Iterator[str]:
+        """Every way of answering on the same backbone and questions."""
+        runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 2K 8K --out results/ways")
+        for run in [*runs, *(run for run in self.runs if run.task == "qa")]:
+            metric = run.results["metric"]
+            cells = [
+                [
+                    f"{row['answerer']}, {token_count(row['size_tokens'])}",
+                    f"{row['questions']}" + (f" ({row['unanswered']} without answer)" if row["unanswered"] else ""),
+                    f"{row['score']:.3f} ({row['low']:.2f}–{row['high']:.2f})",
+                    "–" if row["recall"] is None else f"{row['recall']:.3f}",
+                    f"{row['seconds']:.2f}",
+                    f"{row['tokens_seen']:,.0f}",
+                    f"{row['resident_bytes'] / 1e6:.1f}",
+                ]
+                for row in run.results["rows"]
+            ]
+            yield f"### {run.title}"
+            yield run.origin
+            columns = ["way, tokens", "questions", metric, "recall@10", "s a question", "tokens seen", "MB"]
+            yield markdown_table(columns, cells)
+            for test in run.results["tests"]:
+                found = test["difference"]
+                interval = f"95 % {found['low']:+.3f} to {found['high']:+.3f}"
+                yield (
+                    f"At {token_count(test['size'])}, {test['ours']} minus {test['other']} over the same "
+                    f"{test['questions']} questions: {found['mean']:+.3f} ({interval}), paired permutation test "
+                    f"p = {found['p_value']:.2g}."
+                )
+
+
+def _rate(scores: Sequence[float]) -> str:
+    if not scores:
+        return "–"
+    interval = wilson_interval(round(sum(scores)), len(scores))
+    return f"{sum(scores) / len(scores):.3f} ({interval.low:.2f}–{interval.high:.2f}, n {len(scores)})"
+
+
+def _needle_cell(rates: dict[str, float]) -> str:
+    return " / ".join(f"{rates[name]:.3f}" if name in rates else "–" for name in ("retrieved", "answered"))
+
+
+def _origin(found: dict[str, Any]) -> str:
+    return f"`{found['command']}`, {found['machine']}, {found['date']}"
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run below a folder, in the order of its path."""
+    paths = sorted(folder.rglob("results.json"))
+    return [Run(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def write_report(results: Path, benchmarks: Path, out: Path) -> None:
+    """Write the page ``out``."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
+    out.write_text(Report(read_runs(results), found, out).page(), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "report.md")
+    args = parser.parse_args()
+    write_report(args.results, HERE / "results", args.out)
+
+
+if __name__ == "__main__":
+    main()
