@@ -19,7 +19,8 @@ class MemoryAnswerer:
     """Answers from a memory folder, as ``msa ask`` does.
 
     How the answer begins (``Question.answer_prefix``) is given to it as to the rows that read texts; see
-    :func:`msa.evaluation.alternatives.prompts.answer_lead`. ``tokens_seen`` counts every prefill of the question: routing, rereading, each round.
+    :func:`msa.evaluation.alternatives.prompts.answer_lead`. ``tokens_seen`` counts every prefill of the question:
+    routing, rereading, each round.
 
     Args:
         name: of the row.
