@@ -70,6 +70,12 @@ def main() -> None:
     parser.add_argument(
         "--max-rounds", type=int, default=4, help="1: no interleave; 0: answer without reading any text"
     )
+    parser.add_argument(
+        "--twins",
+        type=float,
+        default=0.5,
+        help="share of questions beside whose key one stands in memory that differs in one word or character; RULER: 0",
+    )
     parser.add_argument("--kinds", nargs="+", default=["word", "number", "uuid"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", default="held out")
@@ -87,6 +93,7 @@ def main() -> None:
                 max_filler=args.max_filler,
                 key_kinds=kinds,
                 value_kinds=kinds,
+                hard_negatives=args.twins,
             ),
             seed,
             avoid,
@@ -99,6 +106,7 @@ def main() -> None:
         "model": repr(model),
         "constrain_ids": args.constrain_ids or model.protocol.strings.constrain_ids,
         "max_rounds": args.max_rounds,
+        "twins": args.twins,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "sizes": [],

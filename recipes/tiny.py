@@ -2,6 +2,8 @@
 
     python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--ablation NAME] [--phases N] [--scale 1.0]
 
+The finished model is ``<out>/deciding/model``; the last stretch goes on from ``<out>/model``.
+
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
 uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase and ``--phases``
 ends after so many, for comparisons from equal budgets; ``--ablation`` leaves one thing out.
@@ -15,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msa
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
@@ -30,7 +33,7 @@ HAYSTACK = tuple(
     for name in ("examples/packages.jsonl", "src/msa/conversion/calibration.jsonl")
 )
 # uuids are five times as long as other keys
-MIXED = ("word", "word", "number", "number", "uuid")
+MIXED = ("word", "word", "word", "number", "number", "number", "uuid", "uuid")
 LEARNING_RATE = 6e-3
 SHORT_COPIES = CopyConfig(questions=8)
 LONG_COPIES = CopyConfig(questions=8, tokens=80, quoted_tokens=60, max_span=36, few_tokens=0.5)
@@ -77,6 +80,7 @@ def phase(
         key_kinds=keys,
         value_kinds=values,
         hard_negatives=0.0,
+        invented=0.5,
         alike=alike,
         two_hop=hops,
         unanswerable=unanswerable,
@@ -113,23 +117,22 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
     late: dict[str, Any] = {
         "past": 1000,
         "probe": 1.0,
-        "unanswerable": 0.15,
+        "unanswerable": 0.2,
         "second_tries": 0.0,
         "misses": 1,
         "final": 0.4,
         "copies": LONG_COPIES,
     }
     phases = (
-        Phase(name="copying", steps=250, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
+        Phase(name="copying", steps=200, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
         phase("1 digit, chunks of 8", 120, digits=1, chunk=8, filler=3, alike=0.0, **short),
         phase("1 digit, chunks of 16", 60, digits=1, chunk=16, filler=3, alike=0.1, **short),
         phase("2 digits, chunks of 32", 80, digits=2, chunk=32, filler=6, alike=0.2, **short),
-        phase("3 digits, chunks of 64", 250, digits=3, chunk=64, filler=10, alike=0.2),
-        phase("5 digits", 240, digits=5, chunk=64, filler=20, past=200),
-        phase("5 digits, legible", 350, digits=5, chunk=64, filler=20, past=200, probe=1.0),
-        phase("7 digits", 150, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
-        phase("longer texts", 500, digits=7, chunk=64, filler=50, **late),
-        phase("still longer texts", 450, digits=7, chunk=64, filler=80, **late),
+        phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2, probe=1.0),
+        phase("5 digits", 300, digits=5, chunk=64, filler=20, past=200, probe=1.0),
+        phase("7 digits", 200, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
+        phase("longer texts", 350, digits=7, chunk=64, filler=50, **late),
+        phase("still longer texts", 650, digits=7, chunk=64, filler=80, **late),
     )
     return TrainConfig(
         out=out,
@@ -138,12 +141,39 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         haystack=HAYSTACK,
         optimizer="muon",
         warmup_steps=50,
-        decay_steps=round(2760 * scale),
+        decay_steps=round(2260 * scale),
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
         evaluate_every=250,
         checkpoint_every=250,
+    )
+
+
+def deciding(out: str, scale: float = 1.0) -> TrainConfig:
+    """A last stretch from the model that :func:`config` ends with: fewer refusals, more rows that answer."""
+    last = phase(
+        "deciding",
+        max(1, round(90 * scale)),
+        digits=7,
+        chunk=64,
+        filler=80,
+        past=1000,
+        probe=1.0,
+        unanswerable=0.1,
+        second_tries=0.0,
+        misses=1,
+        final=0.6,
+        copies=LONG_COPIES,
+    )
+    return replace(
+        config(out, scale),
+        model=f"{out}/model",
+        out=f"{out}/deciding",
+        phases=(replace(last, learning_rate=1.5e-3),),
+        seed=1,
+        warmup_steps=15,
+        decay_steps=round(94 * scale),
     )
 
 
@@ -191,7 +221,10 @@ def main() -> None:
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
     model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
-    train(model, replace(settings, stop_after_minutes=args.stop_after))
+    trained = train(model, replace(settings, stop_after_minutes=args.stop_after))
+    if trained is not None and args.phases is None and args.ablation == "none":
+        last = replace(deciding(args.out, args.scale), stop_after_minutes=args.stop_after)
+        train(msa.load(trained, dtype="float32"), last)
 
 
 if __name__ == "__main__":

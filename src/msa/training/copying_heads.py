@@ -23,6 +23,8 @@ _SHARPNESS = 7.5
 _FAST_PAIRS = 6
 
 
+# scales of the keys that compare tokens and of what is copied; found by trial, as is the sharpness
+_MATCH, _COPY = 8.0, 8.0
 # how many tokens in a row the heads of one key/value head compare, in turn
 _ORDERS = (2, 3)
 
@@ -82,7 +84,8 @@ def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Gen
         query[:fast], query[dim // 2 : dim // 2 + fast] = scale * phases.cos(), -scale * phases.sin()
         attention.q_proj.weight[_rows(head, dim)] = query[:, None] * along
         part = torch.arange(head * dim, (head + 1) * dim) % config.hidden_size
-        writes.append(room[part] * (2.0 if head < max(_ORDERS) else 1.0))
+        # heads beyond those that are compared write nothing at first: their room is another head's
+        writes.append(room[part] * (1.0 if head < max(_ORDERS) else 0.0))
         attention.o_proj.weight[:, _rows(head, dim)] = writes[-1].T
     return _Predecessors(reads, writes)
 
@@ -105,12 +108,12 @@ def _copy_followers(
         attention.v_proj.weight[_rows(kv, dim)] = copied
         for back, part in enumerate(slow.chunk(order)):
             chosen = torch.randperm(dim, generator=generator)[: len(part)]
-            attention.k_proj.weight[kv * dim + part] = 2.0 * predecessors.writes[back][chosen]
+            attention.k_proj.weight[kv * dim + part] = _MATCH * predecessors.writes[back][chosen]
             for head in range(kv * group_size, (kv + 1) * group_size):
-                gain = 2.5 if back == 0 else 1.25  # what the first layer wrote is twice as large
+                gain = 2.5 if back == 0 else 1.25  # the last token counts most
                 attention.q_proj.weight[head * dim + part] = gain * recent[back][chosen]
         for head in range(kv * group_size, (kv + 1) * group_size):
-            attention.o_proj.weight[:, _rows(head, dim)] = 1.5 * copied.T
+            attention.o_proj.weight[:, _rows(head, dim)] = _COPY * copied.T
 
 
 def _rope_frequencies(config: MSAConfig, dim: int) -> Tensor:

@@ -81,7 +81,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> MSACon
         "num_hidden_layers": 6,
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
-        "head_dim": 32,
+        "head_dim": 64,
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
         "chunk_size": 64,

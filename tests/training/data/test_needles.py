@@ -203,6 +203,21 @@ def test_alike_keys_are_near_twins_of_each_other(worlds, kind):
         assert max(differences(one, other) for one in alike for other in alike) <= 4
 
 
+def test_invented_words_begin_and_end_like_words_and_are_none(worlds):
+    settings = {"key_kinds": ("word",), "value_kinds": ("word",), "two_hop": 0.0, "unanswerable": 0.0}
+    invented = worlds.world(NeedleConfig(invented=1.0, **settings), 5)
+    known = worlds.world(NeedleConfig(**settings), 5)
+    for memory, least, most in ((invented, 0.0, 0.7), (known, 1.0, 1.0)):
+        adjectives, nouns = zip(*(key.split("-") for key in keys_of(memory)), strict=True)
+        values = [sample.answer.split("-") for sample in memory.samples]
+        assert least <= sum(word in ADJECTIVES for word in adjectives) / len(adjectives) <= most
+        assert least <= sum(value[1] in NOUNS for value in values) / len(values) <= most
+        assert {word[0] for word in nouns} <= {noun[0] for noun in NOUNS}
+        assert {word[-1] for word in adjectives} <= {adjective[-1] for adjective in ADJECTIVES}
+        for sample in memory.samples:
+            assert sample.answer in memory.corpus[sample.positives[0]]
+
+
 def differences(one, other):
     return sum(a != b for a, b in zip(one, other, strict=True))
 

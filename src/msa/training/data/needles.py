@@ -39,6 +39,8 @@ class NeedleConfig:
         value_digits: of values, where they are to differ; 0: as ``number_digits``.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
         twin_kinds: kinds of keys that get twins.
+        invented: probability that all words of a memory's keys and values are ones that do not exist, so that what
+            follows within a word must be read and cannot be known.
         alike: probability that all keys of a memory are near twins of each other: of few words, or of one number or
             uuid with two characters changed. What a memory of many thousand keys does by itself, in a small one.
         plain_documents: share of documents without any needle.
@@ -56,6 +58,7 @@ class NeedleConfig:
     value_digits: int = 0
     hard_negatives: float = 0.5
     twin_kinds: tuple[str, ...] = KINDS
+    invented: float = 0.0
     alike: float = 0.0
     plain_documents: float = 0.1
     distractors: float = 0.5
@@ -96,6 +99,16 @@ class NeedleWorlds:
             return str(rng.randrange(10 ** (digits - 1), 10**digits))
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
+    def invented(self, rng: random.Random, count: int = 300) -> NeedleWorlds:
+        """The same with ``count`` adjectives and nouns that begin as one word of the list and end as another."""
+
+        def word(words: list[str]) -> str:
+            first, last = rng.choice(words), rng.choice(words)
+            return first[: rng.randint(1, len(first) - 1)] + last[rng.randint(1, len(last) - 1) :]
+
+        adjectives, nouns = ([word(words) for _ in range(count)] for words in (self._adjectives, self._nouns))
+        return NeedleWorlds(adjectives, nouns, self._haystack)
+
     def few_words(self, count: int, rng: random.Random) -> NeedleWorlds:
         """The same with only ``count`` adjectives and nouns."""
         adjectives = rng.sample(self._adjectives, min(count, len(self._adjectives)))
@@ -126,6 +139,8 @@ class _World:
     """One memory in the making."""
 
     def __init__(self, worlds: NeedleWorlds, config: NeedleConfig, rng: random.Random, keys: set[str]) -> None:
+        if config.invented and rng.random() < config.invented:
+            worlds = worlds.invented(rng)
         self.worlds, self.config, self.rng = worlds, config, rng
         self.needles: list[list[str]] = [[] for _ in range(config.documents)]
         self.keys = keys
