@@ -142,7 +142,8 @@ class Report:
     def start_against_end(self) -> Iterator[str]:
         """Answers by where in the memory the needle stands."""
         for run in (run for run in self.runs if run.task == "scaling"):
-            records = [r for r in read_records(run.folder / "records.jsonl") if r.answerer == "msa"]
+            _, found = read_records(run.folder / "records.jsonl")
+            records = [record for record in found if record.answerer == "msa"]
             sizes = sorted({record.size_tokens for record in records})
             rows = []
             for name, low, high in PARTS:
