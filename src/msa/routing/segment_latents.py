@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msa.bank import BankSpec, Kind, Segment
-from msa.ops.route import ExactKeys, KeyBlock, QuantizedKeys, halve_keys, on_threads, quantize_keys
+from msa.ops.route import ExactKeys, KeyBlock, QuantizedKeys, halve_keys, measure_keys, on_threads, quantize_keys
 from msa.routing.tiers import Tiers
 
 _READERS = 4
@@ -94,8 +94,10 @@ class SegmentLatents:
         if form == "int8":
             return replace(quantize_keys(loaded, similarity), stored=stored)
         if form == "half":
-            return replace(halve_keys(loaded, similarity), stored=stored)
-        return ExactKeys(loaded)
+            out = loaded if loaded.dtype == torch.bfloat16 else None
+            return replace(halve_keys(loaded, similarity, out=out), stored=stored)
+        fast = loaded.dtype == torch.bfloat16 and device.type == "cpu"
+        return measure_keys(loaded, similarity) if fast else ExactKeys(loaded)
 
 
 @dataclass(frozen=True)

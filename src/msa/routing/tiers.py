@@ -23,7 +23,7 @@ class Tiers:
     """Where latents are kept.
 
     Attributes:
-        routing_keys: ``exact``: on the compute device as they are stored, compared in float32; ``half``: there in
+        routing_keys: ``exact``: on the compute device as they are stored, selected as by float32; ``half``: there in
             bfloat16, normalised beforehand; ``int8``: there as eight-bit integers with a scale per chunk; ``mapped``:
             memory-mapped from disk, compared exactly.
         content: content keys and values: ``mapped``: on disk, only the winners are read; ``ram``: in RAM; ``pinned``:
@@ -45,8 +45,9 @@ class Tiers:
         """Bytes the memory of ``num_chunks`` chunks takes on the compute device, and in RAM beside it."""
         values = num_chunks * len(spec.layers) * spec.num_key_value_heads * spec.head_dim
         stored = spec.torch_dtype.itemsize
+        lengths = 2 * values // spec.head_dim if spec.torch_dtype == torch.bfloat16 else 0
         device = {
-            "exact": values * stored,
+            "exact": values * stored + lengths,
             "half": values * 2,
             "int8": values + 4 * num_chunks * len(spec.layers),
             "mapped": 0,

@@ -3,7 +3,16 @@
 Axes: B rows, T tokens, Hq query heads, Hkv key/value heads, D head_dim, C chunks, N documents, k selected documents.
 """
 
-from msa.ops.route.blocks import ExactKeys, HalfKeys, KeyBlock, KeyRows, QuantizedKeys, halve_keys, quantize_keys
+from msa.ops.route.blocks import (
+    ExactKeys,
+    HalfKeys,
+    KeyBlock,
+    KeyRows,
+    QuantizedKeys,
+    halve_keys,
+    measure_keys,
+    quantize_keys,
+)
 from msa.ops.route.naive import route_naive
 from msa.ops.route.threads import on_threads
 from msa.ops.route.tiled import route
@@ -19,6 +28,7 @@ __all__ = [
     "RoutingSpec",
     "best_documents",
     "halve_keys",
+    "measure_keys",
     "on_threads",
     "quantize_keys",
     "route",

@@ -3,13 +3,18 @@
 Memories of many segments are routed over as a sequence of blocks, so nothing is concatenated. Halved and int8 keys
 are made ready for one similarity when they are prepared; a question then costs one product and no normalisation.
 
+Every form gives its chunks in float32 (``rows``), and most also for a fast product (``fast_rows``), with bounds on how
+far that can be off (:class:`FastForm`).
+
 Axes: C chunks of a block, c chunks of a tile, Hkv key/value heads, D head_dim.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import torch
@@ -17,9 +22,11 @@ from torch import Tensor
 
 from msa.ops.route.types import SIMILARITIES
 
-# keys in float32 while a block is prepared: 4 MB
-_PREPARED_ELEMENTS = 1024 * 1024
+# keys in float32 while a block is prepared: 1 MB
+_PREPARED_ELEMENTS = 256 * 1024
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+# how much a key that is rounded to bfloat16 changes, as a share of its length
+_ROUNDED = 2**-8
 
 
 class KeyRows(Protocol):
@@ -33,15 +40,45 @@ class KeyRows(Protocol):
         """Chunks ``[n]`` int64 on the CPU → ``[n, Hkv, D]``."""
 
 
+@dataclass(frozen=True)
+class FastForm:
+    """What ``fast_rows`` of a block are.
+
+    Attributes:
+        dtype: int8 or bfloat16.
+        longest: no chunk's keys, all heads together and ready for a dot product, are longer; None: not known.
+        error: how far fast rows are from the exact ones, as a share of ``longest``.
+    """
+
+    dtype: torch.dtype
+    longest: float | None
+    error: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class ExactKeys:
     """Keys as they were stored, normalised in float32 at each question if the similarity asks for it.
 
     Attributes:
         keys: ``[C, Hkv, D]`` of any float dtype, before any normalisation; may be memory-mapped.
+        inverse_lengths: 1 / length of each head's key ``[C, Hkv]`` bfloat16, for a faster comparison by cosine;
+            longest: no chunk is longer, for one by dot product. :func:`measure_keys` finds them; None: not known.
+
+    Raises:
+        ValueError: inverse lengths of another dtype or shape.
     """
 
     keys: Tensor
+    inverse_lengths: Tensor | None = None
+    longest: float | None = None
+
+    def __post_init__(self) -> None:
+        known, expected = self.inverse_lengths, tuple(self.keys.shape[:2])
+        if known is not None and (known.dtype != torch.bfloat16 or tuple(known.shape) != expected):
+            raise ValueError(
+                f"inverse lengths must be bfloat16 of shape {expected}, got {known.dtype} of shape "
+                f"{tuple(known.shape)}; measure_keys makes them"
+            )
 
     @property
     def scale(self) -> None:
@@ -55,6 +92,26 @@ class ExactKeys:
         """Chunks ``start:stop`` ready for a dot product, ``[c, Hkv, D]`` float32; ``out`` is scratch of that shape."""
         keys = _float(self.keys[start:stop], out)
         return torch.nn.functional.normalize(keys, dim=-1, out=out) if similarity == "cosine" else keys
+
+    def fast_form(self, similarity: str) -> FastForm | None:
+        """What fast rows are; None: there are none for this similarity."""
+        if self.keys.dtype != torch.bfloat16:
+            return None
+        if similarity == "dot":
+            return FastForm(torch.bfloat16, self.longest)
+        # the inverse length is rounded, and the key with it
+        return None if self.inverse_lengths is None else FastForm(torch.bfloat16, _unit(self.keys), 2.1 * _ROUNDED)
+
+    def fast_rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """Chunks ``start:stop`` for a fast product ``[c, Hkv, D]``; ``out`` is scratch of that shape and dtype."""
+        keys = self.keys[start:stop]
+        if self.inverse_lengths is None or similarity == "dot":
+            return keys
+        return torch.mul(keys, self.inverse_lengths[start:stop, :, None], out=out)
+
+    def take(self, rows: Tensor) -> ExactKeys:
+        """Single chunks ``[n]`` int64."""
+        return ExactKeys(self.keys[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +150,23 @@ class HalfKeys:
         """
         _check_prepared(self.similarity, similarity)
         return _float(self.keys[start:stop], out)
+
+    def fast_form(self, similarity: str) -> FastForm | None:
+        """As :meth:`ExactKeys.fast_form`."""
+        _check_prepared(self.similarity, similarity)
+        return FastForm(torch.bfloat16, self._longest) if self.keys.dtype == torch.bfloat16 else None
+
+    def fast_rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """As :meth:`ExactKeys.fast_rows`."""
+        return self.keys[start:stop]
+
+    def take(self, rows: Tensor) -> HalfKeys:
+        """Single chunks ``[n]`` int64, without stored keys."""
+        return HalfKeys(self.keys[rows], self.similarity)
+
+    @cached_property
+    def _longest(self) -> float:
+        return _unit(self.keys) * (1 + _ROUNDED) if self.similarity == "cosine" else longest_possible(self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +208,62 @@ class QuantizedKeys:
         _check_prepared(self.similarity, similarity)
         return _float(self.keys[start:stop], out)
 
+    def fast_form(self, similarity: str) -> FastForm | None:
+        """As :meth:`ExactKeys.fast_form`."""
+        _check_prepared(self.similarity, similarity)
+        return FastForm(torch.int8, self._longest)
+
+    def fast_rows(self, start: int, stop: int, similarity: str, out: Tensor | None = None) -> Tensor:
+        """As :meth:`ExactKeys.fast_rows`, not yet multiplied by ``scale``."""
+        return self.keys[start:stop]
+
+    def take(self, rows: Tensor) -> QuantizedKeys:
+        """Single chunks ``[n]`` int64, without stored keys."""
+        return QuantizedKeys(self.keys[rows], self.scale[rows], self.similarity)
+
+    @cached_property
+    def _longest(self) -> float:
+        """For cosine what rounding can make of a length of 1 per head, else what is the case."""
+        if not self.scale.numel():
+            return 0.0
+        if self.similarity == "cosine":
+            return _unit(self.keys) + float(self.scale.max()) * math.sqrt(self.keys.shape[1:].numel())
+        tiles = _tiles(self, self.similarity)
+        return max(
+            float((rows.flatten(1).norm(dim=1) * self.scale[start : start + len(rows)]).max()) for start, rows in tiles
+        )
+
 
 KeyBlock: TypeAlias = ExactKeys | HalfKeys | QuantizedKeys
 
 
-def halve_keys(keys: Tensor, similarity: str, dtype: torch.dtype = torch.bfloat16) -> HalfKeys:
+def measure_keys(keys: Tensor, similarity: str) -> ExactKeys:
+    """Keys ``[C, Hkv, D]`` as they are, with the lengths that a faster comparison of bfloat16 needs.
+
+    Raises:
+        ValueError: an unknown similarity.
+
+    >>> measure_keys(torch.tensor([[[3.0, 4.0]]]), "dot").longest
+    5.0
+    """
+    _check_similarity(similarity)
+    tiles = _tiles(ExactKeys(keys.detach()), "dot")
+    if similarity == "dot":
+        return ExactKeys(
+            keys, longest=max((float(rows.flatten(1).norm(dim=1).max()) for _, rows in tiles), default=0.0)
+        )
+    inverse = torch.empty(keys.shape[:2], dtype=torch.bfloat16, device=keys.device)
+    for start, rows in tiles:
+        inverse[start : start + len(rows)] = rows.norm(dim=-1).clamp_(min=1e-12).reciprocal_()
+    return ExactKeys(keys, inverse)
+
+
+def halve_keys(
+    keys: Tensor, similarity: str, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None
+) -> HalfKeys:
     """Prepare keys ``[C, Hkv, D]`` for a similarity and round them to ``dtype``; float32 only a tile at a time.
+
+    ``out`` of that shape and dtype takes them; it may be ``keys``, which are then no longer what they were.
 
     Raises:
         ValueError: a dtype that is not bfloat16 or float16, or an unknown similarity.
@@ -147,7 +271,8 @@ def halve_keys(keys: Tensor, similarity: str, dtype: torch.dtype = torch.bfloat1
     >>> halve_keys(torch.tensor([[[3.0, 4.0]]]), "cosine", torch.float16).keys.tolist()
     [[[0.60009765625, 0.7998046875]]]
     """
-    halves = HalfKeys(torch.empty(keys.shape, dtype=dtype, device=keys.device), similarity)
+    out = torch.empty(keys.shape, dtype=dtype, device=keys.device) if out is None else out
+    halves = HalfKeys(out, similarity)
     for start, rows in _prepared_tiles(keys, similarity):
         halves.keys[start : start + len(rows)] = rows
     return halves
@@ -211,12 +336,32 @@ def dequantize(blocks: Sequence[KeyBlock], similarity: str) -> Tensor:
     return keys if scales is None else keys * scales[:, None, None]
 
 
+def longest_possible(keys: Tensor) -> float:
+    """No chunk of ``[C, Hkv, D]`` is longer: as long as one would be with the largest value everywhere."""
+    if not keys.numel():
+        return 0.0
+    least, most = keys.aminmax()
+    return max(-float(least), float(most)) * math.sqrt(keys.shape[1:].numel())
+
+
+def _unit(keys: Tensor) -> float:
+    """How long a chunk is whose heads' keys have length 1, up to float32."""
+    return math.sqrt(keys.shape[1]) * (1 + 1e-5)
+
+
 def _prepared_tiles(keys: Tensor, similarity: str) -> Iterator[tuple[int, Tensor]]:
     """Where each tile starts, and its keys in float32, normalised for cosine."""
-    block = ExactKeys(keys.detach())
+    return _tiles(ExactKeys(keys.detach()), similarity)
+
+
+def _tiles(block: KeyBlock, similarity: str) -> Iterator[tuple[int, Tensor]]:
+    """Where each tile of ``rows`` starts, and it; gone when the next one is asked for."""
+    keys = block.keys
     tile = max(1, _PREPARED_ELEMENTS // max(1, keys.shape[1:].numel()))
+    scratch = torch.empty(min(tile, keys.shape[0]), *keys.shape[1:], device=keys.device)
     for start in range(0, keys.shape[0], tile):
-        yield start, block.rows(start, start + tile, similarity)
+        stop = min(start + tile, keys.shape[0])
+        yield start, block.rows(start, stop, similarity, scratch[: stop - start])
 
 
 def _float(keys: Tensor, out: Tensor | None) -> Tensor:

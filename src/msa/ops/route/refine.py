@@ -1,23 +1,46 @@
-"""A second, exact look at the best documents of compact keys: reads a few hundred stored keys, not all of them.
+"""A second look at the best documents: reads a few hundred or thousand keys, not all of them.
 
-Rounding to int8 shifts scores by under one part in a hundred of their spread, which hardly matters for who is among
-the best 64 documents and does for who is among the best 16.
+After a first look (:mod:`msa.ops.route.first_look`) the chunks in reach of the best are scored again by the same keys.
+Rounding keys to int8 shifts scores by under one part in a hundred of their spread, which hardly matters for who is
+among the best 64 documents and does for who is among the best 16: where the stored keys are at hand, those 64 are
+scored once more by them. Both are done in float64: see :func:`msa.ops.route.scan.score_chunks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from msa.ops.route.blocks import ExactKeys, KeyBlock, KeyRows
-from msa.ops.route.scoring import score_tile
+from msa.ops.route.scan import score_chunks
 from msa.ops.route.threads import on_threads
 from msa.ops.route.types import RoutingSpec
 
 CANDIDATES_PER_SELECTED = 4
 _READERS = 16
+
+
+def chunks_of(documents: Tensor, chunk_offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunks of documents ``[n]``, and whose each is; both int64 ``[c]``."""
+    counts = chunk_offsets.diff()[documents]
+    first = (chunk_offsets[documents] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+    return first + torch.arange(first.shape[0], device=first.device), documents.repeat_interleave(counts)
+
+
+def chunks_in_reach(chunk_scores: Tensor, doc_scores: Tensor, chunk_offsets: Tensor, least: Tensor) -> Tensor:
+    """The chunks ``[c]`` int64, ascending, that can decide a document which a row can select.
+
+    Args:
+        chunk_scores: ``[B, C]``; doc_scores: ``[B, N]`` by their maxima, −inf where a row may not see a document.
+        chunk_offsets: ``[N + 1]`` int64.
+        least: ``[B, 1]``, the lowest score within reach.
+    """
+    in_reach = (doc_scores >= least) & (doc_scores > float("-inf"))
+    documents = in_reach.any(0).nonzero().squeeze(1)
+    chunks = chunks_of(documents, chunk_offsets)[0]
+    return chunks[(chunk_scores[:, chunks] >= least).any(0)]
 
 
 def chunks_to_refine(
@@ -34,13 +57,26 @@ def chunks_to_refine(
     kept = min(CANDIDATES_PER_SELECTED * top_k, doc_scores.shape[1])
     scores, indices = doc_scores.topk(kept, dim=1)
     documents = indices[scores > float("-inf")].unique()  # ascending
-    counts = chunk_offsets.diff()[documents]
-    first = (chunk_offsets[documents] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-    chunks = first + torch.arange(first.shape[0], device=first.device)
+    chunks, owners = chunks_of(documents, chunk_offsets)
     if chunk_reduce != "max":
         return chunks
-    best = chunk_scores[:, chunks] == doc_scores[:, documents.repeat_interleave(counts)]
+    best = chunk_scores[:, chunks] == doc_scores[:, owners]
     return chunks[(best & (chunk_scores[:, chunks] > float("-inf"))).any(0)]
+
+
+def rescore(
+    query: Tensor,
+    mask: Tensor | None,
+    blocks: Sequence[KeyBlock],
+    chunk_scores: Tensor,
+    chunks: Tensor,
+    spec: RoutingSpec,
+) -> Tensor:
+    """Chunk scores ``[B, C]`` with those of ``chunks`` ``[c]``, ascending, made exact by the blocks' own keys."""
+    taken = [block.take(rows) for block, rows, _ in _by_block(blocks, chunks)]
+    if not taken:
+        return chunk_scores
+    return chunk_scores.index_copy(1, chunks, score_chunks(query, mask, taken, spec, dtype=torch.float64))
 
 
 def refine(
@@ -51,21 +87,17 @@ def refine(
     chunks: Tensor,
     spec: RoutingSpec,
 ) -> Tensor:
-    """Chunk scores ``[B, C]`` with those of ``chunks`` ``[c]``, ascending, made exact where a block has stored keys."""
-    sizes = torch.tensor([0, *(block.keys.shape[0] for block in blocks)], device=chunks.device).cumsum(0)
-    starts, bounds = sizes.tolist(), torch.searchsorted(chunks, sizes).tolist()
+    """As :func:`rescore`, but by the stored keys of the blocks that have them; the scores of other blocks stay."""
     refined, jobs = [], []
-    for index, block in enumerate(blocks):
-        here = chunks[bounds[index] : bounds[index + 1]]
-        if block.stored is None or not len(here):
-            continue
-        refined.append(here)
-        jobs.append((block.stored, here - starts[index]))
+    for block, rows, here in _by_block(blocks, chunks):
+        if block.stored is not None:
+            refined.append(here)
+            jobs.append((block.stored, rows))
     if not refined:
         return chunk_scores
     read = on_threads(_read, jobs, _READERS)
-    keys = torch.cat([rows.to(query.device).float() for rows in read])
-    scores = score_tile(query, mask, ExactKeys(keys).rows(0, keys.shape[0], spec.similarity), spec)
+    keys = ExactKeys(torch.cat([rows.to(query.device) for rows in read]))
+    scores = score_chunks(query, mask, [keys], spec, dtype=torch.float64)
     return chunk_scores.index_copy(1, torch.cat(refined), scores)
 
 
@@ -74,3 +106,13 @@ def _read(jobs: Sequence[tuple[Tensor | KeyRows, Tensor]]) -> list[Tensor]:
     return [
         stored[rows.to(stored.device)] if isinstance(stored, Tensor) else stored[rows.cpu()] for stored, rows in jobs
     ]
+
+
+def _by_block(blocks: Sequence[KeyBlock], chunks: Tensor) -> Iterator[tuple[KeyBlock, Tensor, Tensor]]:
+    """For each block that has some of ``chunks``, ascending: it, their rows in it, and they themselves."""
+    sizes = torch.tensor([0, *(block.keys.shape[0] for block in blocks)], device=chunks.device).cumsum(0)
+    starts, bounds = sizes.tolist(), torch.searchsorted(chunks, sizes).tolist()
+    for index, block in enumerate(blocks):
+        here = chunks[bounds[index] : bounds[index + 1]]
+        if len(here):
+            yield block, here - starts[index], here

@@ -1,31 +1,28 @@
 """The lean routing scorer: exact, tiled over chunks, never a tensor of heads x tokens x chunks.
 
-Every form of key is scored in float32. Products of int8 (the query split in two int8 parts) or of bfloat16 would take
-about a third or a sixth less time; the former exists for some devices and shapes only, the latter rounds scores to 8
-bits, which does not tell the best of a million chunks apart.
+Few keys, and all that gradients flow through, are scored in float32. Many keys on a CPU get a first look in their own
+int8 or bfloat16, up to three times as fast, and a second one where it can matter for the selection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from msa.ops.route.blocks import KeyBlock, as_blocks, scales_of
-from msa.ops.route.refine import chunks_to_refine, refine
-from msa.ops.route.scoring import prepare_query, score_tile
-from msa.ops.route.threads import on_threads
+from msa.ops.route.blocks import KeyBlock, as_blocks
+from msa.ops.route.first_look import first_look
+from msa.ops.route.refine import CANDIDATES_PER_SELECTED, chunks_in_reach, chunks_of, chunks_to_refine, refine, rescore
+from msa.ops.route.scan import has_gradients, score_chunks
+from msa.ops.route.scoring import prepare_query
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
 
-# float32 keys and scores of one tile: 2 MB each where caches are small, 16 MB where starting a kernel costs more
-_TILE_ELEMENTS_CPU = 512 * 1024
-_TILE_ELEMENTS = 4 * 1024 * 1024
-# fewer tiles are done before threads of their own would have begun
-_TILES_PER_WORKER = 8
-
-_Pieces: TypeAlias = list[tuple[KeyBlock, int, int]]
+# with fewer multiplications a first look saves nothing
+_FIRST_LOOK_PRODUCTS = 32 * 1024 * 1024
+# with more of all chunks in reach of the best, float32 throughout is as fast
+_LARGEST_SHARE = 0.1
 
 
 def route(
@@ -62,70 +59,69 @@ def route(
     """
     blocks = as_blocks(keys, query)
     q, mask = prepare_query(query, query_mask, blocks[0].keys.shape[1], spec)
-    chunk_scores = _score_chunks(q, mask, blocks, spec, tile_chunks or _chunks_per_tile(q, blocks))
-    silent = ~query_mask.any(1, keepdim=True)  # rows without routing tokens
-    chunk_scores = chunk_scores.masked_fill(silent, float("-inf"))
-    doc_scores = _score_documents(chunk_scores, chunk_offsets, spec, doc_mask)
-    if any(block.stored is not None for block in blocks):
+    question = _Question(q, mask, ~query_mask.any(1, keepdim=True), spec, blocks, chunk_offsets, doc_mask)
+    stored = any(block.stored is not None for block in blocks)
+    found = _looked_twice(question, CANDIDATES_PER_SELECTED * top_k if stored else top_k, tile_chunks)
+    if found is None:
+        chunk_scores = question.silenced(score_chunks(q, mask, blocks, spec, tile_chunks))
+        doc_scores = question.documents(chunk_scores)
+    else:
+        chunk_scores, doc_scores = found
+    if stored:
         deciding = chunks_to_refine(chunk_scores, doc_scores, chunk_offsets, spec.chunk_reduce, top_k)
-        chunk_scores = refine(q, mask, blocks, chunk_scores, deciding, spec).masked_fill(silent, float("-inf"))
-        doc_scores = _score_documents(chunk_scores, chunk_offsets, spec, doc_mask)
+        chunk_scores = question.silenced(refine(q, mask, blocks, chunk_scores, deciding, spec))
+        doc_scores = question.updated(doc_scores, chunk_scores, deciding)
     doc_indices, best = select_documents(doc_scores, top_k)
     return Routing(doc_indices=doc_indices, scores=best, doc_scores=doc_scores, chunk_scores=chunk_scores)
 
 
-def _score_chunks(q: Tensor, mask: Tensor | None, blocks: list[KeyBlock], spec: RoutingSpec, tile: int) -> Tensor:
-    """The score of every chunk for every row ``[B, C]``; a row without routing tokens gets anything."""
-    grad = torch.is_grad_enabled() and (q.requires_grad or any(block.keys.requires_grad for block in blocks))
-    tiles = _tile_pieces(blocks, tile)
+@dataclass(frozen=True)
+class _Question:
+    """A prepared query, and the documents it is asked of; ``silent`` ``[B, 1]``: rows without routing tokens."""
 
-    def score(run: Sequence[_Pieces]) -> list[Tensor]:
-        scratch = None if grad else q.new_empty(tile, *blocks[0].keys.shape[1:])
-        return [score_tile(q, mask, _join(pieces, spec.similarity, scratch), spec) for pieces in run]
+    q: Tensor
+    mask: Tensor | None
+    silent: Tensor
+    spec: RoutingSpec
+    blocks: list[KeyBlock]
+    chunk_offsets: Tensor
+    doc_mask: Tensor | None
 
-    workers = 1 if grad or q.device.type != "cpu" else min(torch.get_num_threads(), len(tiles) // _TILES_PER_WORKER)
-    scores = on_threads(score, tiles, workers) if workers > 1 else score(tiles)
-    chunk_scores = torch.cat(scores, dim=1) if scores else q.new_zeros(q.shape[0], 0)
-    scales = scales_of(blocks)
-    # not negative, so the maxima and means that were taken allow it now
-    return chunk_scores if scales is None else chunk_scores * scales
+    def silenced(self, chunk_scores: Tensor) -> Tensor:
+        """Chunk scores ``[B, C]``, −inf in silent rows."""
+        return chunk_scores.masked_fill(self.silent, float("-inf")) if bool(self.silent.any()) else chunk_scores
+
+    def documents(self, chunk_scores: Tensor) -> Tensor:
+        """Chunk scores ``[B, C]`` → document scores ``[B, N]``; −inf for those a row may not see."""
+        scores = reduce_chunks(chunk_scores, self.chunk_offsets, self.spec.chunk_reduce)
+        return scores if self.doc_mask is None else scores.masked_fill(~self.doc_mask, float("-inf"))
+
+    def updated(self, doc_scores: Tensor, chunk_scores: Tensor, chunks: Tensor) -> Tensor:
+        """Document scores after the scores of ``chunks`` ``[c]`` changed; what was −inf stays so."""
+        documents = (torch.searchsorted(self.chunk_offsets, chunks, right=True) - 1).unique()
+        theirs, _ = chunks_of(documents, self.chunk_offsets)
+        offsets = torch.nn.functional.pad(self.chunk_offsets.diff()[documents].cumsum(0), (1, 0))
+        scores = reduce_chunks(chunk_scores[:, theirs], offsets, self.spec.chunk_reduce)
+        hidden = doc_scores[:, documents] == float("-inf")
+        return doc_scores.index_copy(1, documents, scores.masked_fill(hidden, float("-inf")))
 
 
-def _score_documents(chunk_scores: Tensor, chunk_offsets: Tensor, spec: RoutingSpec, doc_mask: Tensor | None) -> Tensor:
-    """Chunk scores ``[B, C]`` → document scores ``[B, N]``; −inf where ``doc_mask`` is False."""
-    scores = reduce_chunks(chunk_scores, chunk_offsets, spec.chunk_reduce)
-    return scores if doc_mask is None else scores.masked_fill(~doc_mask, float("-inf"))
+def _looked_twice(question: _Question, wanted: int, tile: int | None) -> tuple[Tensor, Tensor] | None:
+    """Chunk scores ``[B, C]`` and document scores ``[B, N]``, exact where they decide a row's ``wanted`` best.
 
-
-def _chunks_per_tile(q: Tensor, blocks: list[KeyBlock]) -> int:
-    """As many chunks as keep keys and scores of a tile small."""
-    widest = max(q.shape[0] * q.shape[1], blocks[0].keys.shape[1:].numel(), 1)
-    return max(256, (_TILE_ELEMENTS_CPU if q.device.type == "cpu" else _TILE_ELEMENTS) // widest)
-
-
-def _tile_pieces(blocks: list[KeyBlock], tile_chunks: int) -> list[_Pieces]:
-    """What each tile of ``tile_chunks`` chunks is made of: blocks, with the first chunk and the end in each.
-
-    Tiles do not end where a block does, so that many small blocks cost as little as a large one and score the same.
+    None: few keys, gradients, a machine or keys without a first look, or too much in reach of the best.
     """
-    tiles: list[_Pieces] = []
-    room = 0
-    for block in blocks:
-        start, num_chunks = 0, block.keys.shape[0]
-        while start < num_chunks:
-            if not room:
-                tiles.append([])
-                room = tile_chunks
-            stop = min(start + room, num_chunks)
-            tiles[-1].append((block, start, stop))
-            room -= stop - start
-            start = stop
-    return tiles
-
-
-def _join(pieces: _Pieces, similarity: str, scratch: Tensor | None) -> Tensor:
-    """The chunks of one tile; only a tile that crosses a border is copied once more."""
-    if len(pieces) > 1:
-        return torch.cat([block.rows(start, stop, similarity) for block, start, stop in pieces])
-    block, start, stop = pieces[0]
-    return block.rows(start, stop, similarity, None if scratch is None else scratch[: stop - start])
+    q, mask, blocks, spec = question.q, question.mask, question.blocks, question.spec
+    num_chunks = sum(block.keys.shape[0] for block in blocks)
+    if num_chunks * q.numel() < _FIRST_LOOK_PRODUCTS or wanted < 1 or has_gradients(q, blocks):
+        return None
+    look = first_look(q, mask, blocks, spec, tile)
+    if look is None:
+        return None
+    chunk_scores = question.silenced(look.chunk_scores)
+    doc_scores = question.documents(chunk_scores)
+    chunks = chunks_in_reach(chunk_scores, doc_scores, question.chunk_offsets, look.least(doc_scores, wanted))
+    if len(chunks) > _LARGEST_SHARE * num_chunks:
+        return None
+    chunk_scores = question.silenced(rescore(q, mask, blocks, chunk_scores, chunks, spec))
+    return chunk_scores, question.updated(doc_scores, chunk_scores, chunks)
