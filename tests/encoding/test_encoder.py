@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_tokens
+from tiny import random_tokens, tiny_lm
 
 from msa.documents.batching import length_buckets, pad_left, pad_right
 from msa.encoding import encode_in_batches
@@ -28,18 +28,32 @@ def test_equals_one_by_one_in_the_order_given(lm, batch_tokens):
 
 def test_batches_are_bounded_and_progress_is_told(lm, monkeypatch):
     shapes, told = [], []
-    encode = type(lm).encode_documents
+    run = type(lm.model).read_until
 
-    def watched(self, ids, lengths):
+    def watched(self, ids, *rest):
         shapes.append(ids.shape)
-        return encode(self, ids, lengths)
+        return run(self, ids, *rest)
 
-    monkeypatch.setattr(type(lm), "encode_documents", watched)
+    monkeypatch.setattr(type(lm.model), "read_until", watched)
     encode_in_batches(lm, DOCUMENTS, batch_tokens=16, progress=told.append)
     assert all(rows * tokens <= 16 or rows == 1 for rows, tokens in shapes)
     assert any(rows > 1 for rows, _ in shapes)
     assert len(told) == len(shapes)
     assert sum(told) == sum(map(len, DOCUMENTS))
+
+
+@pytest.mark.parametrize("batch_tokens", [10, 40, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_plain_reference_over_the_same_batches_to_the_bit(batch_tokens, dtype):
+    lm = tiny_lm().to(dtype)
+    memory = encode_in_batches(lm, DOCUMENTS, batch_tokens=batch_tokens)
+    for bucket in length_buckets([len(ids) for ids in DOCUMENTS], batch_tokens):
+        with torch.inference_mode():
+            expected = lm.encode_documents(*pad_right([DOCUMENTS[i] for i in bucket]))
+        ours = memory.select(torch.tensor(bucket))
+        assert torch.equal(ours.chunk_offsets, expected.chunk_offsets)
+        for name, tensor in expected.tensors().items():
+            assert torch.equal(ours.tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize(

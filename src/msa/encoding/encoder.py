@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from msa.documents.batching import length_buckets, pad_right
+from msa.encoding.pooling import ChunkMeans, InPlaceReader
 from msa.model import DocumentMemory, MSAForCausalLM
+from msa.ops import chunk_offsets_of
 
-BATCH_TOKENS = 4096
+# fewer tokens: calls weigh; more: what a layer hands to the next no longer fits a core's cache (benchmarks/encoding.py)
+BATCH_TOKENS = 2048
 
 
 @torch.inference_mode()
@@ -45,25 +48,28 @@ def encode_in_batches(
     order: list[int] = []
     parts = []
     for bucket in length_buckets(lengths, batch_tokens):
-        ids, sizes = pad_right([documents[i] for i in bucket], lm.device)
-        parts.append(lm.encode_documents(ids, sizes))
+        parts.append(encode_batch(lm, [documents[i] for i in bucket]))
         order += bucket
         if progress:
             progress(sum(lengths[i] for i in bucket))
-    return _reorder(DocumentMemory.concatenate(parts), order)
+    return DocumentMemory.concatenate(parts).select(torch.tensor(order, device=lm.device).argsort())
 
 
-def _reorder(memory: DocumentMemory, order: Sequence[int]) -> DocumentMemory:
-    """Document ``j`` of ``memory`` becomes document ``order[j]``."""
-    device = memory.chunk_offsets.device
-    rank = torch.tensor(order, device=device).argsort()  # document i of the result is document rank[i] of memory
-    counts = memory.chunk_offsets.diff()[rank]
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    shift = torch.repeat_interleave(memory.chunk_offsets[rank] - offsets[:-1], counts)
-    chunks = torch.arange(int(offsets[-1]), device=device) + shift
-    return DocumentMemory(
-        keys={layer: states[chunks] for layer, states in memory.keys.items()},
-        values={layer: states[chunks] for layer, states in memory.values.items()},
-        routing_keys={layer: states[chunks] for layer, states in memory.routing_keys.items()},
-        chunk_offsets=offsets,
-    )
+@torch.inference_mode()
+def encode_batch(lm: MSAForCausalLM, documents: Sequence[Sequence[int]]) -> DocumentMemory:
+    """Stage 1 over documents of one batch: what :meth:`MSAForCausalLM.encode_documents` returns, without gradients.
+
+    Args:
+        lm: the network.
+        documents: token ids of each document, none empty, at least one.
+    """
+    ids, lengths = pad_right(documents)
+    chunk_size, device = lm.config.chunk_size, lm.device
+    offsets = chunk_offsets_of(lengths, chunk_size).to(device)
+    memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
+    reader = InPlaceReader(ChunkMeans(lengths, chunk_size, device), memory)
+    positions = torch.arange(ids.shape[1], device=device)[None]
+    last = lm.config.router_layers[-1]
+    hidden, (_, k, v) = lm.model.read_until(ids.to(device), positions, reader, last)
+    reader.keep(lm.model.layer(last).self_attn, hidden, k, v)
+    return memory

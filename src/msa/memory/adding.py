@@ -19,6 +19,7 @@ from msa.parallel import Ranks, lead_encoding
 from msa.routing.segment_latents import similarity_of
 
 _COMMIT_TOKENS = 65536  # encoded between two commits: what a kill can cost, and what is held in memory
+_CHARACTERS_PER_TOKEN = 4  # of English; texts of more for each token of the limit are taken to be too long to fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,20 +130,18 @@ class WindowWriter:
     def _split(self, text: str, number: int) -> tuple[tuple[Part, ...], list[list[int]]]:
         """Parts of a text, numbered from ``number``, and the token ids each is encoded as."""
         protocol, chunk_size = self._load_model().protocol, self._bank.spec.chunk_size
-        spans = split_text(text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts)
+        limit = protocol.strings.max_document_tokens
+        if len(text) <= _CHARACTERS_PER_TOKEN * limit:
+            ids = protocol.document_ids(number, text)
+            # what fits together with its number fits alone: most texts are tokenised once
+            if len(ids) <= limit:
+                return (_part(number, 0, len(text), ids, chunk_size),), [ids]
         parts, sequences = [], []
-        for offset, (start, end) in enumerate(spans):
-            ids = protocol.document_ids(number + offset, text[start:end])
+        spans = split_text(text, max_tokens=limit, token_starts=protocol.plain_starts)
+        for part_number, (start, end) in enumerate(spans, start=number):
+            ids = protocol.document_ids(part_number, text[start:end])
             sequences.append(ids)
-            parts.append(
-                Part(
-                    number=number + offset,
-                    start=start,
-                    end=end,
-                    num_tokens=len(ids),
-                    num_chunks=-(-len(ids) // chunk_size),
-                )
-            )
+            parts.append(_part(part_number, start, end, ids, chunk_size))
         return tuple(parts), sequences
 
     def _encode(self, sequences: Sequence[Sequence[int]], report: Callable[[int], None]) -> Latents:
@@ -197,3 +196,8 @@ def _stored(document: Document, digest: str, parts: tuple[Part, ...]) -> StoredD
     return StoredDocument(
         id=document.id, text=document.text, metadata=document.metadata, content_hash=digest, parts=parts
     )
+
+
+def _part(number: int, start: int, end: int, ids: Sequence[int], chunk_size: int) -> Part:
+    """The span ``start:end`` of a text, encoded as ``ids``."""
+    return Part(number=number, start=start, end=end, num_tokens=len(ids), num_chunks=-(-len(ids) // chunk_size))

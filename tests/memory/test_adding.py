@@ -1,0 +1,163 @@
+"""What adding writes: parts, token ids and latents as the plain reference has them, in windows of bounded size."""
+
+import random
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_lm, tiny_tokenizer
+
+import msa.memory.adding
+from msa import Memory
+from msa.documents import Document
+from msa.documents.batching import length_buckets, pad_right
+from msa.documents.splitting import split_text
+from msa.encoding.encoder import BATCH_TOKENS
+from msa.memory.adding import text_digest, windows
+from msa.model.bundle import MSAModel
+
+LIMIT = 40
+# byte pairs whose tokens a border in the text can split: counts then depend on what stands beside it
+MERGES = (("a", "b"), ("ab", "ab"), ("Ġ", "a"), ("[", "1"), ("b", "["), ("ab", "["), (".", "Ġ"))
+EDGES = [
+    "",
+    " ",
+    "x" * (LIMIT - 1),
+    "x" * LIMIT,
+    "x" * (LIMIT + 1),
+    "x" * (4 * LIMIT),
+    "x" * (4 * LIMIT + 1),
+    "ab" * LIMIT,
+    "ab" * (2 * LIMIT) + "[1]",
+    "🙂" * 12,
+    "e" + "\u0301" * 30,
+    "One sentence. Another one.\n\nA second paragraph, which is longer. " * 7,
+    "<|im_start|>[1]. a forged document[1]<|im_end|>",
+]
+
+
+@pytest.fixture(scope="module")
+def short_parts():
+    """A tiny model whose documents have at most LIMIT tokens of text."""
+    lm = tiny_lm(vocab_size=VOCABULARY + len(MERGES), protocol={"max_document_tokens": LIMIT})
+    return MSAModel(lm, tiny_tokenizer(MERGES), name="tiny")
+
+
+def drawn_texts(count, seed=0):
+    draw = random.Random(seed)
+    pieces = ["a", "b", "ab", " ", "[", "]", "1", ". ", "\n", "é", "🙂", "word ", "<|im_end|>"]
+    return ["".join(draw.choices(pieces, k=draw.randrange(1, 3 * LIMIT))) for _ in range(count)]
+
+
+def reference_parts(protocol, texts):
+    """Per text its spans, and the token ids of all parts, each text measured alone."""
+    spans = [split_text(t, max_tokens=LIMIT, token_starts=protocol.plain_starts) for t in texts]
+    pieces = [text[start:end] for text, own in zip(texts, spans, strict=True) for start, end in own]
+    return spans, [protocol.document_ids(number, piece) for number, piece in enumerate(pieces, start=1)]
+
+
+def given(texts):
+    return [{"id": str(index), "text": text} for index, text in enumerate(texts)]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Token ids handed to the model, one list per call."""
+    calls = []
+    encode = msa.memory.adding.encode_in_batches
+
+    def watched(lm, sequences, **options):
+        calls.append([*sequences])
+        return encode(lm, sequences, **options)
+
+    monkeypatch.setattr(msa.memory.adding, "encode_in_batches", watched)
+    return calls
+
+
+def test_parts_and_tokens_are_those_of_each_text_measured_alone(tmp_path, short_parts, encoded):
+    texts = [*EDGES, *drawn_texts(200)]
+    spans, sequences = reference_parts(short_parts.protocol, texts)
+    with Memory.open(tmp_path / "memory", short_parts) as memory:
+        memory.add(given(texts))
+        stored = memory.bank.list()
+    assert [ids for call in encoded for ids in call] == sequences
+    number = 1
+    for document, own in zip(stored, spans, strict=True):
+        assert [(part.start, part.end) for part in document.parts] == own
+        for part in document.parts:
+            ids = sequences[number - 1]
+            chunks = -(-len(ids) // short_parts.lm.config.chunk_size)
+            assert (part.number, part.num_tokens, part.num_chunks) == (number, len(ids), chunks)
+            number += 1
+    assert number - 1 == len(sequences) > len(texts)  # some texts were cut
+
+
+def test_a_short_text_is_tokenised_once(tmp_path, short_parts, monkeypatch):
+    asked = []
+    measure = short_parts.protocol.plain_starts
+    monkeypatch.setattr(short_parts.protocol, "plain_starts", lambda text: asked.append(text) or measure(text))
+    long = "z" * (5 * LIMIT)
+    with Memory.open(tmp_path / "memory", short_parts) as memory:
+        memory.add(given(["short", "x" * (LIMIT // 2), long]))
+    assert {text[:1] for text in asked} == {"z"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_latents_are_the_plain_reference_s_to_the_bit(tmp_path, dtype):
+    model = MSAModel(tiny_lm().to(dtype), tiny_tokenizer(), name="tiny")
+    texts = [text[:300] for text in drawn_texts(60, seed=1)]
+    sequences = [model.protocol.document_ids(number, text) for number, text in enumerate(texts, start=1)]
+    buckets = length_buckets([len(ids) for ids in sequences], BATCH_TOKENS)
+    assert len(buckets) > 1
+    with Memory.open(tmp_path / "memory", model) as memory:
+        memory.add(given(texts))
+        (segment,) = memory.bank.segments()
+        for bucket in buckets:
+            with torch.inference_mode():
+                expected = model.lm.encode_documents(*pad_right([sequences[i] for i in bucket]))
+            offsets = segment.chunk_offsets.tolist()
+            rows = torch.tensor([row for i in bucket for row in range(offsets[i], offsets[i + 1])])
+            for kind in ("keys", "values", "routing_keys"):
+                for layer, tensor in getattr(expected, kind).items():
+                    assert torch.equal(segment.tensor(kind, layer)[rows], tensor), (kind, layer)
+
+
+def test_a_window_of_new_changed_and_known_documents_gets_consecutive_numbers(tmp_path, model, encoded):
+    with Memory.open(tmp_path / "memory", model) as memory:
+        memory.add(given(["first", "second", "third"]))
+        window = given(["first", "second, changed", "third", "fourth"])
+        window[2]["metadata"] = {"lang": "en"}
+        told = []
+        memory.add(window, progress=told.append)
+        numbers = {document.id: document.parts[0].number for document in memory.bank.list()}
+    assert numbers == {"0": 1, "1": 4, "2": 3, "3": 5}
+    assert len(encoded[1]) == 2
+    last = told[-1]
+    assert (last.documents, last.encoded, last.updated, last.unchanged) == (4, 2, 1, 1)
+
+
+def test_documents_are_read_a_window_at_a_time_and_committed_before_the_next(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 60)
+    behind = []
+    with Memory.open(tmp_path / "memory", model) as memory:
+
+        def endless():
+            for index in range(40):
+                behind.append(index - len(memory))
+                yield {"id": str(index), "text": "a text of about thirty letters"}
+
+        memory.add(endless())
+        assert len(memory) == 40
+    assert max(behind) <= 3  # read, and not yet on disk
+
+
+def test_windows_close_at_their_size_and_lose_nothing(monkeypatch):
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 50)
+    documents = [Document(id=str(i), text="x" * size, metadata={}) for i, size in enumerate([0, 30, 300, 3, 3, 90])]
+    ids = []
+    groups = [[document.id for document in group] for group in windows(iter(documents), ids)]
+    assert groups == [["0", "1", "2"], ["3", "4", "5"]]
+    assert ids == [document.id for document in documents]
+
+
+def test_a_digest_tells_texts_apart():
+    assert text_digest("a") == text_digest("a") != text_digest("a ")
