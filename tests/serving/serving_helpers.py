@@ -1,7 +1,12 @@
 """What the tests of the server share: a memory's texts, a real server in a thread, errors, waiting."""
 
+import json
+import re
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import openai
@@ -18,6 +23,14 @@ DOCUMENTS = [
     {"id": "other", "text": "The sky is blue. Here we go.", "metadata": {"lang": "en"}},
     {"id": "notes/ages.md", "text": NEEDLE, "metadata": {"title": "Ages", "lang": "en"}},
 ]
+
+
+_SERVE = """
+import json, logging, sys
+from msa.serving import ServerSettings, serve
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+serve(ServerSettings(root=sys.argv[1], port=0, model="msa-tiny", **json.loads(sys.argv[2])))
+"""
 
 
 class Running:
@@ -66,3 +79,27 @@ def error_of(response, status, code=None):
     if code is not None:
         assert error["code"] == code
     return error
+
+
+@contextmanager
+def process(root, **settings):
+    """A server in a process of its own, and a client of it."""
+    log = root.parent / "log"  # no pipe: a full one would hold the server up
+    with open(log, "w") as stderr:
+        server = subprocess.Popen([sys.executable, "-c", _SERVE, str(root), json.dumps(settings)], stderr=stderr)
+    try:
+        until(lambda: "http://" in log.read_text() or server.poll() is not None)
+        (url,) = re.findall(r"on (http://\S+)", log.read_text())
+        with httpx.Client(base_url=url, timeout=60) as http:
+            until(lambda: _answers(http))
+            yield server, http
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(http):
+    try:
+        return http.get("/ready").status_code == 200
+    except httpx.ConnectError:
+        return False

@@ -97,6 +97,26 @@ def test_a_foreign_memory_looks_like_none(server, key):
         assert answers[0].text.replace("theirs", "nothing") == answers[1].text
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "theirs", "th%65irs", "THEIRS", "theirs/", "theirs%00", "theirs%20", "./theirs", "/theirs", "mine/../theirs",
+        "mine%2f..%2ftheirs", "mine;/../theirs", "mine,theirs", "*", "t*", "work-*", "work-../theirs", "mine%0d%0atheirs",
+        "mine/documents/../../theirs", "mine/documents/..%2f..%2ftheirs%2fdocuments%2fother", "mine/snapshots/..%2ftheirs",
+    ],
+)  # fmt: skip
+def test_no_way_to_write_an_address_leads_to_others(server, target):
+    with server.http(MINE) as http, server.http(ALL) as all_of_it:
+        for method in ("GET", "DELETE", "PATCH", "POST"):
+            for rest in ("", "/documents", "/documents/other"):
+                address = f"/v1/memories/{target}{rest}".encode()
+                answer = http.request(method, "/", extensions={"target": address}, json={"text": "x"})
+                assert answer.status_code in (404, 405), answer.text
+                assert DOCUMENTS[0]["text"] not in answer.text
+        found = all_of_it.get("/v1/memories/theirs/documents/other").json()
+        assert found["text"] == DOCUMENTS[0]["text"]
+
+
 def test_listings_show_what_the_key_opens(server):
     for key, names in (
         (ALL, ["mine", "theirs"]),

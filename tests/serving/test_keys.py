@@ -43,6 +43,7 @@ def test_a_keys_file(tmp_path):
         ("short\n", "at least 8 characters"),
         ("sk-long-enough a read more\n", "line 1: expected KEY"),
         ("sk-long-enough ../etc\n", "line 1: expected KEY"),
+        ("sk-long-enough read\n", "line 1: 'read' alone .* write '\\* read'"),
         ("sha256:abc\n", "64 hexadecimal digits"),
         ("sk-long-enough\nsk-long-enough a\n", "names one key twice"),
     ],

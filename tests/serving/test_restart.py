@@ -1,46 +1,11 @@
 """Servers in processes of their own: killed at work, started again, stopped by a signal."""
 
 import json
-import re
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 
-import httpx
-from serving_helpers import ENDLESS, NEEDLE, QUESTION, until
+from serving_helpers import ENDLESS, NEEDLE, QUESTION, process, until
 
-_SERVE = """
-import logging, sys
-from msa.serving import ServerSettings, serve
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-serve(ServerSettings(root=sys.argv[1], port=0, model="msa-tiny", drain_s=20))
-"""
 NDJSON = {"content-type": "application/x-ndjson"}
-
-
-@contextmanager
-def process(root):
-    """A server and a client of it."""
-    log = root.parent / "log"  # no pipe: a full one would hold the server up
-    with open(log, "w") as stderr:
-        server = subprocess.Popen([sys.executable, "-c", _SERVE, str(root)], stderr=stderr)
-    try:
-        until(lambda: "http://" in log.read_text() or server.poll() is not None)
-        (url,) = re.findall(r"on (http://\S+)", log.read_text())
-        with httpx.Client(base_url=url, timeout=60) as http:
-            until(lambda: _answers(http))
-            yield server, http
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _answers(http):
-    try:
-        return http.get("/ready").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 def test_killed_while_it_adds_and_started_again(tmp_path):
@@ -48,7 +13,7 @@ def test_killed_while_it_adds_and_started_again(tmp_path):
     body = "".join(json.dumps(line) + "\n" for line in lines).encode()
     documents = "/v1/memories/m/documents"
     key = {"idempotency-key": "first"}
-    with process(tmp_path / "root") as (server, http):
+    with process(tmp_path / "root", drain_s=20) as (server, http):
         assert http.put("/v1/memories/m", json={}).status_code == 201
         first = http.post(documents, json={"id": "needle", "text": NEEDLE}, headers=key)
         assert first.status_code == 200
@@ -61,7 +26,7 @@ def test_killed_while_it_adds_and_started_again(tmp_path):
         server.kill()
         server.wait()
 
-    with process(tmp_path / "root") as (server, http):
+    with process(tmp_path / "root", drain_s=20) as (server, http):
         assert http.get(f"{documents}/needle").json()["text"] == NEEDLE, "what was acknowledged is there"
         again = http.post(documents, json={"id": "needle", "text": NEEDLE}, headers=key)
         assert (again.json(), again.headers["idempotency-replayed"]) == (first.json(), "true")

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from serving_helpers import until
 
 from msa.serving.scheduler import (
     CancelledJobError,
@@ -17,7 +18,7 @@ from msa.serving.scheduler import (
 
 @pytest.fixture
 def scheduler():
-    scheduler = Scheduler(max_waiting=2, max_waiting_writes=2)
+    scheduler = Scheduler(max_waiting=2, max_waiting_writes=2, long_s=0)
     yield scheduler
     scheduler.abort()
     assert scheduler.join(5)
@@ -152,6 +153,32 @@ def test_a_long_write_gives_way_and_goes_on(scheduler):
     assert order == [0, "answer 0", "answer 1", 1, 2]
     assert all(job.future.done() for job in asking)
     assert broken.future.result(5) is None
+
+
+def test_a_short_write_does_not_wait_for_a_queue_of_questions():
+    scheduler = Scheduler(max_waiting=2, max_waiting_writes=2, long_s=0.2)
+    order = []
+    asked = threading.Event()
+
+    def write(job):
+        assert asked.wait(5)
+        for step in range(2):
+            order.append(step)
+            job.give_way()
+        time.sleep(0.2)  # now it is a long one
+        job.give_way()
+        job.give_way()
+        order.append("end")
+
+    writing = scheduler.submit(write, Lane.WRITE)
+    until(lambda: scheduler.running(Lane.WRITE) == 1)
+    asking = [scheduler.submit(lambda job, n=n: order.append(f"answer {n}")) for n in range(2)]
+    asked.set()
+    writing.future.result(5)
+    assert order == [0, 1, "answer 0", "answer 1", "end"]
+    assert all(job.future.done() for job in asking)
+    scheduler.abort()
+    assert scheduler.join(5)
 
 
 def test_a_cancelled_write_ends_at_its_safe_point(scheduler):

@@ -13,11 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from msa.errors import MSAError
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError, invalid, to_api_error
-from msa.serving.middleware import REQUEST_ID, Envelope, error_response
+from msa.serving.middleware import KNOWN_METHODS, REQUEST_ID, Envelope, error_response
+from msa.serving.openapi import Application
 from msa.serving.routes import chat, documents, memories, operations, system
 from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
@@ -54,7 +56,8 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
                 expose_headers=[REQUEST_ID, "retry-after", "location"],
             )
         )
-    app = FastAPI(
+    app = Application(
+        needs_key=bool(settings.keys),
         title="Memory Sparse Attention",
         description=_DESCRIPTION,
         version="1",
@@ -90,5 +93,18 @@ async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
         message = f"no such address: {request.method} {request.url.path[:200]}"
     else:
         message = str(error.detail).lower()
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(_methods(request)))  # FastAPI names those of one route alone
     return error_response(ApiError(error.status_code, message, "no_such_route", headers=headers))
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods that the path of a request has, whichever routes they belong to."""
+    tried = {**request.scope}
+    found = set()
+    for method in KNOWN_METHODS:
+        tried["method"] = method
+        if any(route.matches(tried)[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return found

@@ -47,7 +47,11 @@ async def spool_body(request: Request, services: Services, operations: Operation
         ApiError: too large: 413; too slow: 408.
         QueueFullError: too many operations are unfinished.
     """
-    operations.check_room()
+    with operations.receiving():
+        return await _receive(request, services, operations)
+
+
+async def _receive(request: Request, services: Services, operations: Operations) -> Spooled:
     operation_id = operations.new_id()
     folder = operations.folder_of(operation_id)
     await asyncio.to_thread(folder.mkdir)

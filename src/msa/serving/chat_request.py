@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from msa.documents.formats import clean_text
 from msa.generation.options import AskOptions
 from msa.serving.conversation import Turn
 from msa.serving.errors import invalid
+from msa.serving.queries import check_where
 
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 4
+_LEAST_TOP_P = 1e-6  # in the precision that tokens are drawn with, much less would leave no token at all
 _SEEDS = {"ge": -(2**63), "le": 2**63 - 1}
 # fields that change what is answered and cannot be obeyed → values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -31,7 +34,27 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
 }
 
-Number = StrictInt | StrictFloat
+_MESSAGE = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": [*_ROLES]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                    },
+                },
+                {"type": "null", "description": "of the assistant only"},
+            ]
+        },
+    },
+}
 
 
 class StreamOptions(BaseModel):
@@ -47,15 +70,15 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
 
     model: Annotated[StrictStr, Field(description="<model>@<memory>, or <model> with the field memory")]
-    messages: Annotated[list[Any], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Any], Field(min_length=1, max_length=4096, json_schema_extra={"items": _MESSAGE})]
     memory: StrictStr | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     stream_events: StrictBool | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     seed: Annotated[StrictInt, Field(**_SEEDS)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
@@ -112,6 +135,8 @@ def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wan
             options[name] = value
     if request.max_documents is not None:
         options["max_documents"] = request.max_documents
+    if "top_p" in options:
+        options["top_p"] = max(options["top_p"], _LEAST_TOP_P)
     try:
         AskOptions(hybrid=options.get("hybrid", False), retrieval=options.get("retrieval"))
     except ValueError as error:
@@ -164,16 +189,6 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
-def check_where(where: Mapping[str, Any] | None) -> None:
-    """Make sure that a filter can match something.
-
-    Raises:
-        ApiError: an empty key: 400.
-    """
-    if where is not None and not all(where):
-        raise invalid("where maps names of metadata to values; a name is empty", param="where")
-
-
 def _turns(messages: list[Any]) -> list[Turn]:
     turns = []
     for index, message in enumerate(messages):
@@ -187,7 +202,8 @@ def _turns(messages: list[Any]) -> list[Turn]:
             )
         if message.get("tool_calls") or message.get("function_call"):
             raise invalid(f"{where}: tools are not supported", f"{where}.tool_calls", "unsupported_parameter")
-        turns.append(Turn(role, _text(message.get("content"), role, f"{where}.content")))
+        # half a character or a NUL would stop the tokenizer
+        turns.append(Turn(role, clean_text(_text(message.get("content"), role, f"{where}.content"))))
     if turns[-1].role != "user":
         raise invalid("the last message must be the user's: it is the question", param=f"messages[{len(turns) - 1}]")
     if not turns[-1].text.strip():

@@ -87,7 +87,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 def memory_not_found(name: str) -> ApiError:
     """404: also what a key that does not open the memory is told."""
-    return ApiError(404, f"there is no memory {name!r}; GET /v1/memories lists yours", "memory_not_found")
+    return ApiError(404, f"there is no memory {name[:80]!r}; GET /v1/memories lists yours", "memory_not_found")
 
 
 @dataclass(frozen=True)

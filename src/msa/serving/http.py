@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -16,7 +15,9 @@ from starlette.types import Receive
 
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.intake import media_type, too_large
+from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
+from msa.serving.memories import is_name
 from msa.serving.operations import Operations
 from msa.serving.scheduler import CancelledJobError, DeadlineError, Job
 from msa.serving.services import Services
@@ -57,9 +58,9 @@ def reading(name: str, key: KeyOf, services: ServicesOf) -> str:
     """The memory in the path, if the key opens it; it may not exist.
 
     Raises:
-        ApiError: the key does not open it: 404, as if it did not exist.
+        ApiError: the key does not open it, or no memory can have this name: 404, as if it did not exist.
     """
-    if not key.opens(name):
+    if not key.opens(name) or not is_name(name):
         raise memory_not_found(name)
     return name
 
@@ -159,25 +160,6 @@ async def read_json(request: Request, limit: int, services: Services) -> tuple[A
     return await asyncio.to_thread(parse_json, raw), raw
 
 
-def parse_json(raw: bytes) -> Any:
-    """JSON as it is defined: no NaN, no infinities.
-
-    Raises:
-        ApiError: it is not: 400.
-    """
-    if not raw.strip():
-        return {}
-    try:
-        return json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise invalid(f"the body is not JSON: {reason}", code="invalid_json") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 async def read_model(request: Request, model: type[Body], services: Services) -> Body:
     """A small JSON body as one of our types.
 
@@ -198,17 +180,12 @@ def as_model(body: Any, model: type[Body]) -> Body:
         return model.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "model_type":
+            raise invalid("the body must be a JSON object") from error
         # names of union members and the like are pydantic's, not the request's
         names = [part for part in first["loc"] if isinstance(part, int) or part in model.model_fields]
         where = ".".join(map(str, names)) or None
         raise invalid(f"{where or 'the body'}: {first['msg'].lower()}", param=where) from error
-
-
-def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The part of the OpenAPI description that shows a body we parse ourselves."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
 async def until_gone(receive: Receive) -> None:

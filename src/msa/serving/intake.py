@@ -15,6 +15,7 @@ from msa.documents.readers import documents_from_mappings
 from msa.documents.records import read_jsonl
 from msa.errors import DocumentError
 from msa.serving.errors import ApiError
+from msa.serving.json_values import MAX_NESTING, is_too_deep
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _READ_BYTES = 1 << 20
@@ -32,10 +33,11 @@ class Limits:
 
 
 def checked(documents: Iterator[Document], limits: Limits) -> Iterator[Document]:
-    """The same documents, none too large.
+    """The same documents, none too large and all metadata storable.
 
     Raises:
-        ApiError: one is: 413.
+        ApiError: one is too large: 413; an id is too long: 400.
+        DocumentError: an id that has no address, or metadata that cannot be stored.
     """
     for document in documents:
         if len(document.id) > limits.max_id_characters:
@@ -46,11 +48,27 @@ def checked(documents: Iterator[Document], limits: Limits) -> Iterator[Document]
                 "invalid_document",
                 param="id",
             )
+        if document.id in (".", ".."):  # clients resolve it: DELETE …/documents/.. would be asked of the whole memory
+            raise DocumentError(f"the id {document.id!r} cannot stand in an address; give the document another one")
         if len(document.text.encode()) > limits.max_document_bytes:
             raise too_large(f"document {document.id!r}", limits.max_document_bytes)
-        if len(json.dumps(document.metadata)) > _MAX_METADATA_BYTES:
+        if _json_length(document) > _MAX_METADATA_BYTES:
             raise too_large(f"the metadata of document {document.id!r}", _MAX_METADATA_BYTES)
         yield document
+
+
+def _json_length(document: Document) -> int:
+    """Characters of a document's metadata as JSON.
+
+    Raises:
+        DocumentError: they are no JSON that everybody can read.
+    """
+    if is_too_deep(document.metadata):
+        raise DocumentError(f"the metadata of document {document.id!r} are nested more than {MAX_NESTING} times")
+    try:
+        return len(json.dumps(document.metadata, allow_nan=False))
+    except ValueError as error:  # lines of an upload may hold what Python alone takes for JSON
+        raise DocumentError(f"the metadata of document {document.id!r} hold a number that JSON has not") from error
 
 
 def too_large(what: str, limit: int) -> ApiError:
@@ -125,7 +143,7 @@ def _files_of(body: IO[bytes], content_type: str, scratch: Path, limits: Limits)
                     raise too_large(name, limits.max_document_bytes)
                 yield _document_of_file(name, file.read_bytes())
         finally:
-            file.unlink()
+            file.unlink(missing_ok=True)  # after a failure the whole folder may be gone first
     if not number_of_files:
         raise DocumentError("the form holds no file; send each as a part with a file name: -F file=@report.pdf")
 
@@ -210,8 +228,8 @@ def _parts(body: IO[bytes], content_type: str, scratch: Path) -> Iterator[tuple[
     if not boundary:
         raise DocumentError("multipart/form-data needs a boundary in its content type; let your client set the header")
     receiver = _PartReceiver(scratch)
-    parser = MultipartParser(boundary, receiver.callbacks())  # type: ignore[arg-type]
     try:
+        parser = MultipartParser(boundary, receiver.callbacks())  # type: ignore[arg-type]
         while block := body.read(_READ_BYTES):
             parser.write(block)
             while receiver.finished:

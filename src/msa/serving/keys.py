@@ -110,6 +110,11 @@ def read_keys(path: str | Path) -> tuple[ApiKey, ...]:
 
 def _from_line(words: list[str], number: int, where: str) -> ApiKey:
     secret, *rest = words
+    if rest == ["read"]:  # whoever writes this hardly means a memory of this name, and that with write permission
+        raise ServingError(
+            f"{where}: 'read' alone may be a right or a memory; write '* read' for a key that reads everything, "
+            "'read,' for one that opens the memory 'read'"
+        )
     read_only = rest[-1:] == ["read"] and len(rest) > 1
     memories = rest[:-1] if read_only else rest
     if len(memories) > 1 or any(not re.fullmatch(r"[A-Za-z0-9_.*,-]+", names) for names in memories):

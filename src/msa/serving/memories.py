@@ -28,13 +28,22 @@ STATE_FOLDER = ".msa-server"  # no memory can have this name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
+def is_name(name: str) -> bool:
+    """Whether a memory can have this name.
+
+    >>> is_name("notes-2.1"), is_name(".."), is_name(".msa-server")
+    (True, False, False)
+    """
+    return bool(_NAME.fullmatch(name)) and ".." not in name
+
+
 def check_name(name: str) -> str:
     """A memory's name, as it is.
 
     Raises:
         ApiError: it is none: 400.
     """
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not is_name(name):
         raise invalid(
             f"a memory's name has 1 to 64 letters, digits, '_', '-' and '.', begins with a letter or digit and has no "
             f"'..'; got {name[:80]!r}",
@@ -94,21 +103,12 @@ class Memories:
         """Names of all memories, sorted."""
         with os.scandir(self.root) as entries:
             found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        return sorted(name for name in found if self._is_name(name) and MemoryBank.exists(self.root / name))
+        return sorted(name for name in found if is_name(name) and MemoryBank.exists(self.root / name))
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of exactly this name, also where the file system takes ``A`` for ``a``."""
         folder = self.root / name
-        return (
-            self._is_name(name)
-            and name in self._folder_names()
-            and not folder.is_symlink()
-            and MemoryBank.exists(folder)
-        )
-
-    @staticmethod
-    def _is_name(name: str) -> bool:
-        return bool(_NAME.fullmatch(name)) and ".." not in name
+        return is_name(name) and name in self._folder_names() and not folder.is_symlink() and MemoryBank.exists(folder)
 
     def _identity(self, name: str) -> tuple[int, int]:
         """Which folder it is, so that one that was replaced is noticed.

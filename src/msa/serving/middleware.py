@@ -25,7 +25,7 @@ access_log = logging.getLogger("msa.serving.access")
 REQUEST_ID = "x-request-id"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_KNOWN_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+KNOWN_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -76,8 +76,14 @@ class Envelope:
             self._record(scope, request_id, status or CLIENT_GONE, time.monotonic() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        """Who calls by a name that is not ours, or from a foreign page in somebody's browser, is turned away."""
+        """Who calls by a name that is not ours, or from a foreign page in somebody's browser, is turned away.
+
+        So is a request whose length is told in two ways: a proxy may believe the other one (RFC 9112, 6.1).
+        """
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            message = "a request has either Content-Length or Transfer-Encoding, not both"
+            return ApiError(400, message, "invalid_http", headers={"connection": "close"})
         host = headers.get("host", "")
         allowed = self._settings.allowed_hosts
         if allowed and _host_name(host) not in allowed:
@@ -108,7 +114,7 @@ class Envelope:
         access_log.info("%s", json.dumps(line))
         services = getattr(scope["app"].state, "services", None) if "app" in scope else None
         if services is not None:
-            method = scope["method"] if scope["method"] in _KNOWN_METHODS else "other"  # labels must stay few
+            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"  # labels must stay few
             services.metrics.responded(path, method, status, seconds)
 
 

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,7 @@ class Operations:
         self._runners = runners
         self._max_unfinished = max_unfinished
         self._live: dict[str, Operation] = {}
+        self._receiving = 0
         self._busy: set[tuple[str, str]] = set()
         self._wake = threading.Condition()
         self._closed = False
@@ -176,8 +177,24 @@ class Operations:
         """
         if self._closed:
             raise ShuttingDownError("the server is shutting down; try again in a moment")
-        if len(self._live) >= self._max_unfinished:
+        if len(self._live) + self._receiving >= self._max_unfinished:
             raise QueueFullError(f"{len(self._live)} operations are unfinished, as many as may; try again later", 10.0)
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While the body of an operation arrives, which counts as one: bodies on their way take room on the disk too.
+
+        Raises:
+            QueueFullError, ShuttingDownError: as for :meth:`check_room`.
+        """
+        with self._wake:
+            self.check_room()
+            self._receiving += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._receiving -= 1
 
     def start(self, kind: str, memory: str, request: dict[str, Any], operation_id: str | None = None) -> Operation:
         """Accept an operation; when this returns it is on disk.

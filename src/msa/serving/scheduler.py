@@ -2,7 +2,8 @@
 
 A network must not be entered by two threads at a time, so everything that runs it is a job of this scheduler. Jobs
 that answer (``ASK``) wait in one queue, jobs that change a memory (``WRITE``) in another; the worker takes turns. A
-long write gives way at its own safe points (:meth:`Job.give_way`): the questions that wait then are answered first.
+long write gives way at its own safe points (:meth:`Job.give_way`): the questions that wait then are answered first. A
+short one does not: if each waited for a full queue of questions, none of them would end under load.
 
 This module knows nothing of HTTP, models or memories.
 """
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 _FIRST_GUESS_S = 1.0  # service time before any job has ended
 _SMOOTHING = 0.2
 _LONGEST_RETRY_S = 120.0
+_LONG_S = 0.5  # a write that has held the model for so long is a long one
 
 
 class QueueFullError(MSAError):
@@ -86,7 +88,8 @@ class Job:
         self._work = work
         self._on_event = on_event
         self._stop: MSAError | None = None
-        self._between: Callable[[], None] | None = None
+        self._between: Callable[[Job], None] | None = None
+        self._held_since = 0.0
 
     def emit(self, event: Any) -> None:
         """Hand an event to whoever waits for the job."""
@@ -105,13 +108,13 @@ class Job:
         return self.stop_reason is not None
 
     def give_way(self) -> None:
-        """At a safe point of a write: answer the questions that wait now, then go on.
+        """At a safe point of a write that has held the model for long: answer the questions that wait now, then go on.
 
         Raises:
             MSAError: the job itself should end early.
         """
         if self._between is not None:
-            self._between()
+            self._between(self)
         if self.stop_reason is not None:
             raise self.stop_reason
 
@@ -123,12 +126,16 @@ class Scheduler:
         max_waiting: questions that may wait; one more is running.
         max_waiting_writes: writes that may wait.
         name: of the thread.
+        long_s: seconds that a write may hold the model before it gives way.
     """
 
-    def __init__(self, max_waiting: int, max_waiting_writes: int, name: str = "msa-worker") -> None:
+    def __init__(
+        self, max_waiting: int, max_waiting_writes: int, name: str = "msa-worker", long_s: float = _LONG_S
+    ) -> None:
         self._limits = {Lane.ASK: max_waiting, Lane.WRITE: max_waiting_writes}
         self._queues: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._running: list[Job] = []  # a write that gives way stays below the question that runs
+        self._long_s = long_s
         self._service_s = dict.fromkeys(Lane, _FIRST_GUESS_S)
         self._wake = threading.Condition()
         self._closed = False
@@ -152,6 +159,18 @@ class Scheduler:
         """
         job = Job(work, lane, deadline, on_event)
         with self._wake:
+            self.check_room(lane)
+            self._queues[lane].append(job)
+            self._wake.notify()
+        return job
+
+    def check_room(self, lane: Lane = Lane.ASK) -> None:
+        """Before much is done for a request: make sure that a job would be taken now.
+
+        Raises:
+            QueueFullError, ShuttingDownError: as for :meth:`submit`.
+        """
+        with self._wake:
             if self._closed:
                 raise ShuttingDownError("the server is shutting down; try again in a moment")
             queue = self._queues[lane]
@@ -162,9 +181,6 @@ class Scheduler:
                 raise QueueFullError(
                     f"{len(queue)} requests wait already, as many as may; try again later", self.retry_after_s(lane)
                 )
-            queue.append(job)
-            self._wake.notify()
-        return job
 
     def _is_idle(self) -> bool:
         return not self._running and not any(self._queues.values())
@@ -240,7 +256,7 @@ class Scheduler:
     def _run(self, job: Job) -> None:
         job.started = time.monotonic()
         if job.lane is Lane.WRITE:
-            job._between = self._answer_waiting
+            job._between, job._held_since = self._answer_waiting, job.started
         try:
             if job.stop_reason is not None:
                 raise job.stop_reason
@@ -262,12 +278,15 @@ class Scheduler:
         with self._wake:
             self._running.remove(job)
 
-    def _answer_waiting(self) -> None:
+    def _answer_waiting(self, write: Job) -> None:
         """Run the questions that wait now; later ones wait for the next time, so that the write goes on too."""
+        if time.monotonic() - write._held_since < self._long_s:
+            return
         for _ in range(len(self._queues[Lane.ASK])):
             with self._wake:
                 if not self._queues[Lane.ASK]:
-                    return
+                    break
                 job = self._queues[Lane.ASK].popleft()
                 self._running.append(job)
             self._run(job)
+        write._held_since = time.monotonic()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from msa.model.bundle import MSAModel
 from msa.serving.app import create_app
-from msa.serving.errors import ServingError
+from msa.serving.errors import ApiError, ServingError
 from msa.serving.keys import VARIABLE
 from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
@@ -24,19 +27,26 @@ from msa.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 128  # also how many connections are taken before those too many are closed
+_OPEN_FILES = 65_536  # more would only cost
 _AFTER_DRAIN_S = 5.0  # for failed requests to be answered, and jobs to see that they should end
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose next request does not come, or comes too slowly."""
+    """Closes a connection whose next request does not come, comes too slowly or is none, or that is one too many."""
 
     header_timeout_s = 30.0
+    max_connections = 512
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
-        self._watch()
+        if len(self.connections) > self.max_connections:
+            message = f"{self.max_connections} connections are open, as many as may; try again later"
+            self._refuse(ApiError(503, message, "too_many_connections", headers={"retry-after": "1"}))
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Something has arrived: the head of a request is complete now, or it is not."""
@@ -51,6 +61,23 @@ class PatientProtocol(H11Protocol):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP request, if an answer can still be sent, and close."""
+        # after an answer that did not wait for the body, what comes of it can no longer be answered
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(ApiError(400, "this is not an HTTP request that can be read", "invalid_http"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer without asking the application, and close."""
+        body = json.dumps(error.body).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        response = h11.Response(status_code=error.status, headers=[*(headers | error.headers).items()])
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -115,7 +142,8 @@ def listen(settings: ServerSettings) -> socket.socket:
 def make_server(settings: ServerSettings, services: Services) -> Server:
     """A server that has not been started; it closes the services when it ends."""
     app = create_app(settings, services)
-    protocol = type("Protocol", (PatientProtocol,), {"header_timeout_s": settings.header_timeout_s})
+    limits = {"header_timeout_s": settings.header_timeout_s, "max_connections": settings.max_connections}
+    protocol = type("Protocol", (PatientProtocol,), limits)
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -126,10 +154,20 @@ def make_server(settings: ServerSettings, services: Services) -> Server:
         log_level="warning",
         server_header=False,
         proxy_headers=False,
+        backlog=BACKLOG,
         timeout_keep_alive=max(1, int(settings.header_timeout_s)),
         timeout_graceful_shutdown=int(settings.drain_s + _AFTER_DRAIN_S),
     )
     return Server(config, app, settings.drain_s)
+
+
+def allow_open_files() -> None:
+    """Let the process open as many files as the system lets it: connections and memories need one each, or several."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def run(settings: ServerSettings, model: MSAModel | None = None) -> None:
@@ -140,6 +178,7 @@ def run(settings: ServerSettings, model: MSAModel | None = None) -> None:
             settings.port,
             VARIABLE,
         )
+    allow_open_files()
     with listen(settings) as listening:
         server = make_server(settings, Services(settings, model))
         host, port = listening.getsockname()[:2]

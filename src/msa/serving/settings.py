@@ -27,9 +27,10 @@ class ServerSettings:
         keys: who may do what; none: everybody may do everything.
         cors_origins: web origins whose pages may call the server; none by default.
         allowed_hosts: values of the ``Host`` header that are answered; empty: any.
+        max_connections: open at a time; more are answered 503 and closed.
         max_waiting: questions and searches that may wait for the model; more are answered 429.
         max_waiting_writes: changes that may wait; more are answered 429.
-        max_operations: unfinished operations; more are answered 429.
+        max_operations: unfinished operations and uploads that are arriving; more are answered 429.
         request_timeout_s: seconds from a request's arrival to its end.
         body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take.
         header_timeout_s: seconds that the head of a connection's next request may take to arrive.
@@ -61,6 +62,7 @@ class ServerSettings:
     keys: tuple[ApiKey, ...] = ()
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    max_connections: int = 512
     max_waiting: int = 32
     max_waiting_writes: int = 64
     max_operations: int = 64

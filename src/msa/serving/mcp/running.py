@@ -27,7 +27,7 @@ from msa.serving.mcp.settings import McpSettings
 from msa.serving.mcp.tools import MemoryTools
 from msa.serving.middleware import error_response
 from msa.serving.scheduler import Lane
-from msa.serving.server import PatientProtocol, Server, listen
+from msa.serving.server import BACKLOG, PatientProtocol, Server, allow_open_files, listen
 from msa.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def run_http(settings: McpSettings, model: MSAModel | None = None) -> None:
             VARIABLE,
         )
     where = ServerSettings(root=settings.folder.parent, host=settings.host, port=settings.port)
+    allow_open_files()
     with listen(where) as listening:
         server = make_http_server(settings, model)
         host, port = listening.getsockname()[:2]
@@ -107,6 +108,7 @@ def make_http_server(settings: McpSettings, model: MSAModel | None = None) -> Se
         log_level="warning",
         server_header=False,
         proxy_headers=False,
+        backlog=BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_AFTER_STOP_S,
     )

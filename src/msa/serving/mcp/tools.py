@@ -16,6 +16,7 @@ from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError, invalid, to_api_error
 from msa.serving.intake import Limits, documents_of_body
 from msa.serving.mcp.settings import McpSettings
+from msa.serving.queries import check_query
 from msa.serving.scheduler import Job, Scheduler
 from msa.zoo import load
 
@@ -76,6 +77,7 @@ class MemoryTools:
         """The best documents for a query, each with the beginning of the part that was found."""
         self._check_words(query, "query")
         memory = self._ready_for_questions()
+        check_query(query, memory.model)
         if not len(memory):
             return []
         hits = memory.search(query, self.settings.top_k, hybrid=self.settings.hybrid)

@@ -13,19 +13,25 @@ from msa.generation.types import Answer, Done, Event
 from msa.serving.chat_request import ChatRequest, Wanted, wanted
 from msa.serving.conversation import compose
 from msa.serving.errors import ApiError, invalid, memory_not_found
-from msa.serving.http import KeyOf, ServicesOf, deadline_of, json_schema, read_model, result_of
+from msa.serving.http import KeyOf, ServicesOf, deadline_of, read_model, result_of
 from msa.serving.keys import ApiKey
+from msa.serving.openapi import described
 from msa.serving.replies import Reply
 from msa.serving.scheduler import Job
+from msa.serving.schemas import ChatCompletion, ModelInfo, ModelList
 from msa.serving.services import Services
 from msa.serving.streaming import Events, EventStream, cancel_for, first_event, reply_events
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
-@router.post("/chat/completions", openapi_extra=json_schema(ChatRequest))
+@router.post(
+    "/chat/completions",
+    **described({200: ChatCompletion}, body=ChatRequest, errors=(404, 409, 429, 504), stream=True),
+)
 async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -> Response:
     """Answer the last message from a memory."""
+    services.scheduler.check_room()
     deadline = deadline_of(services)
     body = await read_model(request, ChatRequest, services)
     settings = services.settings
@@ -108,7 +114,7 @@ def _finished(job: Job, services: Services) -> None:
         services.metrics.answered(job, job.future.result())
 
 
-@router.get("/models")
+@router.get("/models", **described({200: ModelList}))
 def models(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     """The model with every memory that it can be asked about."""
     memories = services.memories
@@ -116,7 +122,7 @@ def models(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     return {"object": "list", "data": [_model(name, services) for name in names]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", **described({200: ModelInfo}))
 def model(model: str, key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     """One of them."""
     name, _, memory = model.rpartition("@")
@@ -153,3 +159,9 @@ def embeddings(key: KeyOf) -> None:
 def completions(key: KeyOf) -> None:
     """Not offered."""
     raise ApiError(404, "plain completions are not offered; use POST /v1/chat/completions", "not_offered")
+
+
+@router.post("/responses", include_in_schema=False)
+def responses(key: KeyOf) -> None:
+    """Not offered."""
+    raise ApiError(404, "responses are not offered; use POST /v1/chat/completions", "not_offered")

@@ -23,15 +23,23 @@ from msa.serving.http import (
     WritableMemory,
     as_model,
     deadline_of,
-    json_schema,
     read_json,
     result_of,
 )
 from msa.serving.idempotency import once
 from msa.serving.intake import checked, documents_of_body, media_type
 from msa.serving.keys import ApiKey
+from msa.serving.openapi import described
 from msa.serving.operations import Operations
 from msa.serving.scheduler import Job, Lane
+from msa.serving.schemas import (
+    DocumentDeleted,
+    DocumentInfo,
+    DocumentPage,
+    DocumentsAdded,
+    DocumentsDeleted,
+    OperationInfo,
+)
 from msa.serving.services import Services
 from msa.serving.waiting import answer_operation
 
@@ -41,6 +49,27 @@ _UPLOADS = ("application/x-ndjson", "application/jsonl", "application/x-jsonline
 _PAGE = 50  # documents read at a time
 _PAGE_BYTES = 8 << 20  # of texts in one listing
 _MAX_DELETED = 10_000
+_DOCUMENT = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {
+        "id": {"type": "string", "minLength": 1, "maxLength": 512},
+        "text": {"type": "string"},
+        "metadata": {"type": "object"},
+    },
+}
+_DOCUMENTS = {"type": "array", "items": _DOCUMENT}
+_MANY = {"type": "object", "required": ["documents"], "properties": {"documents": _DOCUMENTS}}
+_ADDITION = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"anyOf": [_MANY, _DOCUMENT]}},
+        "application/x-ndjson": {"schema": {"type": "string"}},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+        },
+    },
+}
 
 
 class DeleteRequest(BaseModel):
@@ -66,7 +95,15 @@ class PatchRequest(BaseModel):
     metadata: dict[str, Any] | None = None
 
 
-@router.post("")
+@router.post(
+    "",
+    **described(
+        {200: DocumentsAdded | OperationInfo, 202: OperationInfo},
+        body=_ADDITION,
+        errors=(429, 504, 507),
+        idempotent=True,
+    ),
+)
 async def add_documents(
     name: WritableMemory,
     request: Request,
@@ -136,7 +173,7 @@ def _check_exists(name: str, services: Services) -> None:
         raise memory_not_found(name)
 
 
-@router.get("")
+@router.get("", **described({200: DocumentPage}))
 def list_documents(
     name: ReadableMemory,
     services: ServicesOf,
@@ -191,7 +228,7 @@ def _found(memory: Memory, doc_id: str) -> Document:
     return document
 
 
-@router.post("/delete", openapi_extra=json_schema(DeleteRequest))
+@router.post("/delete", **described({200: DocumentsDeleted}, body=DeleteRequest, errors=(429, 504, 507)))
 async def delete_documents(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Remove several documents; ids that are not there are named."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
@@ -217,14 +254,14 @@ async def _delete(name: str, ids: list[str], request: Request, services: Service
     return deleted
 
 
-@router.get("/{doc_id:path}")
+@router.get("/{doc_id:path}", **described({200: DocumentInfo}))
 def get_document(name: ReadableMemory, doc_id: str, services: ServicesOf) -> dict[str, Any]:
     """One document as it was added."""
     with services.memories.lease(name) as memory:
         return _to_json(_found(memory, doc_id))
 
 
-@router.put("/{doc_id:path}", openapi_extra=json_schema(PutRequest))
+@router.put("/{doc_id:path}", **described({200: DocumentInfo}, body=PutRequest, errors=(429, 504, 507)))
 async def put_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Add a document, or replace it."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
@@ -232,7 +269,7 @@ async def put_document(name: WritableMemory, doc_id: str, request: Request, serv
     return await _store(name, doc_id, wanted.text, wanted.metadata, request, services)
 
 
-@router.patch("/{doc_id:path}", openapi_extra=json_schema(PatchRequest))
+@router.patch("/{doc_id:path}", **described({200: DocumentInfo}, body=PatchRequest, errors=(429, 504, 507)))
 async def patch_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Change the text or the metadata of a document; new metadata alone cost no encoding."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
@@ -258,7 +295,7 @@ async def _store(
     return _to_json(document)
 
 
-@router.delete("/{doc_id:path}")
+@router.delete("/{doc_id:path}", **described({200: DocumentDeleted}, errors=(429, 504, 507)))
 async def delete_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Remove a document."""
     if not await _delete(name, [doc_id], request, services):

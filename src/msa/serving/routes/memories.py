@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from msa.generation.types import Hit
-from msa.serving.chat_request import check_where
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.http import (
     KeyOf,
@@ -22,7 +21,6 @@ from msa.serving.http import (
     as_model,
     check_may_write,
     deadline_of,
-    json_schema,
     read_json,
     read_model,
     result_of,
@@ -30,14 +28,30 @@ from msa.serving.http import (
 from msa.serving.idempotency import once
 from msa.serving.keys import ApiKey
 from msa.serving.memories import check_name
+from msa.serving.openapi import described
 from msa.serving.operations import Operation, Operations
+from msa.serving.queries import check_query, check_where
 from msa.serving.scheduler import Job, Lane
+from msa.serving.schemas import (
+    Compaction,
+    FoundList,
+    MemoryDeleted,
+    MemoryInfo,
+    MemoryList,
+    OperationInfo,
+    Restored,
+    Snapshot,
+    SnapshotDeleted,
+    SnapshotList,
+    Verification,
+)
 from msa.serving.services import Services
 from msa.serving.waiting import answer_operation
 
 router = APIRouter(prefix="/v1/memories", tags=["memories"])
 
 _MAX_HITS = 1000
+_ANYTHING = {"required": False, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
 class SearchRequest(BaseModel):
@@ -57,7 +71,7 @@ class RestoreRequest(BaseModel):
     memory: StrictStr
 
 
-@router.get("")
+@router.get("", **described({200: MemoryList}))
 def list_memories(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     """All memories that the key opens; ``available`` ones were made by the model that is served."""
     memories = services.memories
@@ -69,16 +83,14 @@ def list_memories(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.put("/{name}")
+@router.put("/{name}", **described({200: MemoryInfo, 201: MemoryInfo}, body=_ANYTHING, idempotent=True))
 async def create_memory(name: str, request: Request, key: KeyOf, services: ServicesOf) -> Response:
     """Make an empty memory; one that is there already stays as it is."""
     check_may_write(key, services)
     check_name(name)
     if not key.opens(name):  # whether it exists or not
         raise ApiError(403, f"this API key opens no memory {name!r}", "memory_not_allowed")
-    body, raw = await read_json(request, services.settings.max_request_bytes, services)
-    if not isinstance(body, dict):
-        raise invalid("the body must be a JSON object, {} for instance")
+    raw = await _read_nothing(request, services)
     assert services.ledger is not None
 
     async def create() -> Response:
@@ -88,7 +100,19 @@ async def create_memory(name: str, request: Request, key: KeyOf, services: Servi
     return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, create)
 
 
-@router.get("/{name}")
+async def _read_nothing(request: Request, services: Services) -> bytes:
+    """A body that need not say anything, as it came.
+
+    Raises:
+        ApiError: not a JSON object: 400.
+    """
+    body, raw = await read_json(request, services.settings.max_request_bytes, services)
+    if not isinstance(body, dict):
+        raise invalid("the body must be a JSON object, {} for instance")
+    return raw
+
+
+@router.get("/{name}", **described({200: MemoryInfo}))
 def get_memory(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
     """Counts and sizes of a memory."""
     return _about(name, services)
@@ -101,7 +125,7 @@ def _about(name: str, services: Services) -> dict[str, Any]:
     return {"id": name, "object": "memory", "read_only": read_only, **stats}
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", **described({200: MemoryDeleted}, errors=(429, 504)))
 async def delete_memory(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Remove a memory with its documents, snapshots and unfinished operations; says what went."""
 
@@ -133,14 +157,14 @@ def _check_exists(name: str, services: Services) -> None:
         raise memory_not_found(name)
 
 
-@router.post("/{name}/search", openapi_extra=json_schema(SearchRequest))
+@router.post("/{name}/search", **described({200: FoundList}, body=SearchRequest, errors=(429, 504)))
 async def search(name: ReadableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
     """The best documents for a query; nothing is generated."""
+    services.scheduler.check_room()
     deadline = deadline_of(services)
     wanted = await read_model(request, SearchRequest, services)
-    if not wanted.query.strip():
-        raise invalid("the query is empty; say what to look for", param="query")
     check_where(wanted.where)
+    await asyncio.to_thread(check_query, wanted.query, services.model)
     await asyncio.to_thread(_check_exists, name, services)
 
     def work(job: Job) -> list[Hit]:
@@ -160,7 +184,7 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
     return {"object": "list", "data": data}
 
 
-@router.post("/{name}/verify")
+@router.post("/{name}/verify", **described({200: Verification}))
 async def verify(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
     """Check every checksum of a memory."""
 
@@ -173,7 +197,7 @@ async def verify(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
     return {"object": "memory.verification", "ok": not problems, "problems": problems}
 
 
-@router.post("/{name}/compact")
+@router.post("/{name}/compact", **described({200: Compaction}, errors=(429, 504, 507)))
 async def compact(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Rewrite a memory without what was deleted."""
 
@@ -186,7 +210,11 @@ async def compact(name: WritableMemory, request: Request, services: ServicesOf) 
     return {"object": "memory.compaction", **await result_of(job, request, services)}
 
 
-@router.post("/{name}/snapshots")
+@router.post(
+    "/{name}/snapshots",
+    status_code=201,
+    **described({201: Snapshot, 202: OperationInfo}, body=_ANYTHING, errors=(429,), idempotent=True),
+)
 async def create_snapshot(
     name: WritableMemory,
     request: Request,
@@ -196,7 +224,7 @@ async def create_snapshot(
     wait: bool = True,
 ) -> Response:
     """Copy a memory, checked, while it is used; ``wait=false`` answers at once with an operation."""
-    _, raw = await read_json(request, services.settings.max_request_bytes, services)
+    raw = await _read_nothing(request, services)
     await asyncio.to_thread(_check_exists, name, services)
     details = {"snapshot": services.snapshots.new_id()}
     return await _operate(request, key, services, operations, ("snapshot", name, details), raw, wait)
@@ -221,27 +249,31 @@ async def _operate(
     return await once(request, key, memory, hashlib.sha256(raw).hexdigest(), services.ledger, start)
 
 
-@router.get("/{name}/snapshots")
+@router.get("/{name}/snapshots", **described({200: SnapshotList}))
 def list_snapshots(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
     """The snapshots of a memory."""
     _check_exists(name, services)
     return {"object": "list", "data": services.snapshots.list(name)}
 
 
-@router.get("/{name}/snapshots/{snapshot}")
+@router.get("/{name}/snapshots/{snapshot}", **described({200: Snapshot}))
 def get_snapshot(name: ReadableMemory, snapshot: str, services: ServicesOf) -> dict[str, Any]:
     """One snapshot."""
     return services.snapshots.get(name, snapshot)
 
 
-@router.delete("/{name}/snapshots/{snapshot}")
+@router.delete("/{name}/snapshots/{snapshot}", **described({200: SnapshotDeleted}))
 def delete_snapshot(name: WritableMemory, snapshot: str, services: ServicesOf) -> dict[str, Any]:
     """Remove a snapshot."""
     services.snapshots.delete(name, snapshot)
     return {"id": snapshot, "object": "memory.snapshot.deleted", "deleted": True}
 
 
-@router.post("/{name}/snapshots/{snapshot}/restore", openapi_extra=json_schema(RestoreRequest))
+@router.post(
+    "/{name}/snapshots/{snapshot}/restore",
+    status_code=201,
+    **described({201: Restored, 202: OperationInfo}, body=RestoreRequest, errors=(429,), idempotent=True),
+)
 async def restore_snapshot(
     name: WritableMemory,
     snapshot: str,

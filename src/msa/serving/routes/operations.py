@@ -10,12 +10,14 @@ from fastapi import APIRouter, Query
 from msa.serving.errors import ApiError
 from msa.serving.http import KeyOf, OperationsOf, ServicesOf, check_may_write
 from msa.serving.keys import ApiKey
+from msa.serving.openapi import described
 from msa.serving.operations import Operation, Operations
+from msa.serving.schemas import OperationInfo, OperationList
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"])
 
 
-@router.get("")
+@router.get("", **described({200: OperationList}, errors=(404,)))
 def list_operations(
     key: KeyOf,
     services: ServicesOf,
@@ -31,13 +33,13 @@ def list_operations(
     return {"object": "list", "data": [operation.to_json() for operation in operations.list(names, limit)]}
 
 
-@router.get("/{operation_id}")
+@router.get("/{operation_id}", **described({200: OperationInfo}))
 def get_operation(operation_id: str, key: KeyOf, operations: OperationsOf) -> dict[str, Any]:
     """How an operation stands."""
     return _found(operation_id, key, operations).to_json()
 
 
-@router.delete("/{operation_id}")
+@router.delete("/{operation_id}", **described({200: OperationInfo}))
 async def cancel_operation(
     operation_id: str, key: KeyOf, services: ServicesOf, operations: OperationsOf
 ) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from fastapi.responses import FileResponse
 from msa.serving.errors import ApiError
 from msa.serving.http import KeyOf, ServicesOf
 from msa.serving.metrics import CONTENT_TYPE
+from msa.serving.openapi import described
+from msa.serving.schemas import Health, Ready
 
 router = APIRouter(tags=["system"])
 
@@ -27,13 +29,15 @@ _PAGE_HEADERS = {
 }
 
 
-@router.get("/health")
+@router.head("/health", include_in_schema=False)
+@router.get("/health", **described({200: Health}))
 async def health() -> dict[str, str]:
     """The process is alive; needs no key."""
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", **described({200: Ready}))
 async def ready(services: ServicesOf) -> dict[str, str]:
     """Questions are answered; 503 while the server is being stopped. Needs no key."""
     if not services.scheduler.accepts:
@@ -41,7 +45,11 @@ async def ready(services: ServicesOf) -> dict[str, str]:
     return {"status": "ready", "model": services.model_id}
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    **described({200: {"text/plain": {"schema": {"type": "string"}}}}, errors=(403,)),
+)
 def metrics(key: KeyOf, services: ServicesOf) -> Response:
     """Prometheus metrics; where there are keys, one that opens every memory is needed, since memories are named."""
     if not key.is_unrestricted:

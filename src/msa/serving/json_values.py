@@ -1,0 +1,55 @@
+"""JSON as it is defined: bodies are parsed strictly, and no value is nested so deeply that others could not read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from msa.serving.errors import invalid
+
+MAX_NESTING = 100  # levels of a value that is stored or compared; far below what JSON readers can do
+
+
+def parse_json(raw: bytes) -> Any:
+    """A body's JSON: no NaN, no infinities, no number that is too large to be one; an empty body is ``{}``.
+
+    Raises:
+        ApiError: it is not: 400.
+    """
+    if not raw.strip():
+        return {}
+    try:
+        return json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise invalid(f"the body is not JSON: {reason}", code="invalid_json") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:40]} is out of range")
+    return number
+
+
+def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
+    """Whether lists and objects stand inside each other more than ``most`` times.
+
+    >>> is_too_deep([{"a": 1}], 2), is_too_deep([{"a": [1]}], 2)
+    (False, True)
+    """
+    level = [value]
+    for _ in range(most + 1):
+        level = [inner for each in level if isinstance(each, dict | list) for inner in _inside(each)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Any:
+    return value.values() if isinstance(value, dict) else value

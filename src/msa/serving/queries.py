@@ -1,0 +1,45 @@
+"""What a search or a question may ask for, checked before it waits for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msa.model.bundle import MSAModel
+from msa.serving.errors import ApiError, invalid
+from msa.serving.json_values import MAX_NESTING, is_too_deep
+
+
+def check_where(where: Mapping[str, Any] | None) -> None:
+    """Make sure that a filter can match something.
+
+    Raises:
+        ApiError: an empty key, or a value that no document can have: 400.
+    """
+    if where is None:
+        return
+    if not all(where):
+        raise invalid("where maps names of metadata to values; a name is empty", param="where")
+    if is_too_deep([*where.values()]):
+        raise invalid(f"a value in where is nested more than {MAX_NESTING} times", param="where")
+
+
+def check_query(query: str, model: MSAModel) -> None:
+    """Make sure that a search is one the model can read: time and memory grow with the square of its tokens.
+
+    Raises:
+        ApiError: empty, or longer than the model's context: 400.
+    """
+    if not query.strip():
+        raise invalid("the query is empty; say what to look for", param="query")
+    context = model.lm.config.max_position_embeddings
+    most = context - model.lm.config.top_k_docs  # the first positions are the documents'
+    tokens = len(model.protocol.question_turn(query).ids)
+    if tokens > most:
+        raise ApiError(
+            400,
+            f"the query has {tokens:,} tokens; this model's context of {context:,} tokens has room for {most:,}. "
+            "Search for less",
+            "context_length_exceeded",
+            param="query",
+        )
