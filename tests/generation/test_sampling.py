@@ -35,6 +35,7 @@ def test_frequencies_follow_the_tempered_softmax():
         ({"top_k": 5}, {0, 1, 2, 3, 4}),
         ({"top_k": 99}, {0, 1, 2, 3, 4}),
         ({"top_p": 1e-6}, {1}),
+        ({"top_p": 1e-300}, {1}),  # nothing, in the precision of the probabilities
         ({"top_p": 0.5}, {1, 3}),  # probabilities 0.47, 0.28, 0.10, 0.07, 0.02 at temperature 1
         ({"top_p": 0.4}, {1}),
         ({"top_p": 1.0}, {0, 1, 2, 3, 4}),

@@ -96,6 +96,16 @@ def test_the_lead_is_hidden_only_at_the_start(model, text, shown):
     assert "".join(pieces) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(LEAD[:3], ""), (LEAD[:10], ""), (LEAD, ""), ("The answ\u00e9", "The answ\u00e9"), ("42", "42"), ("", "")],
+)
+def test_a_lead_that_was_cut_off_is_not_shown(model, text, shown):
+    stream = TextStream(model.protocol, hidden_lead=LEAD)
+    pieces = [stream.push(token) for token in of(model, text)]
+    assert "".join([*pieces, stream.finish(cut=True)]) == stream.text == shown
+
+
 def test_nothing_is_shown_while_the_lead_may_still_come(model):
     pieces, _ = stream(model, of(model, "The answer of"), hidden_lead=LEAD)
     assert pieces[:11] == [""] * 11

@@ -276,7 +276,7 @@ def test_what_openai_offers_and_this_does_not(client, http):
         client.embeddings.create(model=MODEL, input="x")
     with pytest.raises(openai.NotFoundError, match="use POST /v1/chat/completions"):
         client.completions.create(model=MODEL, prompt="x")
-    error_of(http.post("/v1/responses", json={}), 404, "no_such_route")
+    error_of(http.post("/v1/responses", json={}), 404, "not_offered")
     error_of(http.get("/v1/chat/completions"), 405)
 
 

@@ -92,6 +92,11 @@ class DocumentsFile:
         for name, data in stored.items():
             setattr(self, name, np.frombuffer(data, dtype="<i8"))
 
+    def __del__(self) -> None:
+        # a connection refers to itself, so it would stay open until a garbage collection
+        with contextlib.suppress(AttributeError):  # opening failed
+            self._connection.close()
+
     def locate(self, digests: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which of the digests of ids ``[n]`` are here ``[m]``, and the places of their documents ``[m]``."""
         here = np.zeros(0, np.int64)

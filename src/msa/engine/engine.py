@@ -52,8 +52,19 @@ class Engine:
         """The best documents of each question by the mean of the router layers' scores; nothing is generated.
 
         ``hybrid`` fuses their order with that of exact words.
+
+        Raises:
+            ValueError: a question that is empty, or longer than the model's context.
         """
         turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
+        config = self.model.lm.config
+        # the question starts after as many positions as documents may be selected
+        limit = config.max_position_embeddings - config.top_k_docs
+        for turn in turns:
+            if len(turn.ids) > limit:
+                raise ValueError(
+                    f"the question has {len(turn.ids)} tokens; this model's context leaves {limit}. Shorten it"
+                )
         ids, mask = pad_left([turn.ids for turn in turns], self.model.device)
         routes, _ = pad_left([[int(m) for m in turn.marked] for turn in turns], self.model.device)
         inputs: dict[str, Any] = {
@@ -113,10 +124,11 @@ class Engine:
             if session.stream.stopped and decoding.rows[index].finish_reason is None:
                 decoding.rows[index].finish_reason = "stop"
         for index, session in enumerate(sessions):
-            piece = session.stream.finish()
+            reason = decoding.rows[index].finish_reason or "stop"
+            piece = session.stream.finish(cut=reason != "stop")
             if piece:
                 yield index, TextPiece(text=piece)
-            yield index, Done(answer=session.answer(decoding.rows[index].finish_reason or "stop"))
+            yield index, Done(answer=session.answer(reason))
 
     def _open(self, question: str, options: AskOptions, retrieval: str) -> Session:
         config, protocol = self.model.lm.config, self.model.protocol

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEAST_TOP_P = 1e-6  # in the precision that tokens are drawn with, much less would leave no token at all
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -60,6 +61,6 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(0) - ordered  # probability of the tokens ahead of each
         probabilities = torch.zeros_like(probabilities).scatter(
-            0, order, ordered.masked_fill(before >= sampling.top_p, 0)
+            0, order, ordered.masked_fill(before >= max(sampling.top_p, _LEAST_TOP_P), 0)
         )
     return int(torch.multinomial(probabilities, 1, generator=generator))

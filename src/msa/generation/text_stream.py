@@ -41,9 +41,15 @@ class TextStream:
         self._tokens.append(token)
         return self._advance(final=False)
 
-    def finish(self) -> str:
-        """The rest of the text, once no token follows."""
-        return "" if self.stopped else self._advance(final=True)
+    def finish(self, cut: bool = False) -> str:
+        """The rest of the text, once no token follows; ``cut``: the model would have gone on."""
+        if self.stopped or (cut and self._is_half_a_lead()):
+            return ""
+        return self._advance(final=True)
+
+    def _is_half_a_lead(self) -> bool:
+        text = self._protocol.decode(self._tokens).lstrip().rstrip(_UNFINISHED)
+        return bool(text) and not self._follows_opening and self._hidden_lead.startswith(text)
 
     def _advance(self, final: bool) -> str:
         whole = self._visible(self._protocol.decode(self._tokens), final)

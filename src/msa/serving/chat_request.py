@@ -16,7 +16,6 @@ from msa.serving.queries import check_where
 
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 4
-_LEAST_TOP_P = 1e-6  # in the precision that tokens are drawn with, much less would leave no token at all
 _SEEDS = {"ge": -(2**63), "le": 2**63 - 1}
 # fields that change what is answered and cannot be obeyed → values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -135,8 +134,6 @@ def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wan
             options[name] = value
     if request.max_documents is not None:
         options["max_documents"] = request.max_documents
-    if "top_p" in options:
-        options["top_p"] = max(options["top_p"], _LEAST_TOP_P)
     try:
         AskOptions(hybrid=options.get("hybrid", False), retrieval=options.get("retrieval"))
     except ValueError as error:
