@@ -13,8 +13,12 @@ Documents are made-up ones (msa.training.data.needles: 5 to about 350 tokens). I
 
 Rounds alternate between them and every ratio is the median over the rounds, so that a noisy machine disturbs all alike.
 ``--clock cpu`` counts the process's CPU seconds instead, for a machine that others use (with OMP_NUM_THREADS=1): it
-leaves out waiting for the disk. ``padding`` is padded over real tokens. The default model takes about three hours for
-2000 documents on two cores: give it ``--documents 120 --repeats 2``.
+leaves out waiting for the disk. ``padding`` is padded over real tokens. The default model is slow on a CPU: give it
+``--documents 120``.
+
+glibc hands freed memory back to the system and faults it in again whenever the heap happens to shrink, which moves
+single rounds; ``MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=67108864`` (both) makes them alike. The report
+says what was set.
 """
 
 from __future__ import annotations
@@ -189,6 +193,7 @@ def main() -> None:
             f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
             f"{torch.cuda.get_device_name() if model.device.type == 'cuda' else 'no GPU'}, torch {torch.__version__}"
         ),
+        "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "date": date.today().isoformat(),
         "documents": len(documents),
         "tokens": tokens,
