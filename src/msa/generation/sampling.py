@@ -9,6 +9,7 @@ from torch import Tensor
 
 _LEAST_TOP_P = 1e-6  # in the precision that tokens are drawn with, much less would leave no token at all
 
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn.
