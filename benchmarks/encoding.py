@@ -7,7 +7,7 @@ Documents are made-up ones (msa.training.data.needles: 5 to about 350 tokens). I
 
 * ``bare_forward``: all layers of our network over length-bucketed batches padded beforehand; no logits, nothing kept;
 * ``transformers_forward``: the same with transformers' own model and these weights (Llama-family backbones only);
-* ``encoder``: token ids → latents of all documents (``encode_in_batches``), batches of the same token budget;
+* ``encoder``: token ids → latents of all documents (``encode_in_batches``), in these batches;
 * ``add``: ``Memory.add`` into a new folder: text in, committed segment out, tokenising, indexes and syncs included;
 * ``naive``: the plain ``encode_documents`` over batches of the same token budget in document order, not by length.
 
@@ -41,8 +41,8 @@ from encode_decode import transformers_twin
 from torch import Tensor
 
 import msa
-from msa.documents.batching import length_buckets, pad_right
-from msa.encoding.encoder import BATCH_TOKENS, encode_in_batches
+from msa.documents.batching import pad_right
+from msa.encoding.encoder import BATCH_TOKENS, batches_of, encode_in_batches
 from msa.model.attention import MemorySparseAttention
 from msa.ops.attend_memory import attend_causal
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
@@ -92,7 +92,7 @@ class Works:
         numbered = enumerate(documents, start=1)
         self.sequences = [model.protocol.document_ids(number, document["text"]) for number, document in numbered]
         self.lengths = [len(ids) for ids in self.sequences]
-        self.bucketed = length_buckets(self.lengths, batch_tokens)
+        self.bucketed = batches_of(self.lengths, batch_tokens, model.device)
         self.in_order = batches_in_order(self.lengths, batch_tokens)
         self._batches = [pad_right([self.sequences[i] for i in group], model.device) for group in self.bucketed]
         self._naive = [pad_right([self.sequences[i] for i in group], model.device) for group in self.in_order]

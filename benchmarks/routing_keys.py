@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from msa.ops import ExactKeys, KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
+from msa.ops.route import measure_keys
 
 CHUNK_TOKENS, TOP_K, PIECE, TOPICS, SPEC = 64, 16, 65536, 4096, RoutingSpec()
 FORMS: dict[str, Callable[[Tensor], Any]] = {
-    "exact": ExactKeys,
+    "exact": lambda keys: measure_keys(keys, SPEC.similarity),
     "bfloat16": lambda keys: halve_keys(keys, SPEC.similarity),
     "float16": lambda keys: halve_keys(keys, SPEC.similarity, torch.float16),
     "int8": lambda keys: quantize_keys(keys, SPEC.similarity),

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_tokens, tiny_lm
 
-from msa.documents.batching import length_buckets, pad_left, pad_right
+from msa.documents.batching import length_buckets, pad_left, pad_right, tight_buckets
 from msa.encoding import encode_in_batches
+from msa.encoding.encoder import batches_of
 from msa.model import DocumentMemory
 
 DOCUMENTS = random_tokens(9, 3, 14, 1, 8, 3, 20, 2)
@@ -47,7 +48,7 @@ def test_batches_are_bounded_and_progress_is_told(lm, monkeypatch):
 def test_equals_the_plain_reference_over_the_same_batches_to_the_bit(batch_tokens, dtype):
     lm = tiny_lm().to(dtype)
     memory = encode_in_batches(lm, DOCUMENTS, batch_tokens=batch_tokens)
-    for bucket in length_buckets([len(ids) for ids in DOCUMENTS], batch_tokens):
+    for bucket in batches_of([len(ids) for ids in DOCUMENTS], batch_tokens, lm.device):
         with torch.inference_mode():
             expected = lm.encode_documents(*pad_right([DOCUMENTS[i] for i in bucket]))
         ours = memory.select(torch.tensor(bucket))
@@ -72,6 +73,29 @@ def test_buckets_hold_every_index_once_and_keep_their_size(lengths, batch_tokens
         assert len(bucket) == 1 or len(bucket) * max(lengths[index] for index in bucket) <= batch_tokens
     flat = [lengths[index] for bucket in buckets for index in bucket]
     assert flat == sorted(lengths)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 400), st.sampled_from([0.0, 0.1, 0.3, 1.0]))
+def test_tight_buckets_cut_buckets_where_padding_begins_to_weigh(lengths, batch_tokens, max_padding):
+    buckets = length_buckets(lengths, batch_tokens)
+    tight = tight_buckets(lengths, batch_tokens, max_padding)
+    assert [index for group in tight for index in group] == [index for group in buckets for index in group]
+    ends = {group[-1] for group in tight}
+    assert ends >= {bucket[-1] for bucket in buckets}  # no group crosses a bucket's end
+    for group in tight:
+        padded = len(group) * lengths[group[-1]]
+        assert padded - sum(lengths[index] for index in group) <= max_padding * padded
+    if max_padding == 1.0:
+        assert tight == buckets
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+def test_a_share_of_the_buckets_is_cut_as_all_of_them_are(lengths, batch_tokens):
+    """What lets several processes encode the batches that one would."""
+    share = [index for bucket in length_buckets(lengths, batch_tokens)[::2] for index in bucket]
+    own = tight_buckets([lengths[index] for index in share], batch_tokens, 0.1)
+    everything = tight_buckets(lengths, batch_tokens, 0.1)
+    assert [[share[place] for place in group] for group in own] == [g for g in everything if g[0] in share]
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5))

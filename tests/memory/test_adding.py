@@ -9,9 +9,9 @@ from tiny import VOCABULARY, tiny_lm, tiny_tokenizer
 import msa.memory.adding
 from msa import Memory
 from msa.documents import Document
-from msa.documents.batching import length_buckets, pad_right
+from msa.documents.batching import pad_right
 from msa.documents.splitting import split_text
-from msa.encoding.encoder import BATCH_TOKENS
+from msa.encoding.encoder import BATCH_TOKENS, batches_of
 from msa.memory.adding import text_digest, windows
 from msa.model.bundle import MSAModel
 
@@ -106,7 +106,7 @@ def test_stored_latents_are_the_plain_reference_s_to_the_bit(tmp_path, dtype):
     model = MSAModel(tiny_lm().to(dtype), tiny_tokenizer(), name="tiny")
     texts = [text[:300] for text in drawn_texts(60, seed=1)]
     sequences = [model.protocol.document_ids(number, text) for number, text in enumerate(texts, start=1)]
-    buckets = length_buckets([len(ids) for ids in sequences], BATCH_TOKENS)
+    buckets = batches_of([len(ids) for ids in sequences], BATCH_TOKENS, model.device)
     assert len(buckets) > 1
     with Memory.open(tmp_path / "memory", model) as memory:
         memory.add(given(texts))

@@ -114,7 +114,9 @@ def test_selects_what_float64_selects(monkeypatch, looks, kind, form, spec):
     query, mask, keys, offsets = draw(kind)
     blocks = [FORMS[form](part, spec.similarity) for part in keys.split([1000, 0, 1, len(keys) - 1001])]
     allowed = torch.rand(len(offsets) - 1) < 0.7
-    for doc_mask in (None, allowed, torch.stack([allowed, ~allowed, ~allowed, torch.zeros_like(allowed)])):
+    few = torch.zeros_like(allowed)
+    few[[3, 333, 334, 699]] = True
+    for doc_mask in (None, allowed, few, torch.stack([allowed, ~allowed, few, torch.zeros_like(allowed)])):
         ours = route(query, mask, blocks, offsets, spec, 16, doc_mask, 300)
         exact = exactly(query, mask, blocks, offsets, spec, 16, doc_mask)
         assert ours.doc_indices.tolist() == exact.doc_indices.tolist()
@@ -124,7 +126,7 @@ def test_selects_what_float64_selects(monkeypatch, looks, kind, form, spec):
         found = ours.chunk_scores.view(4, -1, 3).amax(2)
         shown = found if doc_mask is None else found.masked_fill(~doc_mask, float("-inf"))
         assert torch.equal(ours.doc_scores, shown)  # documents agree with their chunks
-    assert len(looks) == 3
+    assert len(looks) == 4
     assert None not in looks
 
 
@@ -275,12 +277,12 @@ def test_recall_of_int8_with_a_first_look():
 def test_the_vote_of_all_layers(form):
     """Scores that decide no layer's selection are the first look's; over unrelated keys their mean misses little."""
     ours, rounded = Recall(), Recall()
-    for seed in range(8):
+    for seed in range(20):
         torch.manual_seed(seed)
-        base, asked = torch.randn(10_000, 3, 64), torch.randn(1, 12, 9, 64)
-        mask, offsets = torch.ones(1, 12, dtype=torch.bool), torch.arange(0, 10_001, 2)
+        base, asked = torch.randn(6000, 3, 64), torch.randn(1, 12, 9, 64)
+        mask, offsets = torch.ones(1, 12, dtype=torch.bool), torch.arange(0, 6001, 2)
         layers = {"first look": {}, "rounded": {}, "stored": {}}
-        for layer in range(4):
+        for layer in range(6):
             noise = torch.Generator().manual_seed(layer)
             keys = (base + torch.randn(base.shape, generator=noise)).bfloat16()
             query = asked + torch.randn(asked.shape, generator=noise)

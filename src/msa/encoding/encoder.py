@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from msa.documents.batching import length_buckets, pad_right
+from msa.documents.batching import length_buckets, pad_right, tight_buckets
 from msa.encoding.pooling import ChunkMeans, InPlaceReader
 from msa.model import DocumentMemory, MSAForCausalLM
 from msa.ops import chunk_offsets_of
 
 # fewer tokens: calls weigh; more: what a layer hands to the next no longer fits a core's cache (benchmarks/encoding.py)
 BATCH_TOKENS = 2048
+_MAX_PADDING = 0.1  # of a batch on a CPU, where a few more calls cost less than tokens nobody asked for
 
 
 @torch.inference_mode()
@@ -47,12 +48,19 @@ def encode_in_batches(
         raise ValueError(f"document {lengths.index(0)} has no tokens")
     order: list[int] = []
     parts = []
-    for bucket in length_buckets(lengths, batch_tokens):
+    for bucket in batches_of(lengths, batch_tokens, lm.device):
         parts.append(encode_batch(lm, [documents[i] for i in bucket]))
         order += bucket
         if progress:
             progress(sum(lengths[i] for i in bucket))
     return DocumentMemory.concatenate(parts).select(torch.tensor(order, device=lm.device).argsort())
+
+
+def batches_of(lengths: Sequence[int], batch_tokens: int, device: torch.device) -> list[list[int]]:
+    """Which documents of these lengths :func:`encode_in_batches` puts together, shortest first."""
+    if device.type == "cpu":
+        return tight_buckets(lengths, batch_tokens, _MAX_PADDING)
+    return length_buckets(lengths, batch_tokens)
 
 
 @torch.inference_mode()

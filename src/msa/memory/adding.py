@@ -19,7 +19,7 @@ from msa.parallel import Ranks, lead_encoding
 from msa.routing.segment_latents import similarity_of
 
 _COMMIT_TOKENS = 65536  # encoded between two commits: what a kill can cost, and what is held in memory
-_CHARACTERS_PER_TOKEN = 4  # of English; texts of more for each token of the limit are taken to be too long to fit
+_CHARACTERS_PER_TOKEN = 4  # of English; a text of more for each token of the limit is not tried as a whole
 
 
 @dataclass(frozen=True, kw_only=True)

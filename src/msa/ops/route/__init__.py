@@ -3,17 +3,9 @@
 Axes: B rows, T tokens, Hq query heads, Hkv key/value heads, D head_dim, C chunks, N documents, k selected documents.
 """
 
-from msa.ops.route.blocks import (
-    ExactKeys,
-    HalfKeys,
-    KeyBlock,
-    KeyRows,
-    QuantizedKeys,
-    halve_keys,
-    measure_keys,
-    quantize_keys,
-)
+from msa.ops.route.blocks import ExactKeys, HalfKeys, KeyBlock, KeyRows, QuantizedKeys
 from msa.ops.route.naive import route_naive
+from msa.ops.route.prepare import halve_keys, measure_keys, quantize_keys
 from msa.ops.route.threads import on_threads
 from msa.ops.route.tiled import route
 from msa.ops.route.types import Routing, RoutingSpec, best_documents

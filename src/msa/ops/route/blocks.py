@@ -27,6 +27,7 @@ _PREPARED_ELEMENTS = 256 * 1024
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 # how much a key that is rounded to bfloat16 changes, as a share of its length
 _ROUNDED = 2**-8
+_ROUNDING_UP = 1 + 1e-5  # lengths are summed in float32
 
 
 class KeyRows(Protocol):
@@ -111,7 +112,7 @@ class ExactKeys:
 
     def take(self, rows: Tensor) -> ExactKeys:
         """Single chunks ``[n]`` int64."""
-        return ExactKeys(self.keys[rows])
+        return ExactKeys(self.keys.index_select(0, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ class HalfKeys:
     stored: Tensor | KeyRows | None = None
 
     def __post_init__(self) -> None:
-        _check_similarity(self.similarity)
+        check_similarity(self.similarity)
         _check_stored(self.keys, self.stored)
         if self.keys.dtype not in HALF_DTYPES:
             raise ValueError(f"halved keys must be bfloat16 or float16, got {self.keys.dtype}; halve_keys makes them")
@@ -162,11 +163,11 @@ class HalfKeys:
 
     def take(self, rows: Tensor) -> HalfKeys:
         """Single chunks ``[n]`` int64, without stored keys."""
-        return HalfKeys(self.keys[rows], self.similarity)
+        return HalfKeys(self.keys.index_select(0, rows), self.similarity)
 
     @cached_property
     def _longest(self) -> float:
-        return _unit(self.keys) * (1 + _ROUNDED) if self.similarity == "cosine" else longest_possible(self.keys)
+        return _unit(self.keys) * (1 + _ROUNDED) if self.similarity == "cosine" else longest_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +191,7 @@ class QuantizedKeys:
     stored: Tensor | KeyRows | None = None
 
     def __post_init__(self) -> None:
-        _check_similarity(self.similarity)
+        check_similarity(self.similarity)
         _check_stored(self.keys, self.stored)
         expected, found = (self.keys.shape[0],), tuple(self.scale.shape)
         if self.keys.dtype != torch.int8 or self.scale.dtype != torch.float32 or found != expected:
@@ -219,7 +220,7 @@ class QuantizedKeys:
 
     def take(self, rows: Tensor) -> QuantizedKeys:
         """Single chunks ``[n]`` int64, without stored keys."""
-        return QuantizedKeys(self.keys[rows], self.scale[rows], self.similarity)
+        return QuantizedKeys(self.keys.index_select(0, rows), self.scale[rows], self.similarity)
 
     @cached_property
     def _longest(self) -> float:
@@ -228,80 +229,10 @@ class QuantizedKeys:
             return 0.0
         if self.similarity == "cosine":
             return _unit(self.keys) + float(self.scale.max()) * math.sqrt(self.keys.shape[1:].numel())
-        tiles = _tiles(self, self.similarity)
-        return max(
-            float((rows.flatten(1).norm(dim=1) * self.scale[start : start + len(rows)]).max()) for start, rows in tiles
-        )
+        return longest_of(self)
 
 
 KeyBlock: TypeAlias = ExactKeys | HalfKeys | QuantizedKeys
-
-
-def measure_keys(keys: Tensor, similarity: str) -> ExactKeys:
-    """Keys ``[C, Hkv, D]`` as they are, with the lengths that a faster comparison of bfloat16 needs.
-
-    Raises:
-        ValueError: an unknown similarity.
-
-    >>> measure_keys(torch.tensor([[[3.0, 4.0]]]), "dot").longest
-    5.0
-    """
-    _check_similarity(similarity)
-    tiles = _tiles(ExactKeys(keys.detach()), "dot")
-    if similarity == "dot":
-        return ExactKeys(
-            keys, longest=max((float(rows.flatten(1).norm(dim=1).max()) for _, rows in tiles), default=0.0)
-        )
-    inverse = torch.empty(keys.shape[:2], dtype=torch.bfloat16, device=keys.device)
-    for start, rows in tiles:
-        inverse[start : start + len(rows)] = rows.norm(dim=-1).clamp_(min=1e-12).reciprocal_()
-    return ExactKeys(keys, inverse)
-
-
-def halve_keys(
-    keys: Tensor, similarity: str, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None
-) -> HalfKeys:
-    """Prepare keys ``[C, Hkv, D]`` for a similarity and round them to ``dtype``; float32 only a tile at a time.
-
-    ``out`` of that shape and dtype takes them; it may be ``keys``, which are then no longer what they were.
-
-    Raises:
-        ValueError: a dtype that is not bfloat16 or float16, or an unknown similarity.
-
-    >>> halve_keys(torch.tensor([[[3.0, 4.0]]]), "cosine", torch.float16).keys.tolist()
-    [[[0.60009765625, 0.7998046875]]]
-    """
-    out = torch.empty(keys.shape, dtype=dtype, device=keys.device) if out is None else out
-    halves = HalfKeys(out, similarity)
-    for start, rows in _prepared_tiles(keys, similarity):
-        halves.keys[start : start + len(rows)] = rows
-    return halves
-
-
-def quantize_keys(keys: Tensor, similarity: str) -> QuantizedKeys:
-    """Prepare keys ``[C, Hkv, D]`` for a similarity and round each chunk to int8 steps of its largest value / 127.
-
-    Float32 copies exist only a tile at a time.
-
-    Raises:
-        ValueError: an unknown similarity.
-
-    >>> quantized = quantize_keys(torch.tensor([[[127.0, -64.0]], [[0.0, 0.5]]]), "dot")
-    >>> quantized.keys.tolist(), quantized.scale.tolist()
-    ([[[127, -64]], [[0, 127]]], [1.0, 0.003937007859349251])
-    """
-    num_chunks = keys.shape[0]
-    quantized = QuantizedKeys(
-        torch.empty(keys.shape, dtype=torch.int8, device=keys.device),
-        torch.empty(num_chunks, dtype=torch.float32, device=keys.device),
-        similarity,
-    )
-    for start, rows in _prepared_tiles(keys, similarity):
-        step = rows.abs().amax((1, 2)) / 127
-        step = torch.where(step > 0, step, 1.0)  # a chunk of zeros
-        quantized.keys[start : start + len(rows)] = (rows / step[:, None, None]).round_().clamp_(-127, 127)
-        quantized.scale[start : start + len(rows)] = step
-    return quantized
 
 
 def as_blocks(keys: Tensor | Sequence[KeyBlock], query: Tensor) -> list[KeyBlock]:
@@ -344,17 +275,23 @@ def longest_possible(keys: Tensor) -> float:
     return max(-float(least), float(most)) * math.sqrt(keys.shape[1:].numel())
 
 
+def longest_of(block: KeyBlock) -> float:
+    """The length of the longest chunk ready for a dot product that is not normalised."""
+    longest = 0.0
+    for start, rows in prepared_tiles(block, "dot"):
+        lengths = rows.flatten(1).norm(dim=1)
+        scale = block.scale
+        lengths = lengths if scale is None else lengths * scale[start : start + len(rows)]
+        longest = max(longest, float(lengths.max()))
+    return longest * _ROUNDING_UP
+
+
 def _unit(keys: Tensor) -> float:
-    """How long a chunk is whose heads' keys have length 1, up to float32."""
-    return math.sqrt(keys.shape[1]) * (1 + 1e-5)
+    """How long a chunk is whose heads' keys have length 1."""
+    return math.sqrt(keys.shape[1]) * _ROUNDING_UP
 
 
-def _prepared_tiles(keys: Tensor, similarity: str) -> Iterator[tuple[int, Tensor]]:
-    """Where each tile starts, and its keys in float32, normalised for cosine."""
-    return _tiles(ExactKeys(keys.detach()), similarity)
-
-
-def _tiles(block: KeyBlock, similarity: str) -> Iterator[tuple[int, Tensor]]:
+def prepared_tiles(block: KeyBlock, similarity: str) -> Iterator[tuple[int, Tensor]]:
     """Where each tile of ``rows`` starts, and it; gone when the next one is asked for."""
     keys = block.keys
     tile = max(1, _PREPARED_ELEMENTS // max(1, keys.shape[1:].numel()))
@@ -369,7 +306,8 @@ def _float(keys: Tensor, out: Tensor | None) -> Tensor:
     return keys.float() if out is None or keys.dtype == torch.float32 else out.copy_(keys)
 
 
-def _check_similarity(similarity: str) -> None:
+def check_similarity(similarity: str) -> None:
+    """Refuse an unknown word."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
 

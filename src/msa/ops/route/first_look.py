@@ -43,17 +43,11 @@ class FirstLook:
     slack: Tensor
     share: float
 
-    def least(self, doc_scores: Tensor, top_k: int) -> Tensor:
-        """The first-look score ``[B, 1]`` below which nothing is among the ``top_k`` best documents of a row.
-
-        Args:
-            doc_scores: ``[B, N]`` of these chunk scores by their maxima, −inf where a row may not see a document.
-            top_k: documents that will be selected.
-        """
-        kept = min(top_k, doc_scores.shape[1])
-        last = doc_scores.topk(kept, dim=1).values[:, -1:]
+    def reach(self, scores: Tensor) -> Tensor:
+        """The lowest scores that can be exactly as high as ``scores`` ``[B, n]`` are, or higher."""
         slack = self.slack[:, None]
-        lowest = last - slack - self.share * last.abs()  # the exact score of the last one is not lower
+        # what they are at least; 0 x inf is no number
+        lowest = scores - slack - (self.share * scores.abs() if self.share else 0.0)
         reach = lowest - slack
         return reach / torch.where(reach < 0, 1 - self.share, 1 + self.share)
 

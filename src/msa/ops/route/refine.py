@@ -3,7 +3,7 @@
 After a first look (:mod:`msa.ops.route.first_look`) the chunks in reach of the best are scored again by the same keys.
 Rounding keys to int8 shifts scores by under one part in a hundred of their spread, which hardly matters for who is
 among the best 64 documents and does for who is among the best 16: where the stored keys are at hand, those 64 are
-scored once more by them. Both are done in float64: see :func:`msa.ops.route.scan.score_chunks`.
+scored once more by them. The last look is in float64: see :func:`msa.ops.route.scan.score_chunks`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from msa.ops.route.blocks import ExactKeys, KeyBlock, KeyRows
+from msa.ops.route.first_look import FirstLook
 from msa.ops.route.scan import score_chunks
 from msa.ops.route.threads import on_threads
 from msa.ops.route.types import RoutingSpec
 
 CANDIDATES_PER_SELECTED = 4
+EXACT_PER_SELECTED = 16
 _READERS = 16
 
 
@@ -29,18 +31,31 @@ def chunks_of(documents: Tensor, chunk_offsets: Tensor) -> tuple[Tensor, Tensor]
     return first + torch.arange(first.shape[0], device=first.device), documents.repeat_interleave(counts)
 
 
-def chunks_in_reach(chunk_scores: Tensor, doc_scores: Tensor, chunk_offsets: Tensor, least: Tensor) -> Tensor:
-    """The chunks ``[c]`` int64, ascending, that can decide a document which a row can select.
+def chunks_in_reach(
+    look: FirstLook, chunk_scores: Tensor, doc_scores: Tensor, chunk_offsets: Tensor, top_k: int
+) -> Tensor:
+    """The chunks ``[c]`` int64, ascending, that can decide the ``4 x top_k`` best documents of a row.
+
+    Beside them those that can be the best of one of the first ``16 x top_k``: a document that is among the best by the
+    mean of several layers' scores is near the best of most layers.
 
     Args:
+        look: tells how far scores can be off.
         chunk_scores: ``[B, C]``; doc_scores: ``[B, N]`` by their maxima, −inf where a row may not see a document.
         chunk_offsets: ``[N + 1]`` int64.
-        least: ``[B, 1]``, the lowest score within reach.
+        top_k: documents that will be selected.
     """
-    in_reach = (doc_scores >= least) & (doc_scores > float("-inf"))
-    documents = in_reach.any(0).nonzero().squeeze(1)
-    chunks = chunks_of(documents, chunk_offsets)[0]
-    return chunks[(chunk_scores[:, chunks] >= least).any(0)]
+    best = doc_scores.topk(min(EXACT_PER_SELECTED * top_k, doc_scores.shape[1]), dim=1)
+    last = best.values[:, : CANDIDATES_PER_SELECTED * top_k][:, -1:]
+    least = look.reach(last)
+    visible = doc_scores > float("-inf")
+    in_reach = (doc_scores >= least) & visible
+    first = torch.zeros_like(visible).scatter_(1, best.indices, True) & visible
+    chunks, owners = chunks_of((in_reach | first).any(0).nonzero().squeeze(1), chunk_offsets)
+    scores = chunk_scores[:, chunks]
+    decides = in_reach[:, owners] & (scores >= least)
+    decides |= first[:, owners] & (scores >= look.reach(doc_scores[:, owners]))
+    return chunks[decides.any(0)]
 
 
 def chunks_to_refine(
@@ -72,11 +87,15 @@ def rescore(
     chunks: Tensor,
     spec: RoutingSpec,
 ) -> Tensor:
-    """Chunk scores ``[B, C]`` with those of ``chunks`` ``[c]``, ascending, made exact by the blocks' own keys."""
+    """Chunk scores ``[B, C]`` with those of ``chunks`` ``[c]``, ascending, made exact by the blocks' own keys.
+
+    In float32 where stored keys will have the last word.
+    """
+    dtype = torch.float64 if any(block.stored is None for block in blocks) else torch.float32
     taken = [block.take(rows) for block, rows, _ in _by_block(blocks, chunks)]
     if not taken:
         return chunk_scores
-    return chunk_scores.index_copy(1, chunks, score_chunks(query, mask, taken, spec, dtype=torch.float64))
+    return chunk_scores.index_copy(1, chunks, score_chunks(query, mask, taken, spec, dtype=dtype))
 
 
 def refine(

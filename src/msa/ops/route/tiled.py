@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msa.ops.route.blocks import KeyBlock, as_blocks
 from msa.ops.route.first_look import first_look
-from msa.ops.route.refine import CANDIDATES_PER_SELECTED, chunks_in_reach, chunks_of, chunks_to_refine, refine, rescore
+from msa.ops.route.refine import chunks_in_reach, chunks_of, chunks_to_refine, refine, rescore
 from msa.ops.route.scan import has_gradients, score_chunks
 from msa.ops.route.scoring import prepare_query
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
@@ -22,7 +22,7 @@ from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_docu
 # with fewer multiplications a first look saves nothing
 _FIRST_LOOK_PRODUCTS = 32 * 1024 * 1024
 # with more of all chunks in reach of the best, float32 throughout is as fast
-_LARGEST_SHARE = 0.1
+_LARGEST_SHARE = 0.2
 
 
 def route(
@@ -51,7 +51,9 @@ def route(
         tile_chunks: chunks scored at a time; None: as many as keep a tile small (2 MB on a CPU).
 
     Returns:
-        :class:`Routing`; scores are float32 whatever the dtype of query and keys.
+        :class:`Routing`; scores are float32 whatever the dtype of query and keys. Selected documents and their scores
+        are exact. Of many keys on a CPU, so are those of about the best 16 x ``top_k``; what is further off keeps a
+        first look's scores, with the query rounded to int8 (for int8 keys) or query and score to bfloat16.
 
     Raises:
         ValueError: blocks of different shapes, or prepared for another similarity than the spec's; offsets that do not
@@ -61,7 +63,7 @@ def route(
     q, mask = prepare_query(query, query_mask, blocks[0].keys.shape[1], spec)
     question = _Question(q, mask, ~query_mask.any(1, keepdim=True), spec, blocks, chunk_offsets, doc_mask)
     stored = any(block.stored is not None for block in blocks)
-    found = _looked_twice(question, CANDIDATES_PER_SELECTED * top_k if stored else top_k, tile_chunks)
+    found = _looked_twice(question, top_k, tile_chunks)
     if found is None:
         chunk_scores = question.silenced(score_chunks(q, mask, blocks, spec, tile_chunks))
         doc_scores = question.documents(chunk_scores)
@@ -106,21 +108,21 @@ class _Question:
         return doc_scores.index_copy(1, documents, scores.masked_fill(hidden, float("-inf")))
 
 
-def _looked_twice(question: _Question, wanted: int, tile: int | None) -> tuple[Tensor, Tensor] | None:
-    """Chunk scores ``[B, C]`` and document scores ``[B, N]``, exact where they decide a row's ``wanted`` best.
+def _looked_twice(question: _Question, top_k: int, tile: int | None) -> tuple[Tensor, Tensor] | None:
+    """Chunk scores ``[B, C]`` and document scores ``[B, N]``, exact where they decide the best of a row.
 
     None: few keys, gradients, a machine or keys without a first look, or too much in reach of the best.
     """
     q, mask, blocks, spec = question.q, question.mask, question.blocks, question.spec
     num_chunks = sum(block.keys.shape[0] for block in blocks)
-    if num_chunks * q.numel() < _FIRST_LOOK_PRODUCTS or wanted < 1 or has_gradients(q, blocks):
+    if num_chunks * q.numel() < _FIRST_LOOK_PRODUCTS or top_k < 1 or has_gradients(q, blocks):
         return None
     look = first_look(q, mask, blocks, spec, tile)
     if look is None:
         return None
     chunk_scores = question.silenced(look.chunk_scores)
     doc_scores = question.documents(chunk_scores)
-    chunks = chunks_in_reach(chunk_scores, doc_scores, question.chunk_offsets, look.least(doc_scores, wanted))
+    chunks = chunks_in_reach(look, chunk_scores, doc_scores, question.chunk_offsets, top_k)
     if len(chunks) > _LARGEST_SHARE * num_chunks:
         return None
     chunk_scores = question.silenced(rescore(q, mask, blocks, chunk_scores, chunks, spec))

@@ -52,8 +52,9 @@ class Routing:
     Attributes:
         doc_indices: selected documents ``[B, k]`` int64, best first, −1 where fewer than k can be selected.
         scores: their scores ``[B, k]`` float32, −inf where there is no document.
-        doc_scores: scores of all documents ``[B, N]`` float32, −inf for those a row may not see.
-        chunk_scores: scores of all chunks ``[B, C]`` float32 before documents are masked.
+        doc_scores: scores of all documents ``[B, N]`` float32, −inf for those a row may not see; those far from the
+            best may be rounded, see :func:`msa.ops.route.route`.
+        chunk_scores: scores of all chunks ``[B, C]`` float32 before documents are masked, rounded as those.
     """
 
     doc_indices: Tensor
