@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import msa.model.attention
 import msa.model.memory_view
+import msa.model.modeling_msa
 from msa.documents.batching import pad_left, pad_right
 from msa.errors import UnsupportedModelError
 from msa.generation.decoding import Decoding, Prompt
@@ -599,7 +600,7 @@ def test_training_step_equals_the_naive_operations(name, monkeypatch):
         if naive:
             monkeypatch.setattr(msa.model.attention, "attend_memory", attend_memory_naive)
             monkeypatch.setattr(msa.model.attention, "attend_causal", naive_causal)
-            monkeypatch.setattr(msa.model.attention, "pool_chunks", pool_chunks_naive)
+            monkeypatch.setattr(msa.model.modeling_msa, "pool_chunks", pool_chunks_naive)
             monkeypatch.setattr(msa.model.memory_view, "route", route_naive)
         lm.zero_grad()
         out = training_step(lm)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from msa.documents.batching import length_buckets, pad_right, tight_buckets
-from msa.encoding.pooling import ChunkMeans, InPlaceReader
+from msa.encoding.pooling import ChunkMeans
 from msa.model import DocumentMemory, MSAForCausalLM
-from msa.ops import chunk_offsets_of
 
 # fewer tokens: calls weigh; more: what a layer hands to the next no longer fits a core's cache (benchmarks/encoding.py)
 BATCH_TOKENS = 2048
@@ -72,12 +71,5 @@ def encode_batch(lm: MSAForCausalLM, documents: Sequence[Sequence[int]]) -> Docu
         documents: token ids of each document, none empty, at least one.
     """
     ids, lengths = pad_right(documents)
-    chunk_size, device = lm.config.chunk_size, lm.device
-    offsets = chunk_offsets_of(lengths, chunk_size).to(device)
-    memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
-    reader = InPlaceReader(ChunkMeans(lengths, chunk_size, device), memory)
-    positions = torch.arange(ids.shape[1], device=device)[None]
-    last = lm.config.router_layers[-1]
-    hidden, (_, k, v) = lm.model.read_until(ids.to(device), positions, reader, last)
-    reader.keep(lm.model.layer(last).self_attn, hidden, k, v)
-    return memory
+    means = ChunkMeans(lengths, lm.config.chunk_size, lm.device)
+    return lm.encode_documents(ids.to(lm.device), lengths, pool=means.take)

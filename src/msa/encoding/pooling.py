@@ -1,18 +1,14 @@
 """Stage 1 where no gradient is asked for: pools in place, by tables made once a batch on the host.
 
-The plain reference is :class:`msa.model.attention.DocumentReader`, which gradients pass through.
+The plain reference is :func:`msa.ops.pool_chunks`, which gradients pass through.
 
-Axes: N documents, L tokens (padded), H hidden, Hkv key/value heads, D head_dim, C chunks of all documents.
+Axes: N documents, L tokens (padded), C chunks of all documents, F features.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from msa.model import DocumentMemory
-from msa.model.attention import MemorySparseAttention
-from msa.ops.attend_memory import attend_causal
 
 
 class ChunkMeans:
@@ -56,28 +52,3 @@ class ChunkMeans:
         if self._real is not None:
             sums = sums[self._real]
         return sums.div_(self._sizes.view(-1, *[1] * (sums.dim() - 1))).to(states.dtype)
-
-
-class InPlaceReader:
-    """A batch of documents, each attending causally to itself alone; pooled chunks pile up in ``memory``.
-
-    Real tokens come before the padding and never see it: that its keys and values become zero changes nothing.
-    """
-
-    def __init__(self, means: ChunkMeans, memory: DocumentMemory) -> None:
-        self.means, self.memory = means, memory
-
-    def attend(self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See :class:`msa.model.attention.Reader`."""
-        if attention.is_router:
-            self.keep(attention, hidden, k, v)
-        return attend_causal(q, k, v)
-
-    def keep(self, attention: MemorySparseAttention, hidden: Tensor, k: Tensor, v: Tensor) -> None:
-        """Pool one router layer's k and v ``[N, Hkv, L, D]`` and normed input ``[N, L, H]`` into ``memory``."""
-        layer = attention.layer
-        keys = self.means.take(k.transpose(1, 2))
-        self.memory.keys[layer] = keys
-        self.memory.values[layer] = self.means.take(v.transpose(1, 2))
-        pooled_hidden = self.means.take(hidden) if attention.decouple_router else hidden
-        self.memory.routing_keys[layer] = attention.routing_key(pooled_hidden, keys)

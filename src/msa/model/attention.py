@@ -11,6 +11,7 @@ Axes: B rows, T tokens, H hidden, Hq query heads, Hkv key/value heads, D head_di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from msa.model.configuration_msa import MSAConfig
 from msa.model.fusion import FusedLinear
 from msa.model.memory_view import DocumentMemory, MemoryView, SelectedMemory
 from msa.model.positions import apply_rope
-from msa.ops import Routing, RoutingSpec, attend_memory, pool_chunks
+from msa.ops import Routing, RoutingSpec, attend_memory
 from msa.ops.attend_memory import attend_causal
 
 NEG_INF = float("-inf")
@@ -117,10 +118,13 @@ class MemorySparseAttention(nn.Module):
 
 @dataclass
 class DocumentReader:
-    """Stage 1: a batch of documents, each attending causally to itself alone; pooled chunks pile up in ``memory``."""
+    """Stage 1: a batch of documents, each attending causally to itself alone; pooled chunks pile up in ``memory``.
 
-    lengths: Tensor
-    chunk_size: int
+    ``pool`` makes chunk means ``[C, *F]`` of token states ``[N, L, *F]``. It may overwrite the states' padding: real
+    tokens come before it and never see it.
+    """
+
+    pool: Callable[[Tensor], Tensor]
     memory: DocumentMemory
 
     def attend(self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -132,10 +136,10 @@ class DocumentReader:
     def keep(self, attention: MemorySparseAttention, hidden: Tensor, k: Tensor, v: Tensor) -> None:
         """Pool one router layer's keys, values and routing keys into ``memory``."""
         layer = attention.layer
-        keys = pool_chunks(k.transpose(1, 2), self.lengths, self.chunk_size)
+        keys = self.pool(k.transpose(1, 2))
         self.memory.keys[layer] = keys
-        self.memory.values[layer] = pool_chunks(v.transpose(1, 2), self.lengths, self.chunk_size)
-        pooled_hidden = pool_chunks(hidden, self.lengths, self.chunk_size) if attention.decouple_router else hidden
+        self.memory.values[layer] = self.pool(v.transpose(1, 2))
+        pooled_hidden = self.pool(hidden) if attention.decouple_router else hidden
         self.memory.routing_keys[layer] = attention.routing_key(pooled_hidden, keys)
 
 

@@ -117,6 +117,11 @@ class MSAConfig(PreTrainedConfig):
             )
         self.routing_spec()
 
+    @property
+    def question_tokens(self) -> int:
+        """Tokens that a question and all that follows it may have: it starts after as many positions as k."""
+        return self.max_position_embeddings - self.top_k_docs
+
     def routing_spec(self, *, training: bool = False) -> RoutingSpec:
         """How scores are made; with ``training`` the InfoNCE losses score by cosine, as the published trainer does."""
         similarity = "cosine" if training and "INFONCE" in self.routing_loss else self.routing_similarity

@@ -5,8 +5,10 @@ Axes: B rows, T tokens, H hidden, V vocabulary, N documents, L padded document l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from msa.model.fusion import FusedLinear, OneRowProducts
 from msa.model.losses import labelled_token_loss, next_token_loss, routing_loss_over_layers
 from msa.model.memory_view import DocumentMemory, MemoryView
 from msa.model.positions import RotaryEmbedding, question_positions
-from msa.ops import Routing, chunk_offsets_of
+from msa.ops import Routing, chunk_offsets_of, pool_chunks
 
 
 @dataclass
@@ -192,13 +194,13 @@ class MSAForCausalLM(PreTrainedModel):
 
     def read_documents(self, input_ids: Tensor, lengths: Tensor) -> tuple[DocumentMemory, Tensor]:
         """:meth:`encode_documents` through all layers: also the final states ``[N, L, H]``, for losses on documents."""
-        lengths = lengths.to(input_ids.device)
-        offsets = chunk_offsets_of(lengths, self.config.chunk_size)
-        memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
+        reader = self._document_reader(lengths, input_ids.device, None)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        return memory, self.model(input_ids, positions, DocumentReader(lengths, self.config.chunk_size, memory))
+        return reader.memory, self.model(input_ids, positions, reader)
 
-    def encode_documents(self, input_ids: Tensor, lengths: Tensor) -> DocumentMemory:
+    def encode_documents(
+        self, input_ids: Tensor, lengths: Tensor, pool: Callable[[Tensor], Tensor] | None = None
+    ) -> DocumentMemory:
         """Stage 1: run documents through the decoder, each alone, and keep their pooled chunks (paper §3.1).
 
         Differentiable; wrap in ``torch.inference_mode()`` when building a memory. Layers above the last router layer
@@ -207,6 +209,8 @@ class MSAForCausalLM(PreTrainedModel):
         Args:
             input_ids: ``[N, L]`` right-padded token ids; what stands in the padding does not matter.
             lengths: ``[N]`` tokens per document, each in 1..L.
+            pool: makes chunk means of token states, see :class:`msa.model.attention.DocumentReader`; None:
+                :func:`msa.ops.pool_chunks`, which gradients pass through.
 
         Returns:
             :class:`DocumentMemory` with C chunks in all.
@@ -214,15 +218,20 @@ class MSAForCausalLM(PreTrainedModel):
         Raises:
             ValueError: a length outside 1..L.
         """
-        lengths = lengths.to(input_ids.device)
-        offsets = chunk_offsets_of(lengths, self.config.chunk_size)
-        memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
-        reader = DocumentReader(lengths, self.config.chunk_size, memory)
+        reader = self._document_reader(lengths, input_ids.device, pool)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         last = self.config.router_layers[-1]
         hidden, (_, k, v) = self.model.read_until(input_ids, positions, reader, last)
         reader.keep(self.model.layer(last).self_attn, hidden, k, v)
-        return memory
+        return reader.memory
+
+    def _document_reader(
+        self, lengths: Tensor, device: torch.device, pool: Callable[[Tensor], Tensor] | None
+    ) -> DocumentReader:
+        chunk_size = self.config.chunk_size
+        offsets = chunk_offsets_of(lengths, chunk_size).to(device)
+        memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
+        return DocumentReader(pool or partial(pool_chunks, lengths=lengths.to(device), chunk_size=chunk_size), memory)
 
     def encode_prefix(self, prefix_ids: Tensor) -> PrefixMemory:
         """Keys and values of the template prefix, token ids ``[T0]`` at positions 0..T0 − 1."""
