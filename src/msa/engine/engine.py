@@ -57,9 +57,7 @@ class Engine:
             ValueError: a question that is empty, or longer than the model's context.
         """
         turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
-        config = self.model.lm.config
-        # the question starts after as many positions as documents may be selected
-        limit = config.max_position_embeddings - config.top_k_docs
+        limit = self.model.lm.config.question_tokens
         for turn in turns:
             if len(turn.ids) > limit:
                 raise ValueError(
@@ -135,8 +133,7 @@ class Engine:
         limits = Limits(
             max_rounds=options.max_rounds,
             max_new_tokens=options.max_new_tokens,
-            # the question starts after as many positions as documents may be selected
-            context_tokens=config.max_position_embeddings - config.top_k_docs,
+            context_tokens=config.question_tokens,
         )
         selectable = self.library.live_mask(options.where).cpu().numpy()
 

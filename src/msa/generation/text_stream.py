@@ -43,16 +43,10 @@ class TextStream:
 
     def finish(self, cut: bool = False) -> str:
         """The rest of the text, once no token follows; ``cut``: the model would have gone on."""
-        if self.stopped or (cut and self._is_half_a_lead()):
-            return ""
-        return self._advance(final=True)
+        return "" if self.stopped else self._advance(final=True, cut=cut)
 
-    def _is_half_a_lead(self) -> bool:
-        text = self._protocol.decode(self._tokens).lstrip().rstrip(_UNFINISHED)
-        return bool(text) and not self._follows_opening and self._hidden_lead.startswith(text)
-
-    def _advance(self, final: bool) -> str:
-        whole = self._visible(self._protocol.decode(self._tokens), final)
+    def _advance(self, final: bool, cut: bool = False) -> str:
+        whole = self._visible(self._protocol.decode(self._tokens), begun=final and not cut)
         found = [at for string in self._stop if (at := whole.find(string)) >= 0]
         if found:
             whole, self.stopped = whole[: min(found)], True
@@ -63,8 +57,8 @@ class TextStream:
         self.text += piece
         return piece
 
-    def _visible(self, text: str, final: bool) -> str:
-        """Without the hidden lead; empty while it may still be coming."""
+    def _visible(self, text: str, begun: bool) -> str:
+        """Without the hidden lead; of one that was only ``begun``: all, else nothing, for it may still be coming."""
         if self._follows_opening:
             return text  # its first space parts it from the opening
         text = text.lstrip()
@@ -72,7 +66,7 @@ class TextStream:
             return text
         if text.startswith(self._hidden_lead):
             return text[len(self._hidden_lead) :].lstrip()
-        return "" if not final and self._hidden_lead.startswith(text.rstrip(_UNFINISHED)) else text
+        return "" if not begun and self._hidden_lead.startswith(text.rstrip(_UNFINISHED)) else text
 
     def _held(self, text: str) -> int:
         """Characters at the end that may still change: a cut character, the beginning of a stop string."""

@@ -32,8 +32,7 @@ def check_query(query: str, model: MSAModel) -> None:
     """
     if not query.strip():
         raise invalid("the query is empty; say what to look for", param="query")
-    context = model.lm.config.max_position_embeddings
-    most = context - model.lm.config.top_k_docs  # the first positions are the documents'
+    context, most = model.lm.config.max_position_embeddings, model.lm.config.question_tokens
     tokens = len(model.protocol.question_turn(query).ids)
     if tokens > most:
         raise ApiError(
