@@ -27,7 +27,7 @@ from msa.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-BACKLOG = 128  # also how many connections are taken before those too many are closed
+_BACKLOG = 128  # also how many connections are taken before those too many are closed
 _OPEN_FILES = 65_536  # more would only cost
 _AFTER_DRAIN_S = 5.0  # for failed requests to be answered, and jobs to see that they should end
 
@@ -143,8 +143,18 @@ def make_server(settings: ServerSettings, services: Services) -> Server:
     """A server that has not been started; it closes the services when it ends."""
     app = create_app(settings, services)
     limits = {"header_timeout_s": settings.header_timeout_s, "max_connections": settings.max_connections}
-    protocol = type("Protocol", (PatientProtocol,), limits)
-    config = uvicorn.Config(
+    config = http_config(
+        app,
+        type("Protocol", (PatientProtocol,), limits),
+        keep_alive_s=max(1, int(settings.header_timeout_s)),
+        stop_s=int(settings.drain_s + _AFTER_DRAIN_S),
+    )
+    return Server(config, app, settings.drain_s)
+
+
+def http_config(app: Any, protocol: type[PatientProtocol], *, keep_alive_s: int, stop_s: int) -> uvicorn.Config:
+    """How uvicorn serves an application of ours: no logs of its own, and nothing that it adds to answers."""
+    return uvicorn.Config(
         app,
         http=protocol,
         ws="none",
@@ -154,11 +164,16 @@ def make_server(settings: ServerSettings, services: Services) -> Server:
         log_level="warning",
         server_header=False,
         proxy_headers=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=max(1, int(settings.header_timeout_s)),
-        timeout_graceful_shutdown=int(settings.drain_s + _AFTER_DRAIN_S),
+        backlog=_BACKLOG,
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=stop_s,
     )
-    return Server(config, app, settings.drain_s)
+
+
+def address_of(listening: socket.socket) -> str:
+    """The address that a socket listens at, as it stands in a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def allow_open_files() -> None:
@@ -181,7 +196,5 @@ def run(settings: ServerSettings, model: MSAModel | None = None) -> None:
     allow_open_files()
     with listen(settings) as listening:
         server = make_server(settings, Services(settings, model))
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("serving %s on http://%s:%d", settings.folder, shown, port)
+        logger.info("serving %s on http://%s", settings.folder, address_of(listening))
         server.run(sockets=[listening])

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
-import uvicorn
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
@@ -27,13 +26,14 @@ from msa.serving.mcp.settings import McpSettings
 from msa.serving.mcp.tools import MemoryTools
 from msa.serving.middleware import error_response
 from msa.serving.scheduler import Lane
-from msa.serving.server import BACKLOG, PatientProtocol, Server, allow_open_files, listen
+from msa.serving.server import PatientProtocol, Server, address_of, allow_open_files, http_config, listen
 from msa.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 PATH = "/mcp"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_KEEP_ALIVE_S = 30
 _AFTER_STOP_S = 5  # for calls that were failed to be answered
 
 
@@ -83,9 +83,7 @@ def run_http(settings: McpSettings, model: MSAModel | None = None) -> None:
     allow_open_files()
     with listen(where) as listening:
         server = make_http_server(settings, model)
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("serving the memory %s on http://%s:%d%s", settings.name, shown, port, PATH)
+        logger.info("serving the memory %s on http://%s%s", settings.name, address_of(listening), PATH)
         server.run(sockets=[listening])
 
 
@@ -98,20 +96,7 @@ def make_http_server(settings: McpSettings, model: MSAModel | None = None) -> Se
         tools.close()
         raise
     app = make_app(tools)
-    config = uvicorn.Config(
-        app,
-        http=PatientProtocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=_AFTER_STOP_S,
-    )
+    config = http_config(app, PatientProtocol, keep_alive_s=_KEEP_ALIVE_S, stop_s=_AFTER_STOP_S)
     return Server(config, app, drain_s=0.0)
 
 
