@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from msa.evaluation.plots import token_count
-from msa.evaluation.records import read_records
-from msa.evaluation.statistics import wilson_interval
-from msa.evaluation.summary import markdown_table
+from msa.evaluation.records import Record, read_records
+from msa.evaluation.report import fit_sentence, difference_sentence
+from msa.evaluation.statistics import mean_interval
+from msa.evaluation.summary import Row, markdown_table, rows_table
 
 HERE = Path(__file__).parent
-# shares of the memory, by where the needle's document stands in it
-PARTS = (("beginning", 0, 20), ("middle", 20, 80), ("end", 80, 100))
+# parts of the memory, by where the needle's document stands in it
+PARTS = {"beginning": "0–20 %", "middle": "20–80 %", "end": "80–100 %"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Report:
     def __init__(self, runs: Sequence[Run], benchmarks: dict[str, Any], out: Path) -> None:
         self.runs, self.benchmarks, self.out = list(runs), benchmarks, out
         self.missing: list[str] = []
+        self.scaling = self.of_task("scaling", "msa eval scaling --model msa-tiny --sizes 16K 1M --out results/scaling")
 
     def page(self) -> str:
         """All sections; the last says what is not shown."""
@@ -119,7 +121,7 @@ class Report:
 
     def growth(self) -> Iterator[str]:
         """The degradation curve of every scaling run."""
-        for run in self.of_task("scaling", "msa eval scaling --model msa-tiny --sizes 16K 1M --out results/scaling"):
+        for run in self.scaling:
             points = run.results["curve"]
             stages = ("routed", "read", "answered")
             cells = [
@@ -141,30 +143,24 @@ class Report:
 
     def start_against_end(self) -> Iterator[str]:
         """Answers by where in the memory the needle stands."""
-        for run in (run for run in self.runs if run.task == "scaling"):
+        for run in self.scaling:
             _, found = read_records(run.folder / "records.jsonl")
             records = [record for record in found if record.answerer == "msa"]
             sizes = sorted({record.size_tokens for record in records})
             rows = []
-            for name, low, high in PARTS:
-                cells = []
-                for size in sizes:
-                    scores = [
-                        record.scores["answered"]
-                        for record in records
-                        if record.size_tokens == size
-                        and low <= record.metadata["depth"] <= high
-                        and (record.metadata["depth"] < high or high == 100)
-                    ]
-                    cells.append(_rate(scores))
-                rows.append([f"{name} ({low}–{high} %)", *cells])
+            for part, place in PARTS.items():
+                scores = [
+                    [r.scores["answered"] for r in records if r.size_tokens == size and part_of(r) == part]
+                    for size in sizes
+                ]
+                rows.append([f"{part} ({place})", *map(_rate, scores)])
             yield f"### {run.title}"
             yield markdown_table(["where the needle stands", *map(token_count, sizes)], rows)
             yield self.picture(run, "depth.png", "Share answered, by depth and memory size")
 
     def attention_pattern(self) -> Iterator[str]:
         """How much of the memory a question reaches."""
-        for run in (run for run in self.runs if run.task == "scaling"):
+        for run in self.scaling:
             results = run.results
             top_k = results["top_k_docs"]
             cells = [
@@ -194,10 +190,7 @@ class Report:
             cells = [
                 [
                     names[key],
-                    *(
-                        f"{test[key]['mean of sources'][recall]:.3f}"
-                        for recall in ("recall@1", "recall@5", "recall@16")
-                    ),
+                    *(f"{test[key]['mean of sources'][recall]:.3f}" for recall in recalls),
                 ]
                 for key in names
                 if key in test
@@ -247,7 +240,7 @@ class Report:
 
     def compute(self) -> Iterator[str]:
         """What encoding and routing cost, and whether it grows linearly."""
-        for run in (run for run in self.runs if run.task == "scaling"):
+        for run in self.scaling:
             cells = [
                 [
                     token_count(cost["tokens"]),
@@ -263,11 +256,7 @@ class Report:
             columns = ["tokens", "encoded tokens/s", "GB on disk", "GFLOP to route", "MB read to route", "s to route"]
             yield markdown_table(columns, cells)
             if "routing_fit" in run.results:
-                fit = run.results["routing_fit"]
-                yield (
-                    f"Seconds to route = {fit['intercept']:.4f} + {fit['slope']:.3g} · chunks, "
-                    f"R² = {fit['r_squared']:.4f}, worst relative residual {fit['worst_residual']:.2f}."
-                )
+                yield fit_sentence(run.results["routing_fit"])
         bank = self.benchmark("bank_scale", "benchmarks/bank_scale.py")
         if bank is not None:
             cells = [
@@ -289,37 +278,23 @@ class Report:
         runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 2K 8K --out results/ways")
         for run in [*runs, *(run for run in self.runs if run.task == "qa")]:
             metric = run.results["metric"]
-            cells = [
-                [
-                    f"{row['answerer']}, {token_count(row['size_tokens'])}",
-                    f"{row['questions']}" + (f" ({row['unanswered']} without answer)" if row["unanswered"] else ""),
-                    f"{row['score']:.3f} ({row['low']:.2f}–{row['high']:.2f})",
-                    "–" if row["recall"] is None else f"{row['recall']:.3f}",
-                    f"{row['seconds']:.2f}",
-                    f"{row['tokens_seen']:,.0f}",
-                    f"{row['resident_bytes'] / 1e6:.1f}",
-                ]
-                for row in run.results["rows"]
-            ]
             yield f"### {run.title}"
             yield run.origin
-            columns = ["way, tokens", "questions", metric, "recall@10", "s a question", "tokens seen", "MB"]
-            yield markdown_table(columns, cells)
-            for test in run.results["tests"]:
-                found = test["difference"]
-                interval = f"95 % {found['low']:+.3f} to {found['high']:+.3f}"
-                yield (
-                    f"At {token_count(test['size'])}, {test['ours']} minus {test['other']} over the same "
-                    f"{test['questions']} questions: {found['mean']:+.3f} ({interval}), paired permutation test "
-                    f"p = {found['p_value']:.2g}."
-                )
+            yield rows_table([Row(**row) for row in run.results["rows"]], metric)
+            yield from map(difference_sentence, run.results["tests"])
+
+
+def part_of(record: Record) -> str:
+    """Which of :data:`PARTS` of the memory a question's needle stands in."""
+    depth = record.metadata["depth"]
+    return "beginning" if depth < 20 else "middle" if depth < 80 else "end"
 
 
 def _rate(scores: Sequence[float]) -> str:
     if not scores:
         return "–"
-    interval = wilson_interval(round(sum(scores)), len(scores))
-    return f"{sum(scores) / len(scores):.3f} ({interval.low:.2f}–{interval.high:.2f}, n {len(scores)})"
+    found = mean_interval(scores)
+    return f"{found.mean:.3f} ({found.low:.2f}–{found.high:.2f}, n {len(scores)})"
 
 
 def _needle_cell(rates: dict[str, float]) -> str:

@@ -46,8 +46,10 @@ def test_the_page_has_the_numbers_of_the_runs(report, runs, tmp_path):
             found = point[stage]
             assert f"{found['rate']:.3f} ({found['low']:.2f}–{found['high']:.2f})" in page
     for row in json.loads((runs / "ways" / "results.json").read_text())["results"]["rows"]:
-        assert f"| {row['answerer']}, " in page
-        assert f"{row['score']:.3f} ({row['low']:.2f}–{row['high']:.2f})" in page
+        (line,) = [
+            line for line in page.splitlines() if line.startswith(f"| {row['answerer']} | {row['size_tokens']:,} |")
+        ]
+        assert f"| {row['score']:.3f} | {row['low']:.2f}–{row['high']:.2f} |" in line
     for picture in ("curve.png", "depth.png"):
         (link,) = [part.split(")")[0] for part in page.split("](") if part.split(")")[0].endswith(picture)]
         assert (tmp_path / link).exists()

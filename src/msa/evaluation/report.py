@@ -81,13 +81,8 @@ def report_comparison(
         found = compare_best(records, metric, size)
         if found is None:
             continue
-        difference = found.difference
-        tests.append({"size": size, **vars(found), "difference": vars(difference)})
-        page.append(
-            f"At {size:,} tokens, {found.ours} minus {found.other} over the same {found.questions} questions: "
-            f"{difference.mean:+.3f} (95 % {difference.low:+.3f} to {difference.high:+.3f}), paired permutation test "
-            f"p = {difference.p_value:.2g}."
-        )
+        tests.append({"size": size, **vars(found), "difference": vars(found.difference)})
+        page.append(difference_sentence(tests[-1]))
         bars = {row.answerer: (row.score, row.low, row.high) for row in rows if row.size_tokens == size}
         draw_bars(folder / f"ways-{size}.png", bars, title=f"{size:,} tokens of documents", xlabel=metric)
         page.append(f"![{metric} at {size:,} tokens](ways-{size}.png)")
@@ -144,11 +139,26 @@ def report_scaling(
     if len(points) >= 3:
         fit = linear_fit([c["chunks"] for c in costs], [point["search_seconds"] for point in points])
         results["routing_fit"] = vars(fit)
-        page.append(
-            f"Seconds to route against chunks: {fit.intercept:.4f} + {fit.slope:.3g} · chunks, R² = {fit.r_squared:.4f}"
-            f", worst relative residual {fit.worst_residual:.2f}."
-        )
+        page.append(fit_sentence(vars(fit)))
     write_results(folder, "Memory size and depth", settings, results, page)
+
+
+def difference_sentence(test: Mapping[str, Any]) -> str:
+    """A paired test, as :func:`report_comparison` stores it."""
+    found = test["difference"]
+    return (
+        f"At {test['size']:,} tokens, {test['ours']} minus {test['other']} over the same {test['questions']} "
+        f"questions: {found['mean']:+.3f} (95 % {found['low']:+.3f} to {found['high']:+.3f}), paired permutation test "
+        f"p = {found['p_value']:.2g}."
+    )
+
+
+def fit_sentence(fit: Mapping[str, float]) -> str:
+    """The line through seconds to route, as :func:`report_scaling` stores it."""
+    return (
+        f"Seconds to route against chunks: {fit['intercept']:.4f} + {fit['slope']:.3g} · chunks, "
+        f"R² = {fit['r_squared']:.4f}, worst relative residual {fit['worst_residual']:.2f}."
+    )
 
 
 def _costs(
