@@ -57,8 +57,8 @@ def score(memory: msa.Memory, samples: list[Sample], **options: Any) -> tuple[di
     return means, seconds
 
 
-def main() -> None:
-    """Measure and report."""
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="msa-tiny")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64_000, 1_000_000])
@@ -80,7 +80,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", default="held out")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and report."""
+    args = arguments()
     model = msa.load(args.model, dtype=args.dtype)
     worlds = NeedleWorlds(*needle_words(held_out=True), haystack_sentences(held_out=True))
     kinds = tuple(args.kinds)

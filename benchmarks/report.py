@@ -19,7 +19,7 @@ from typing import Any
 
 from msa.evaluation.plots import token_count
 from msa.evaluation.records import Record, read_records
-from msa.evaluation.report import fit_sentence, difference_sentence
+from msa.evaluation.report import difference_sentence, fit_sentence
 from msa.evaluation.statistics import mean_interval
 from msa.evaluation.summary import Row, markdown_table, rows_table
 

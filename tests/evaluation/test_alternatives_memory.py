@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import tiny_model
 
-import msa
 from msa.errors import CheckpointError, ModelNotFoundError
 from msa.evaluation import Question
 from msa.evaluation.alternatives import make
@@ -34,11 +33,6 @@ CLOSED = MemN2NTraining(
 def ask(key="brave-lamp"):
     question = f"What is the special magic number for {key} mentioned in the provided text?"
     return Question(id="q", question=question, answers=())
-
-
-@pytest.fixture(scope="module")
-def trained():
-    return msa.load("msa-tiny", dtype="float32")
 
 
 @pytest.mark.parametrize("name", ["msa", "msa-generative", "msa-one-round", "msa-int8", "msa-dot"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needle_memory import NEEDLES
 
 import msa
 from msa.bank import MemoryBank
@@ -14,28 +15,10 @@ from msa.evaluation.lm_eval_answers import MemoryAnswers, ask_options, sampled, 
 from msa.evaluation.ruler import TASKS, SampleMaker, question_set
 
 SETTINGS = {"until": [], "max_gen_toks": 24, "do_sample": False, "temperature": 0.0}
-NEEDLES = {
-    "brave-lamp": "One of the special magic numbers for brave-lamp is: 7710254.",
-    "quiet-river": "One of the special magic numbers for quiet-river is: 4821937.",
-    "green": "The grass is green. The sky is blue.",
-}
 
 
 def ask(key):
     return f"What is the special magic number for {key} mentioned in the provided text?"
-
-
-@pytest.fixture(scope="module")
-def trained():
-    return msa.load("msa-tiny", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def folder(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("memories") / "needles"
-    with msa.Memory.open(folder, trained) as memory:
-        memory.add({"id": name, "text": text} for name, text in NEEDLES.items())
-    return folder
 
 
 @pytest.fixture
@@ -133,7 +116,7 @@ def test_settings_a_memory_does_not_have_are_refused(settings, message):
         ask_options({**SETTINGS, "do_sample": None, **settings})
 
 
-def test_prompts_are_asked_of_the_memory(trained, folder):
+def test_prompts_are_asked_of_the_memory(trained, needle_folder):
     requests = [
         (ask("quiet-river"), SETTINGS),
         (ask("brave-lamp"), {**SETTINGS, "max_gen_toks": 10}),
@@ -141,8 +124,8 @@ def test_prompts_are_asked_of_the_memory(trained, folder):
         (ask("quiet-river"), {**SETTINGS, "until": ["21", "9"]}),
         (ask("nobody-here"), SETTINGS),
     ]
-    answers = dict(MemoryAnswers(trained, folder).answer(requests))
-    with msa.Memory.open(folder, trained, read_only=True) as memory:
+    answers = dict(MemoryAnswers(trained, needle_folder).answer(requests))
+    with msa.Memory.open(needle_folder, trained, read_only=True) as memory:
         alone = [
             memory.ask(prompt, max_new_tokens=given["max_gen_toks"], stop=tuple(given["until"])).text
             for prompt, given in requests
@@ -152,13 +135,13 @@ def test_prompts_are_asked_of_the_memory(trained, folder):
     assert "7710254" in answers[2]
     assert answers[1] in ("7", "77", "771", "7710")
     assert answers[3] == answers[0].split("21")[0]
-    assert dict(MemoryAnswers(trained, folder, batch_size=3).answer(requests)) == answers
+    assert dict(MemoryAnswers(trained, needle_folder, batch_size=3).answer(requests)) == answers
 
 
-def test_options_reach_the_memory(trained, folder):
+def test_options_reach_the_memory(trained, needle_folder):
     asked = [(ask("quiet-river"), SETTINGS)]
-    (usual,) = MemoryAnswers(trained, folder).answer(asked)
-    (unread,) = MemoryAnswers(trained, folder, retrieval="routed", max_documents=0).answer(asked)
+    (usual,) = MemoryAnswers(trained, needle_folder).answer(asked)
+    (unread,) = MemoryAnswers(trained, needle_folder, retrieval="routed", max_documents=0).answer(asked)
     assert "4821937" in usual[1]
     assert "4821937" not in unread[1]
 
@@ -201,10 +184,10 @@ def test_every_prompt_is_looked_at_before_the_first_is_answered(trained, scratch
     assert made == []
 
 
-def test_an_empty_prompt_is_refused(trained, folder):
+def test_an_empty_prompt_is_refused(trained, needle_folder):
     with pytest.raises(ValueError, match="the question is empty"):
-        list(MemoryAnswers(trained, folder).answer([(" \n", SETTINGS)]))
-    assert list(MemoryAnswers(trained, folder).answer([])) == []
+        list(MemoryAnswers(trained, needle_folder).answer([(" \n", SETTINGS)]))
+    assert list(MemoryAnswers(trained, needle_folder).answer([])) == []
 
 
 @pytest.mark.parametrize(
@@ -221,13 +204,13 @@ def test_an_empty_prompt_is_refused(trained, folder):
         ({"max_documents": "many"}, "of the model arguments"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(given, message, trained, folder):
+def test_arguments_that_make_no_sense_are_refused(given, message, trained, needle_folder):
     with pytest.raises(EvaluationError, match=message):
-        MemoryAnswers(trained, **{"memory": folder, **given})
+        MemoryAnswers(trained, **{"memory": needle_folder, **given})
 
 
-def test_a_memory_that_is_not_there_or_not_ours_is_refused_at_once(trained, model, folder, tmp_path):
+def test_a_memory_that_is_not_there_or_not_ours_is_refused_at_once(trained, model, needle_folder, tmp_path):
     with pytest.raises(BankNotFoundError):
         MemoryAnswers(trained, tmp_path / "none")
     with pytest.raises(BankMismatchError):
-        MemoryAnswers(model, folder)
+        MemoryAnswers(model, needle_folder)

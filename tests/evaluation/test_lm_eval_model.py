@@ -13,7 +13,6 @@ import torch
 from tiny import VOCABULARY, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import msa
 from msa.conversion import convert
 from msa.errors import EvaluationError
 from msa.evaluation import lm_eval_model
@@ -27,10 +26,6 @@ PAIRS = [
 ]
 PROMPTS = ["The sky", "A longer prompt, which is not padded", "x"]
 GREEDY = {"until": [], "max_gen_toks": 24, "do_sample": False}
-NEEDLES = {
-    "a": "One of the special magic numbers for quiet-river is: 4821937.",
-    "b": "The grass is green. The sky is blue.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +72,6 @@ def theirs(lm_eval, folders):
 @pytest.fixture(scope="module")
 def ours(lm_eval, folders):
     return lm_eval_model.register()(str(folders / "msa"), device="cpu", dtype="float32", batch_size=3)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    return msa.load("msa-tiny", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def folder(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("memories") / "needles"
-    with msa.Memory.open(folder, trained) as memory:
-        memory.add({"id": name, "text": text} for name, text in NEEDLES.items())
-    return folder
 
 
 @pytest.fixture
@@ -183,8 +165,8 @@ def test_settings_the_backbone_does_not_have_are_refused(ours, requests):
         ours.generate_until(requests("generate_until", [("The sky", {**GREEDY, "num_beams": 4})]), True)
 
 
-def test_a_memory_answers(lm_eval, trained, folder, requests):
-    lm = lm_eval_model.register()(trained, memory=str(folder), batch_size="2", max_rounds=2)
+def test_a_memory_answers(lm_eval, trained, needle_folder, requests):
+    lm = lm_eval_model.register()(trained, memory=str(needle_folder), batch_size="2", max_rounds=2)
     kept = []
     lm.cache_hook.add_partial = lambda *given: kept.append(given)
     question = "What is the special magic number for quiet-river mentioned in the provided text?"
@@ -193,17 +175,17 @@ def test_a_memory_answers(lm_eval, trained, folder, requests):
     assert "4821937" in found[0]
     assert found[1] == found[0].split("21")[0]
     assert kept == [("generate_until", one.args, text) for one, text in zip(asked, found, strict=True)]
-    assert lm.get_model_info()["msa_answers_from"] == f"memory {folder}"
+    assert lm.get_model_info()["msa_answers_from"] == f"memory {needle_folder}"
 
 
-def test_a_memory_brings_its_own_model(lm_eval, folder):
-    lm = lm_eval_model.register()(memory=str(folder), device="cpu", dtype="float32")
+def test_a_memory_brings_its_own_model(lm_eval, needle_folder):
+    lm = lm_eval_model.register()(memory=str(needle_folder), device="cpu", dtype="float32")
     assert lm.msa.name == "msa-tiny"
     assert lm.msa.lm.dtype == torch.float32
 
 
-def test_a_memory_has_neither_log_likelihoods_nor_chat_templates(lm_eval, trained, folder, requests):
-    lm = lm_eval_model.register()(trained, memory=str(folder))
+def test_a_memory_has_neither_log_likelihoods_nor_chat_templates(lm_eval, trained, needle_folder, requests):
+    lm = lm_eval_model.register()(trained, memory=str(needle_folder))
     for refused in (
         lambda: lm.loglikelihood(requests("loglikelihood", PAIRS)),
         lambda: lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("text",)])),
@@ -224,8 +206,8 @@ def test_a_memory_has_neither_log_likelihoods_nor_chat_templates(lm_eval, traine
         ({"cut": 7}, "cut must be true or the words before the question, got 7"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(lm_eval, trained, folder, given, message):
-    given = {name: str(folder) if value == "FOLDER" else value for name, value in given.items()}
+def test_arguments_that_make_no_sense_are_refused(lm_eval, trained, needle_folder, given, message):
+    given = {name: str(needle_folder) if value == "FOLDER" else value for name, value in given.items()}
     with pytest.raises(EvaluationError, match=message):
         lm_eval_model.register()(trained, **given)
 
