@@ -72,4 +72,4 @@ def encode_batch(lm: MSAForCausalLM, documents: Sequence[Sequence[int]]) -> Docu
     """
     ids, lengths = pad_right(documents)
     means = ChunkMeans(lengths, lm.config.chunk_size, lm.device)
-    return lm.encode_documents(ids.to(lm.device), lengths, pool=means.take)
+    return lm.encode_pooled(ids.to(lm.device), lengths, means.take)

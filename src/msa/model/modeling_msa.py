@@ -198,9 +198,7 @@ class MSAForCausalLM(PreTrainedModel):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         return reader.memory, self.model(input_ids, positions, reader)
 
-    def encode_documents(
-        self, input_ids: Tensor, lengths: Tensor, pool: Callable[[Tensor], Tensor] | None = None
-    ) -> DocumentMemory:
+    def encode_documents(self, input_ids: Tensor, lengths: Tensor) -> DocumentMemory:
         """Stage 1: run documents through the decoder, each alone, and keep their pooled chunks (paper §3.1).
 
         Differentiable; wrap in ``torch.inference_mode()`` when building a memory. Layers above the last router layer
@@ -209,14 +207,21 @@ class MSAForCausalLM(PreTrainedModel):
         Args:
             input_ids: ``[N, L]`` right-padded token ids; what stands in the padding does not matter.
             lengths: ``[N]`` tokens per document, each in 1..L.
-            pool: makes chunk means of token states, see :class:`msa.model.attention.DocumentReader`; None:
-                :func:`msa.ops.pool_chunks`, which gradients pass through.
 
         Returns:
             :class:`DocumentMemory` with C chunks in all.
 
         Raises:
             ValueError: a length outside 1..L.
+        """
+        return self.encode_pooled(input_ids, lengths, None)
+
+    def encode_pooled(
+        self, input_ids: Tensor, lengths: Tensor, pool: Callable[[Tensor], Tensor] | None
+    ) -> DocumentMemory:
+        """:meth:`encode_documents` with chunk means by ``pool`` (see :class:`msa.model.attention.DocumentReader`).
+
+        None: by :func:`msa.ops.pool_chunks`, which gradients pass through.
         """
         reader = self._document_reader(lengths, input_ids.device, pool)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
