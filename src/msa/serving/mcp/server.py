@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
@@ -189,24 +191,39 @@ async def _result(tools: MemoryTools, work: Callable[[Job], Outcome], lane: Lane
     latest: list[str] = []
     deadline = started + tools.settings.call_timeout_s
     job = tools.scheduler.submit(work, lane, deadline=deadline, on_event=latest.append)
-    future = asyncio.wrap_future(job.future)
+    done = _event_of(job.future)
     reason: MSAError | None = None
     try:
-        while not future.done():
+        while not job.future.done():
             left = deadline - time.monotonic()
             if left <= 0:
                 reason = DeadlineError("the call took longer than it may; ask for less, or raise --timeout")
                 raise reason
-            await asyncio.wait({future}, timeout=min(_HEARTBEAT_S, left))
-            if not future.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), min(_HEARTBEAT_S, left))
+            if not job.future.done():
                 message = latest[-1] if latest else ("waiting" if job.started is None else "working")
                 await ctx.report_progress(round(time.monotonic() - started, 1), message=message)
-        outcome: Outcome = future.result()
+        outcome: Outcome = job.future.result()
         return outcome
     finally:
-        if not future.done():
+        if not job.future.done():
             tools.scheduler.cancel(job, reason)
-            future.add_done_callback(lambda late: late.exception())  # nobody else will look at it
+
+
+def _event_of(future: Future[Any]) -> asyncio.Event:
+    """Set when the future is done.
+
+    A future of asyncio's own would complain of a failure that comes after the client has gone, and the loop with it.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(tell)
+    return done
 
 
 def _as_text(answered: dict[str, Any]) -> str:
