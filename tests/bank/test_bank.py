@@ -35,6 +35,9 @@ def test_round_trip(tmp_path: Path) -> None:
         assert bank.content_hash("b") == "hash of "
         assert ("a" in bank, "z" in bank, "\ud800" in bank, 3 in bank) == (True, False, False, False)
         assert bank.get("z") is None
+        for call in (lambda: bank.get(3), lambda: bank.commit(delete=[None])):  # type: ignore[arg-type,list-item]
+            with pytest.raises(TypeError, match="document ids are strings"):
+                call()
         assert (bank.version, bank.next_number, len(bank)) == (1, 5, 2)
         assert_latents_complete(bank)
         assert bank.verify() == []

@@ -59,6 +59,25 @@ def test_damaged_manifest_falls_back(folder: Path, caplog: pytest.LogCaptureFixt
         assert list(contents(bank)) == ["a", "c0", "c1", "c2"]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_what_a_damaged_manifest_committed_stays_until_it_is_restored(folder: Path, compacted: bool) -> None:
+    if compacted:
+        with MemoryBank.open(folder) as bank:
+            bank.compact()
+            add(bank, document("c", "third", 4))
+    file = newest_manifest(folder)
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + b"]")
+    with MemoryBank.open(folder) as bank:  # a writer sweeps the folder
+        assert len(bank) == (2 if compacted else 1)
+        assert len(bank.verify()) == 1
+    file.write_bytes(sound)
+    with MemoryBank.open(folder) as bank:
+        assert list(contents(bank)) == (["a", "b", "c"] if compacted else ["a", "b"])
+        assert bank.verify() == []
+        assert_latents_complete(bank)
+
+
 @pytest.mark.parametrize("commits", [1, 2, 3, 5])
 @pytest.mark.parametrize("compacted", [False, True])
 def test_lost_manifest_is_named(

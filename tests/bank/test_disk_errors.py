@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bank_helpers import add, assert_latents_complete, contents, document, new_bank
+from bank_helpers import FINGERPRINT, SPEC, add, assert_latents_complete, contents, document, new_bank
 from disk_faults import NEW, OLD, STEPS, assert_nothing_left, change, fail, fault, prepare
 
 from msa.bank import MemoryBank
@@ -100,10 +101,18 @@ def test_sqlite_runs_out_of_pages(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert_nothing_left(folder)
 
 
-@pytest.mark.parametrize("message", ["disk I/O error", "database or disk is full", "unable to open database file"])
-def test_sqlite_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (sqlite3.OperationalError, "disk I/O error"),
+        (sqlite3.OperationalError, "database or disk is full"),
+        (sqlite3.OperationalError, "unable to open database file"),
+        (sqlite3.DatabaseError, "database disk image is malformed"),  # what it read back of its own was not to be read
+    ],
+)
+def test_sqlite_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[sqlite3.Error], message: str) -> None:
     def fails(*_: Any) -> None:
-        raise sqlite3.OperationalError(message)
+        raise kind(message)
 
     with MemoryBank.open(folder) as bank:
         for work in (change, compact):
@@ -147,3 +156,58 @@ def test_full_memory_stays_readable(tmp_path: Path) -> None:
         add(bank, document("b", "z" * 20_000, number))  # there is room again
         assert len(bank) == 2
         assert bank.stats()["bytes_on_disk"] < 400_000
+
+
+@pytest.mark.parametrize(("size", "most"), [(0, 600_000), (150_000, 1_500_000)])
+def test_a_folder_never_grows_beyond_its_limit(tmp_path: Path, size: int, most: int) -> None:
+    """Metadata and ids count as texts do, and so does what merging small segments takes."""
+    with MemoryBank.create(tmp_path / "mem", fingerprint=FINGERPRINT, spec=SPEC, max_bytes=most) as bank:
+        number, refused = 1, 0
+        while refused < 2:
+            try:
+                add(bank, document(f"{number}" * 20, f"text {number}", number, metadata={"m": "x" * size}))
+                number += 1
+            except BankFullError as error:
+                assert f"{most:,}" in str(error)  # noqa: PT017
+                refused += 1
+            assert bank.stats()["bytes_on_disk"] <= most
+        assert number > 2
+        assert (len(bank), bank.verify(), bank.next_number) == (number - 1, [], number)
+        assert_latents_complete(bank)
+        bank.compact()
+        add(bank, document("small", "text", number))
+        assert bank.stats()["bytes_on_disk"] <= most
+
+
+def test_a_new_manifest_that_can_neither_be_synced_nor_removed(folder: Path) -> None:
+    """The change cannot be taken back then: it must stay whole."""
+    with MemoryBank.open(folder) as bank:
+        version, calls = bank.version, []
+
+        def refuse(path: Path) -> None:
+            calls.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("msa.bank.manifest.fsync_folder", refuse)
+            patch.setattr("msa.bank.manifest.remove", calls.append)
+            with pytest.raises(BankError, match="the change is made"):
+                change(bank)
+        assert len(calls) == 2
+        assert (bank.version, contents(bank), bank.verify()) == (version + 1, NEW, [])
+        assert_latents_complete(bank)
+    assert_nothing_left(folder)
+
+
+def test_a_copy_that_cannot_begin_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **keywords: Any) -> None:
+        if path.name == "segments":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *args, **keywords)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with MemoryBank.open(folder, read_only=True) as bank, pytest.raises(BankError, match="No space left"):
+        bank.backup(folder.parent / "copy")
+    assert not (folder.parent / "copy").exists()

@@ -59,6 +59,34 @@ def test_not_a_memory(tmp_path: Path) -> None:
         MemoryBank.open(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "3", '{"manifest": 3, "checksum": ""}'])
+def test_manifest_that_is_hostile(folder: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = newest_manifest(folder)
+    file.write_text(text)
+    with MemoryBank.open(folder, read_only=True) as bank:
+        assert contents(bank) == {"a": "first"}
+        assert any(file.name in problem for problem in bank.verify())
+    assert f"{file} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("features", [3, None])
+def test_features_that_are_no_list(folder: Path, features: Any, caplog: pytest.LogCaptureFixture) -> None:
+    change_manifest(folder, features=features)
+    with MemoryBank.open(folder, read_only=True) as bank:
+        assert contents(bank) == {"a": "first"}
+    assert newest_manifest(folder).name in caplog.text
+
+
+def test_empty_memory_without_its_folder_of_segments(tmp_path: Path) -> None:
+    """As a tool leaves it that does not copy empty folders."""
+    new_bank(tmp_path / "mem").close()
+    (tmp_path / "mem" / "segments").rmdir()
+    with MemoryBank.open(tmp_path / "mem", max_bytes=1_000_000) as bank:
+        assert (bank.stats()["documents"], bank.verify()) == (0, [])
+        add(bank, document("a", "first", 1))
+        assert contents(bank) == {"a": "first"}
+
+
 def test_another_format_of_manifest(folder: Path) -> None:
     change_manifest(folder, format="something else")
     with pytest.raises(BankFormatError, match="not the manifest of a memory"):
@@ -220,6 +248,10 @@ def test_backup_is_a_memory(folder: Path, tmp_path: Path) -> None:
         bank.backup(tmp_path / "copy")
         with pytest.raises(BankError, match="not empty"):
             bank.backup(tmp_path / "copy")
+        for inside in (folder / "copy", folder / "segments" / "copy", folder / "segments" / ".." / "copy"):
+            with pytest.raises(BankError, match="lies inside the memory"):
+                bank.backup(inside)
+        assert bank.verify() == []
         add(bank, document("c", "later", 4))
     with MemoryBank.open(tmp_path / "copy", fingerprint=FINGERPRINT) as copy:
         assert (copy.verify(), copy.version, copy.next_number) == ([], 2, 4)

@@ -3,6 +3,7 @@ import datetime
 import pytest
 
 from msa.documents.readers import documents_from_mappings
+from msa.documents.records import read_jsonl
 from msa.documents.types import Document
 from msa.errors import DocumentError
 
@@ -44,6 +45,9 @@ def test_surrogates_in_ids_and_metadata():
         ({"text": "a", "metadata": "m"}, '"metadata" is a string'),
         ({"text": "a", "when": datetime.date(2026, 1, 1)}, "cannot be stored as JSON .*date is not JSON serializable"),
         (Document(id="", text="a"), '"id" is an empty string'),
+        ({"text": "a", "score": float("nan")}, r"cannot be stored as JSON \(nan is not a number of JSON\)"),
+        (Document(id="a", text="a", metadata={"k": [float("-inf")]}), r"\(-inf is not a number of JSON\)"),
+        ({"text": "a", "metadata": {"n": 10**5000}}, r"limit \(4300 digits\) for integer string conversion\)\. Use"),
     ],
 )
 def test_an_item_in_error_is_named_by_its_position(item, message):
@@ -72,3 +76,21 @@ def test_items_are_checked_one_by_one():
             yield "text"
 
     assert next(documents_from_mappings(endless())).text == "text"
+
+
+@pytest.mark.parametrize("levels", [100, 200, 950, 100_000])
+def test_metadata_nested_too_deeply(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    with pytest.raises(DocumentError, match="item 0.*nested more than 100 levels deep"):
+        list(documents_from_mappings([{"text": "a", "metadata": {"k": value}}]))
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "[" * 101 + "]" * 101])
+def test_lines_with_values_that_cannot_be_kept(value):
+    lines = [b'{"text": "fine"}', b'{"text": "a", "metadata": {"k": %s}}' % value.encode()]
+    documents = read_jsonl(lines, "a.jsonl")
+    assert next(documents).text == "fine"
+    with pytest.raises(DocumentError, match=r"a\.jsonl, line 2: \"metadata\" cannot be stored as JSON"):
+        next(documents)

@@ -12,6 +12,7 @@ from msa.documents import Document
 from msa.documents.batching import pad_right
 from msa.documents.splitting import split_text
 from msa.encoding.encoder import BATCH_TOKENS, batches_of
+from msa.errors import DocumentError
 from msa.memory.adding import text_digest, windows
 from msa.model.bundle import MSAModel
 
@@ -161,3 +162,19 @@ def test_windows_close_at_their_size_and_lose_nothing(monkeypatch):
 
 def test_a_digest_tells_texts_apart():
     assert text_digest("a") == text_digest("a") != text_digest("a ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], "nested"])
+def test_metadata_that_cannot_be_kept_change_nothing(tmp_path, model, value):
+    if value == "nested":
+        for _ in range(900):  # deeper than Python's own stack is fit for
+            value = {"k": value}
+    with Memory.open(tmp_path / "memory", model) as memory:
+        memory.add([{"id": "a", "text": "first", "metadata": {"lang": "en"}}])
+        version = memory.bank.version
+        with pytest.raises(DocumentError, match="item 1: .*cannot be stored as JSON"):
+            memory.add([{"id": "b", "text": "second"}, {"id": "a", "text": "first", "metadata": {"k": value}}])
+        with pytest.raises(ValueError, match="no document can have the value of metadata key 'k'"):
+            memory.search("first", where={"k": value})
+        assert (memory.bank.version, memory.verify()) == (version, [])
+        assert [hit.id for hit in memory.search("first", where={"lang": "en"})] == ["a"]

@@ -23,15 +23,18 @@ def copy_memory(folder: Path, destination: Path) -> None:
     The copy is itself a memory; copying it back restores. It exists whole or is no memory: its manifest comes last.
 
     Raises:
-        BankError: the destination is not empty, or the disk failed.
+        BankError: the destination is not empty or inside the memory, or the disk failed.
         BankCorruptError: what was copied is damaged; nothing is left.
     """
+    if destination.resolve().is_relative_to(folder.resolve()):
+        raise BankError(f"{destination} lies inside the memory {folder}. Choose a folder outside it for the copy")
     with disk_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
         if any(destination.iterdir()):
             raise BankError(f"{destination} is not empty. Choose a new folder for the copy")
-        (destination / SEGMENTS).mkdir()
     try:
+        with disk_errors(destination):
+            (destination / SEGMENTS).mkdir()
         for attempt in range(_ATTEMPTS):
             manifest = newest_manifest(folder)
             try:

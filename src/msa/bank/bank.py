@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa.bank.backup import copy_memory
-from msa.bank.checks import check_creatable, check_fingerprint, check_put, check_room
+from msa.bank.checks import check_creatable, check_fingerprint, check_put
 from msa.bank.commit import prune, publish, write_changes
 from msa.bank.compact import compact, merge_small
 from msa.bank.files import fsync_folder
@@ -220,15 +220,15 @@ class MemoryBank:
         if latents is not None:
             check_latents(self.spec, latents)
         with self._write_lock:
+            self._check_lock()
             state = self._state()
             found = state.find([*(document.id for document in put), *delete])
             check_put(state, put, latents, found)
-            check_room(self.path, self.spec, self.max_bytes, put, latents)
-            manifest = write_changes(self.path, state, put, latents, delete, found)
+            manifest = write_changes(self.path, state, put, latents, delete, found, self.max_bytes)
             if manifest is None:
                 return state.manifest.version
             publish(self.path, manifest, manifest.segments[-1])
-            merge_small(self.path, self._state)
+            merge_small(self.path, self._state, self.max_bytes)
             prune(self.path)
             return manifest.version
 
@@ -371,8 +371,14 @@ class MemoryBank:
         """
         self._check_writer()
         with self._write_lock:
+            self._check_lock()
             return compact(self.path, self._state, drop_damaged=drop_damaged)
 
     def _check_writer(self) -> None:
         if self.read_only:
             raise BankError(f"the memory {self.path} is open read-only. Open it with read_only=False to change it")
+
+    def _check_lock(self) -> None:
+        self._state()  # a closed bank has no lock
+        if self._lock:
+            self._lock.check()

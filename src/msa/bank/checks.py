@@ -16,8 +16,7 @@ from msa.bank.segment import SEGMENTS
 from msa.bank.state import State
 from msa.errors import BankCorruptError, BankFormatError, BankFullError, BankMismatchError
 
-# a header and the tables of an SQLite file
-_SEGMENT_BYTES = 1 << 16
+_MANIFEST_BYTES = 512  # of a manifest, for each of its segments
 
 
 def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | None, places: Mapping[str, int]) -> None:
@@ -51,25 +50,38 @@ def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | No
 
 
 def check_room(
-    folder: Path, spec: BankSpec, max_bytes: int | None, put: Sequence[StoredDocument], latents: Latents | None
+    folder: Path, spec: BankSpec, max_bytes: int, put: Sequence[StoredDocument], latents: Latents | None
 ) -> None:
-    """Make sure that a commit fits ``max_bytes``; None: no limit.
+    """See before anything is written that a commit cannot fit ``max_bytes``.
 
     Raises:
         BankFullError: the folder would grow beyond it.
     """
-    if max_bytes is None or not put:
-        return
-    # texts are stored with an index of about their size
-    more = sum(3 * len(document.text.encode()) for document in put) + _SEGMENT_BYTES
+    more = sum(len(document.text.encode()) for document in put)
     if latents is not None:
         more += num_latents_bytes(spec, len(latents.numbers), int(latents.chunk_offsets[-1]))
     present = folder_bytes(folder, folder / SEGMENTS)
     if present + more > max_bytes:
-        raise BankFullError(
-            f"the memory {folder} has {present:,} bytes and may have {max_bytes:,}; this change needs "
-            f"about {more:,} more. Nothing was changed. Delete documents and compact, or raise the limit"
-        )
+        raise _full(folder, present, more, max_bytes)
+
+
+def check_size(folder: Path, state: State, max_bytes: int) -> None:
+    """Make sure that the folder fits ``max_bytes`` once the segment written after ``state`` is committed.
+
+    Raises:
+        BankFullError: it would not.
+    """
+    total = folder_bytes(folder, folder / SEGMENTS) + _MANIFEST_BYTES * (len(state.segments) + 2)
+    before = sum(info.num_bytes for info in state.manifest.segments)
+    if total > max_bytes:
+        raise _full(folder, before, total - before, max_bytes)
+
+
+def _full(folder: Path, present: int, more: int, max_bytes: int) -> BankFullError:
+    return BankFullError(
+        f"the memory {folder} has {present:,} bytes and may have {max_bytes:,}; this change needs "
+        f"at least {more:,} more. Nothing was changed. Delete documents and compact, or raise the limit"
+    )
 
 
 def check_creatable(folder: Path) -> None:

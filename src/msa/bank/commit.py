@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from msa.bank.checks import check_room, check_size
 from msa.bank.documents import Row, write_documents
 from msa.bank.files import disk_errors, fsync_folder, remove
 from msa.bank.latents import Pieces, write_latents
@@ -23,20 +24,21 @@ from msa.bank.manifest import (
     manifest_file,
     manifest_versions,
     read_manifest,
+    segment_prefix,
     write_manifest,
 )
 from msa.bank.opening import PENDING, leftovers
 from msa.bank.schema import Latents, StoredDocument
 from msa.bank.segment import SEGMENTS
 from msa.bank.state import State
-from msa.errors import BankError
+from msa.errors import BankError, BankFullError
 
 logger = logging.getLogger(__name__)
 
 
 def write_segment(
     folder: Path,
-    manifest: Manifest,
+    state: State,
     *,
     numbers: torch.Tensor,
     chunk_offsets: torch.Tensor,
@@ -44,12 +46,12 @@ def write_segment(
     rows: Callable[[], Iterable[Row]],
     superseded: NDArray[np.int64],
 ) -> SegmentInfo:
-    """Write both files of a segment durably; see :func:`write_latents` and :func:`write_documents`.
+    """Write both files of the next segment after a state durably; see :func:`write_latents`, :func:`write_documents`.
 
     Raises:
         BankError: the disk failed; nothing is left behind.
     """
-    name = f"{manifest.version + 1:010d}-{secrets.token_hex(4)}"  # random, so unique after a restored backup too
+    name = segment_prefix(state.newest + 1) + secrets.token_hex(4)  # random, so unique after a restored backup too
     segments = folder / SEGMENTS
     info = None
     try:
@@ -59,7 +61,7 @@ def write_segment(
         info = write_latents(
             segments,
             name,
-            spec=manifest.spec,
+            spec=state.manifest.spec,
             numbers=numbers,
             chunk_offsets=chunk_offsets,
             superseded=torch.from_numpy(superseded.copy()),
@@ -81,6 +83,7 @@ def write_changes(
     latents: Latents | None,
     delete: Sequence[str],
     found: Mapping[str, int],
+    max_bytes: int | None,
 ) -> Manifest | None:
     """Write the segment of a commit, and return the manifest that makes it visible; None: nothing would change.
 
@@ -89,10 +92,17 @@ def write_changes(
         state: the present one.
         put, latents, delete: as for :meth:`MemoryBank.commit`.
         found: places of the present documents among those put and deleted.
+        max_bytes: size that the folder may have after putting documents; None: any.
+
+    Raises:
+        BankFullError: it would be larger; nothing was changed.
+        BankError: the disk failed; nothing is left behind.
     """
     deleted = {found[id_] for id_ in delete if id_ in found}
     if not put and not deleted:
         return None
+    if put and max_bytes is not None:
+        check_room(folder, state.manifest.spec, max_bytes, put, latents)
     place = state.manifest.next_place
     rows: list[Row] = []
     replaced = set()
@@ -105,13 +115,19 @@ def write_changes(
     empty = torch.zeros(0, dtype=torch.int64)
     info = write_segment(
         folder,
-        state.manifest,
+        state,
         numbers=empty if latents is None else latents.numbers,
         chunk_offsets=torch.zeros(1, dtype=torch.int64) if latents is None else latents.chunk_offsets,
         pieces=lambda kind, layer: [] if latents is None else [latents.tensor(kind, layer)],
         rows=lambda: sorted(rows, key=lambda row: row[0]),
         superseded=np.array(sorted(replaced | deleted), dtype=np.int64),
     )
+    if put and max_bytes is not None:
+        try:
+            check_size(folder, state, max_bytes)
+        except BankFullError:
+            discard(folder, info)
+            raise
     number = state.manifest.next_number if latents is None else int(latents.numbers[-1]) + 1
     manifest = next_manifest(state, [*state.manifest.segments, info])
     return replace(manifest, next_number=number, next_place=place)
@@ -126,8 +142,10 @@ def publish(folder: Path, manifest: Manifest, new: SegmentInfo | None) -> None:
     try:
         write_manifest(folder, manifest)
     except BaseException:
-        discard(folder, new)
+        # an interrupt can come when the manifest is in place already: then the files that it names must stay
+        discard(folder, None if manifest_file(folder, manifest.version).exists() else new)
         raise
+    remove(folder / PENDING)
 
 
 def next_manifest(state: State, segments: Iterable[SegmentInfo]) -> Manifest:

@@ -93,7 +93,7 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
 
     return write_segment(
         folder,
-        state.manifest,
+        state,
         numbers=numbers,
         chunk_offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
         pieces=pieces,
@@ -163,10 +163,14 @@ def _superseded(state: State, first: int, end: int) -> NDArray[np.int64]:
     return superseded[np.isin(superseded, places)]
 
 
-def merge_small(folder: Path, read_state: Callable[[], State]) -> None:
-    """Keep the segments few; failure costs nothing but speed, and is logged."""
+def merge_small(folder: Path, read_state: Callable[[], State], max_bytes: int | None) -> None:
+    """Keep the segments few; failure, or no room beside what is merged, costs nothing but speed, and is logged."""
     try:
         while (first := small_run((state := read_state()).manifest.segments)) is not None:
+            more = sum(info.num_bytes for info in state.manifest.segments[first:])
+            if max_bytes is not None and folder_bytes(folder, folder / SEGMENTS) + more > max_bytes:
+                logger.info("small segments of %s were not merged: that takes %s bytes more", folder, f"{more:,}")
+                return
             merged = merge(folder, state, first, len(state.segments))
             segments = [*state.manifest.segments[:first], *([merged] if merged else [])]
             publish(folder, next_manifest(state, segments), merged)

@@ -256,7 +256,9 @@ def write_documents(
                 connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN; {_TABLES}")
                 _insert(connection, rows, superseded)
                 connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InternalError):
+                raise  # no disk's fault
             raise BankError(
                 f"writing {file} failed ({error}). The memory keeps its previous state; "
                 "free disk space or repair the disk, then try again"
@@ -298,9 +300,15 @@ def _insert(connection: sqlite3.Connection, rows: Iterable[Row], superseded: NDA
 
 
 def id_digests(ids: Iterable[str]) -> dict[str, bytes]:
-    """By id its digest; an id that is no valid Unicode is left out: no document can have it."""
+    """By id its digest; an id that is no valid Unicode is left out: no document can have it.
+
+    Raises:
+        TypeError: one is no string.
+    """
     found = {}
     for id_ in ids:
+        if not isinstance(id_, str):
+            raise TypeError(f"document ids are strings, found {id_!r} of type {type(id_).__name__}")
         with contextlib.suppress(UnicodeEncodeError):
             found[id_] = _digest(id_)
     return found

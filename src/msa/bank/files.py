@@ -89,11 +89,20 @@ def file_checksum(file: Path) -> str:
 
 
 def folder_bytes(*folders: Path) -> int:
-    """Bytes of all files in these folders; those that a writer removes meanwhile count for nothing."""
+    """Bytes of all files in these folders; those that are not there, or that a writer removes meanwhile, count nothing.
+
+    Raises:
+        BankError: a folder cannot be read.
+    """
     total = 0
     for folder in folders:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    total += entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        total += entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BankError(f"{folder} cannot be read ({error.strerror or error})") from error
     return total

@@ -65,6 +65,11 @@ class SegmentInfo:
         return [documents_name(self.name), latents_name(self.name)]
 
 
+def segment_prefix(version: int) -> str:
+    """What the names of a segment begin with that the commit of this version writes."""
+    return f"{version:010d}-"
+
+
 def documents_name(segment: str) -> str:
     """File name of a segment's documents."""
     return f"{segment}.documents.sqlite"
@@ -116,7 +121,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit a state: from the rename on, readers see it.
 
     Raises:
-        BankError: the disk failed; the previous state is the present one.
+        BankError: the disk failed; the previous state is the present one. Only if the disk also refuses to take the
+            new manifest back, the new state is; the message says so.
     """
     fields = vars(manifest) | {
         "format": FORMAT,
@@ -135,8 +141,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     with disk_errors(file):
         try:
             fsync_folder(folder)
-        except BaseException:
+        except BaseException as error:
             remove(file)
+            if isinstance(error, OSError) and file.exists():
+                raise BankError(
+                    f"{file} was written, but not synced ({error.strerror or error}), and cannot be removed: the "
+                    "change is made, and a power failure may undo it. Repair the disk"
+                ) from error
             raise
 
 
@@ -158,17 +169,17 @@ def read_manifest(folder: Path, version: int) -> Manifest:
         text = file.read_bytes().decode("utf-8")
         body = json.loads(text)["manifest"]
         # every byte counts: a manifest is written in one way only
-        sound = _enclosed(dump_json(body, "")) == text
+        sound = isinstance(body, dict) and _enclosed(dump_json(body, "")) == text
     except FileNotFoundError as error:
         raise BankCorruptError(f"{file} is missing: restore it from a copy") from error
     except OSError as error:
         raise BankError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BankCorruptError(f"{file} is damaged: {error}") from error
     if not sound:
         raise BankCorruptError(f"{file} is damaged: its checksum is wrong")
-    _check_format(file, body)
     try:
+        _check_format(file, body)
         manifest = _from_json(body)
     except (ValueError, KeyError, TypeError) as error:
         raise BankCorruptError(f"{file} is damaged: {error!r}") from error

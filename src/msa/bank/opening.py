@@ -6,7 +6,15 @@ import logging
 import os
 from pathlib import Path
 
-from msa.bank.manifest import FORMAT_VERSION, KEPT, Manifest, manifest_file, manifest_versions, read_manifest
+from msa.bank.manifest import (
+    FORMAT_VERSION,
+    KEPT,
+    Manifest,
+    manifest_file,
+    manifest_versions,
+    read_manifest,
+    segment_prefix,
+)
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
 from msa.errors import BankCorruptError, BankError, BankFormatError
@@ -61,14 +69,15 @@ def _versions(folder: Path) -> list[int]:
 
 
 def open_state(folder: Path, manifest: Manifest, last: State | None) -> State:
-    """Open the segments of a manifest; those of the ``last`` state are open already.
+    """Open the segments of a manifest; those of the ``last`` state are open already, and sound ones used again.
 
     A segment with one damaged file is opened as far as it goes, and the damage logged.
 
     Raises:
         BankCorruptError: a segment cannot be opened at all.
     """
-    known = {} if last is None else {segment.name: segment for segment in last.segments}
+    # what was damaged may have been restored since, or could not be read for a moment only
+    known = {} if last is None else {segment.name: segment for segment in last.segments if not segment.damage}
     segments = []
     for info in manifest.segments:
         segment = known.get(info.name)
@@ -113,12 +122,15 @@ def _newest_name(folder: Path) -> int:
 def leftovers(folder: Path, kept: list[Manifest]) -> list[Path]:
     """Files in the folder of segments that no kept manifest refers to, and half-written manifests.
 
-    The files of a segment whose manifest is lost are none: they are all that is left to tell.
+    The files of a segment whose manifest is lost or damaged are none: they are all that is left of what it committed,
+    and whole again once the manifest is restored from a copy.
     """
     names = set().union(*(manifest.file_names for manifest in kept), _without_manifest(folder))
-    found = [folder / SEGMENTS / name for name in _segment_files(folder) if name not in names]
+    damaged = {*manifest_versions(folder)} - {manifest.version for manifest in kept}
+    theirs = tuple(segment_prefix(version) for version in damaged)
+    found = [name for name in _segment_files(folder) if name not in names and not name.startswith(theirs)]
     # the mark of an interrupted commit comes after what the commit has left
-    return [*sorted(found), *sorted(folder.glob(".manifest-*.tmp"))]
+    return [*(folder / SEGMENTS / name for name in sorted(found)), *sorted(folder.glob(".manifest-*.tmp"))]
 
 
 def missing_manifests(folder: Path) -> list[str]:
@@ -139,7 +151,7 @@ def missing_manifests(folder: Path) -> list[str]:
 
 def _without_manifest(folder: Path) -> list[str]:
     """Files of the segment of the next version, unless a commit is or was at work on it."""
-    name = f"{_newest_name(folder) + 1:010d}-"
+    name = segment_prefix(_newest_name(folder) + 1)
     found = [file for file in _segment_files(folder) if file.startswith(name)]
     return [] if found and (folder / PENDING).exists() else found
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from msa.documents.json_values import json_problem
+
 Kind = Literal["routing_keys", "keys", "values", "int8_routing_keys", "int8_scales"]
 KINDS: tuple[Kind, ...] = ("routing_keys", "keys", "values")
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -223,6 +225,8 @@ def check_documents(put: Sequence[StoredDocument], delete: Sequence[str]) -> Non
             _check_unicode(getattr(document, name), f"{name} of document {document.id!r}")
         if not all(isinstance(key, str) for key in document.metadata):
             raise ValueError(f"metadata keys of document {document.id!r} must be strings")
+        if problem := json_problem(document.metadata):
+            raise ValueError(f"the metadata of document {document.id!r} must be JSON values: {problem}")
         text = dump_json(document.metadata, f"the metadata of document {document.id!r}")
         if dump_json(json.loads(text), "metadata") != text:
             raise ValueError(f"keys inside the metadata of document {document.id!r} must be strings")

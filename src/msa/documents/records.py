@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msa.documents.formats import clean_surrogates, clean_text, decode, is_utf16
+from msa.documents.json_values import json_problem
 from msa.documents.types import Document
 from msa.errors import DocumentError
 
@@ -92,10 +93,12 @@ def _check_id(doc_id: Any, text: str, where: str) -> str:
 
 def _check_metadata(metadata: dict[Any, Any], where: str) -> dict[str, Any]:
     try:
+        if problem := json_problem(metadata):
+            raise ValueError(problem)
         # through JSON and back: a private copy that is equal to what a reopened memory will return
         return json.loads(clean_surrogates(json.dumps(metadata, ensure_ascii=False)))
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+    except (TypeError, ValueError) as error:
+        reason = str(error).partition(";")[0]  # Python's advice on settings of its own is none for a user
         raise DocumentError(
             f'{where}: "metadata" cannot be stored as JSON ({reason}). Use strings, numbers, lists and objects only'
         ) from error
