@@ -2,6 +2,7 @@
 
     python benchmarks/routing_scorer.py [--shapes default published] [--tokens 1000000 10000000 100000000]
         [--question-tokens 8 32 64] [--forms int8 half exact] [--out benchmarks/results/FILE.json]
+    python benchmarks/routing_scorer.py --device cuda --shapes published --tokens 100000000
 
 Keys are SYNTHETIC (random: the best lie close together, the hardest case). One router layer is scored. Beside
 ``msa.ops.route``, up to ``--plain-chunks``:
@@ -14,6 +15,10 @@ the form's dtype, all in cache, and reduces nothing; ``peak`` is the time that m
 large square product. Ratios are best times: ``/ floor`` to the larger of stream and product, ``/ peak floor`` to the
 larger of stream and peak. Every form, and every plain scorer, runs in a process of its own; peak memory is what scoring
 adds to it.
+
+On a GPU (``--device cuda``) the scorer is the Triton kernel: ``select`` is a call that selects documents, ``replayed``
+its work on the GPU alone (a CUDA graph of it), ``route`` a call for all documents' scores, ``plain`` the same by torch.
+``naive`` is Eq. 2 as it reads, on the first ``--plain-chunks``, beside ``select`` there. The floor reads the keys once.
 """
 
 from __future__ import annotations
@@ -37,13 +42,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msa.ops import KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
-from msa.ops.route import measure_keys, on_threads
+from msa.ops import ExactKeys, KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
+from msa.ops.route import measure_keys, on_threads, route_naive, select
 from msa.ops.route.products import RESULT_DTYPES, fast_product
+from msa.ops.route.scoring import prepare_query
+from msa.ops.route.triton_dispatch import triton_scorer
 
 CHUNK_TOKENS, CHUNKS_PER_DOCUMENT, TOP_K, PIECE, SLICE = 64, 8, 16, 65536, 16384
 CACHED_BYTES, SQUARE = 1024 * 1024, 2048
 FORMS = ("int8", "half", "exact")
+GPU_FORMS = (*FORMS, "float8")
 PLAIN = ("as written", "folded")
 
 
@@ -60,12 +68,13 @@ class Shape:
 SHAPES = {"default": Shape(3, 3, 64, "cosine"), "published": Shape(8, 4, 128, "dot")}
 
 
-def draw_keys(num_chunks: int, shape: Shape) -> Tensor:
+def draw_keys(num_chunks: int, shape: Shape, device: str = "cpu") -> Tensor:
     """``[C, Hkv, D]`` bfloat16, a piece at a time."""
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.empty(num_chunks, shape.kv_heads, shape.head_dim, dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(0)
+    keys = torch.empty(num_chunks, shape.kv_heads, shape.head_dim, dtype=torch.bfloat16, device=device)
     for start in range(0, num_chunks, PIECE):
-        keys[start : start + PIECE] = torch.randn(keys[start : start + PIECE].shape, generator=generator)
+        piece = keys[start : start + PIECE]
+        piece.copy_(torch.randn(piece.shape, generator=generator, device=device))
     return keys
 
 
@@ -183,6 +192,72 @@ def measure_ours(form: str, shape: Shape, num_chunks: int, question_tokens: list
     return result
 
 
+def timed_on_gpu(work: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """As :func:`timed`, by the GPU's clock; after three calls that do not count, since kernels are compiled first."""
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return {"best": min(times), "median": statistics.median(times)}
+
+
+def replayed(work: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """What a call has the GPU do, without the time it takes to ask for it."""
+    timed_on_gpu(work, 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return timed_on_gpu(graph.replay, repeats)
+
+
+def prepare_on_gpu(form: str, keys: Tensor, similarity: str) -> KeyBlock:
+    """The keys in one form, without a second look at stored ones."""
+    if form == "float8":
+        return ExactKeys(keys.to(torch.float8_e4m3fn))
+    return quantize_keys(keys, similarity) if form == "int8" else prepare(form, keys, similarity)
+
+
+def measure_gpu(
+    form: str, shape: Shape, num_chunks: int, question_tokens: list[int], repeats: int, plain_chunks: int
+) -> dict[str, Any]:
+    """The kernel over one form of keys, the plain scorers and the floor, for questions of several lengths."""
+    block = prepare_on_gpu(form, draw_keys(num_chunks, shape, "cuda"), shape.similarity)
+    offsets, spec = offsets_of(num_chunks).cuda(), RoutingSpec(similarity=shape.similarity)
+    few = min(plain_chunks, num_chunks)
+    part, part_offsets = block.take(torch.arange(few, device="cuda")), offsets_of(few).cuda()
+    words = block.keys.view(-1).view(torch.int32)
+    stream = timed_on_gpu(words.amax, repeats)["best"]
+    result: dict[str, Any] = {"key_mib": block.keys.nbytes / 2**20, "stream": stream}
+    for tokens in question_tokens:
+        query, mask = draw_query(tokens, shape).cuda(), torch.ones(1, tokens, dtype=torch.bool, device="cuda")
+        scorer = triton_scorer(query, [block])
+        if scorer is None:
+            raise RuntimeError("the Triton kernel does not run here: it needs triton and a Hopper GPU (H100, H200)")
+        ask = (query, mask, [block], offsets, spec, TOP_K)
+        ask_few = (query, mask, [part], part_offsets, spec, TOP_K)
+        q, routing = prepare_query(query, mask, shape.kv_heads, spec)
+        work = replayed(lambda: scorer.select(q, routing, *ask[2:]), repeats)  # noqa: B023
+        result[f"{tokens} tokens"] = {
+            "replayed": work,
+            "select": timed_on_gpu(lambda: select(*ask), repeats),  # noqa: B023
+            "route": timed_on_gpu(lambda: route(*ask), repeats),  # noqa: B023
+            "plain": timed_on_gpu(lambda: route(*ask, tile_chunks=PIECE), repeats),  # noqa: B023
+            f"select, {few} chunks": timed_on_gpu(lambda: select(*ask_few), repeats),  # noqa: B023
+            f"naive, {few} chunks": timed_on_gpu(lambda: route_naive(*ask_few), repeats),  # noqa: B023
+            "replayed / floor": work["best"] / stream,
+            "same as naive": select(*ask_few).doc_indices.tolist() == route_naive(*ask_few).doc_indices.tolist(),
+            "selected": select(*ask).doc_indices[0].tolist(),
+        }
+    return result
+
+
 def measure_plain(
     method: str, shape: Shape, num_chunks: int, question_tokens: list[int], repeats: int
 ) -> dict[str, Any]:
@@ -212,6 +287,7 @@ def in_own_process(args: argparse.Namespace, shape: str, chunks: int, what: str)
     tokens = [str(tokens) for tokens in sorted(args.question_tokens)]
     command = [sys.executable, __file__, "--shapes", shape, "--question-tokens", *tokens]
     command += ["--repeats", str(args.repeats), "--measure", what, "--chunks", str(chunks)]
+    command += ["--device", args.device, "--plain-chunks", str(args.plain_chunks)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(f"{shlex.join(command)} failed:\n{run.stderr}")
@@ -221,7 +297,8 @@ def in_own_process(args: argparse.Namespace, shape: str, chunks: int, what: str)
 def measure_size(args: argparse.Namespace, shape: str, chunks: int) -> dict[str, Any]:
     """All forms and, where that is not too much, the plain scorers; and how they compare."""
     forms = {form: in_own_process(args, shape, chunks, form) for form in args.forms}
-    plain = {method: in_own_process(args, shape, chunks, method) for method in PLAIN if chunks <= args.plain_chunks}
+    methods = PLAIN if chunks <= args.plain_chunks and args.device == "cpu" else ()
+    plain = {method: in_own_process(args, shape, chunks, method) for method in methods}
     for tokens in args.question_tokens:
         key = f"{tokens} tokens"
         exact = set(forms["exact"][key]["selected"]) if "exact" in forms else None
@@ -243,22 +320,30 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1_000_000, 4_194_304, 10_000_000, 100_000_000])
     parser.add_argument("--question-tokens", type=int, nargs="+", default=[8, 12, 32, 64])
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=[*FORMS])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--forms", nargs="+", choices=GPU_FORMS, help="float8: on a GPU; all of a device's by default")
     parser.add_argument("--plain-chunks", type=int, default=65536, help="the plain scorers run on up to so many chunks")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--measure", choices=(*FORMS, *PLAIN), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=(*GPU_FORMS, *PLAIN), help=argparse.SUPPRESS)
     parser.add_argument("--chunks", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    args.forms = args.forms or [*(FORMS if args.device == "cpu" else GPU_FORMS)]
+    if args.device == "cpu" and "float8" in args.forms:
+        parser.error("--forms float8 is measured on a GPU: add --device cuda")
     if args.measure:
-        measure = measure_ours if args.measure in FORMS else measure_plain
-        shape = SHAPES[args.shapes[0]]
-        print(json.dumps(measure(args.measure, shape, args.chunks, args.question_tokens, args.repeats)))
+        ask = (args.measure, SHAPES[args.shapes[0]], args.chunks, args.question_tokens, args.repeats)
+        if args.device == "cuda":
+            print(json.dumps(measure_gpu(*ask, args.plain_chunks)))
+        else:
+            print(json.dumps((measure_ours if args.measure in FORMS else measure_plain)(*ask)))
         return
     result: dict[str, Any] = {
         "what": "one router layer, SYNTHETIC keys; seconds, unless it says otherwise",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
+        + (torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability()),
         "date": date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
     }

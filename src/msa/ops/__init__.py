@@ -9,9 +9,11 @@ from msa.ops.route import (
     QuantizedKeys,
     Routing,
     RoutingSpec,
+    Selection,
     halve_keys,
     quantize_keys,
     route,
+    select,
 )
 from msa.ops.routing_loss import ROUTING_LOSSES, routing_divergence, routing_loss
 
@@ -23,6 +25,7 @@ __all__ = [
     "QuantizedKeys",
     "Routing",
     "RoutingSpec",
+    "Selection",
     "attend_memory",
     "chunk_offsets_of",
     "halve_keys",
@@ -31,4 +34,5 @@ __all__ = [
     "route",
     "routing_divergence",
     "routing_loss",
+    "select",
 ]

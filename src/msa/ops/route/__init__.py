@@ -7,7 +7,7 @@ from msa.ops.route.blocks import ExactKeys, HalfKeys, KeyBlock, KeyRows, Quantiz
 from msa.ops.route.naive import route_naive
 from msa.ops.route.prepare import halve_keys, measure_keys, quantize_keys
 from msa.ops.route.threads import on_threads
-from msa.ops.route.tiled import route
+from msa.ops.route.tiled import Selection, route, select
 from msa.ops.route.types import Routing, RoutingSpec, best_documents
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "QuantizedKeys",
     "Routing",
     "RoutingSpec",
+    "Selection",
     "best_documents",
     "halve_keys",
     "measure_keys",
@@ -25,4 +26,5 @@ __all__ = [
     "quantize_keys",
     "route",
     "route_naive",
+    "select",
 ]

@@ -1,7 +1,8 @@
 """The lean routing scorer: exact, tiled over chunks, never a tensor of heads x tokens x chunks.
 
 Few keys, and all that gradients flow through, are scored in float32. Many keys on a CPU get a first look in their own
-int8 or bfloat16, up to three times as fast, and a second one where it can matter for the selection.
+int8 or bfloat16, up to three times as fast, and a second one where it can matter for the selection. On a GPU that has
+triton, one kernel scores 16-bit and 8-bit keys (:mod:`msa.ops.route.triton_scorer`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from msa.ops.route.first_look import first_look
 from msa.ops.route.refine import chunks_in_reach, chunks_of, chunks_to_refine, refine, rescore
 from msa.ops.route.scan import has_gradients, score_chunks
 from msa.ops.route.scoring import prepare_query
+from msa.ops.route.triton_dispatch import triton_scorer
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
 
 # with fewer multiplications a first look saves nothing
@@ -48,7 +50,8 @@ def route(
         spec: similarity, scale and reductions.
         top_k: documents to select per row.
         doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected.
-        tile_chunks: chunks scored at a time; None: as many as keep a tile small (2 MB on a CPU).
+        tile_chunks: chunks scored at a time, by plain torch on every device; None: as many as keep a tile small (2 MB
+            on a CPU).
 
     Returns:
         :class:`Routing`; scores are float32 whatever the dtype of query and keys. Selected documents and their scores
@@ -65,7 +68,11 @@ def route(
     stored = any(block.stored is not None for block in blocks)
     found = _looked_twice(question, top_k, tile_chunks)
     if found is None:
-        chunk_scores = question.silenced(score_chunks(q, mask, blocks, spec, tile_chunks))
+        scorer = triton_scorer(query, blocks) if tile_chunks is None else None
+        scores = (
+            scorer.score_chunks(q, mask, blocks, spec) if scorer else score_chunks(q, mask, blocks, spec, tile_chunks)
+        )
+        chunk_scores = question.silenced(scores)
         doc_scores = question.documents(chunk_scores)
     else:
         chunk_scores, doc_scores = found
@@ -75,6 +82,45 @@ def route(
         doc_scores = question.updated(doc_scores, chunk_scores, deciding)
     doc_indices, best = select_documents(doc_scores, top_k)
     return Routing(doc_indices=doc_indices, scores=best, doc_scores=doc_scores, chunk_scores=chunk_scores)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A row's best documents, and nothing about the others.
+
+    Attributes:
+        doc_indices: ``[B, k]`` int64, best first, −1 where fewer than k can be selected.
+        scores: their scores ``[B, k]`` float32, −inf where there is no document.
+    """
+
+    doc_indices: Tensor
+    scores: Tensor
+
+
+def select(
+    query: Tensor,
+    query_mask: Tensor,
+    keys: Tensor | Sequence[KeyBlock],
+    chunk_offsets: Tensor,
+    spec: RoutingSpec,
+    top_k: int,
+    doc_mask: Tensor | None = None,
+) -> Selection:
+    """What :func:`route` selects, where nobody asks for the scores of all documents and chunks.
+
+    Arguments, errors and result as there. On a GPU that has triton no score but those of each program's candidates
+    leaves the kernel, as far as documents have the score of their best chunk and blocks no ``stored`` keys.
+    """
+    blocks = as_blocks(keys, query)
+    scorer = triton_scorer(query, blocks)
+    stored = any(block.stored is not None for block in blocks)
+    if scorer is None or stored or spec.chunk_reduce != "max" or not 0 < top_k <= scorer.MOST_SELECTED:
+        routing = route(query, query_mask, blocks, chunk_offsets, spec, top_k, doc_mask)
+        return Selection(routing.doc_indices, routing.scores)
+    q, mask = prepare_query(query, query_mask, blocks[0].keys.shape[1], spec)
+    indices, scores = scorer.select(q, mask, blocks, chunk_offsets, spec, top_k, doc_mask)
+    silent = ~query_mask.any(1, keepdim=True)
+    return Selection(indices.masked_fill(silent, -1), scores.masked_fill(silent, float("-inf")))
 
 
 @dataclass(frozen=True)
