@@ -6,7 +6,9 @@ Axes: B rows, k selected documents, N documents (parts), C chunks, M selected ch
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +21,10 @@ from msa.model import MemoryView, SelectedMemory
 from msa.model.memory_view import chunks_of_documents
 from msa.ops import Routing, RoutingSpec, route
 from msa.ops.route import ExactKeys, on_threads
+from msa.routing.cluster_index import ClusterIndex, lists_of
+from msa.routing.key_lists import KeyLists
 from msa.routing.ranking import words_query
-from msa.routing.segment_latents import SegmentLatents
+from msa.routing.segment_latents import SegmentLatents, similarity_of
 from msa.routing.tiers import Tiers, check_budget
 
 logger = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ class BankView:
         chunk_offsets: ``[N + 1]`` int64 on ``device``.
         live: bool ``[N]``, False for deleted documents.
         key_blocks: router layer → one block of routing keys per segment.
+        indexes: router layer → lists of like keys, where a question may look at a share of them alone; else empty.
 
     Raises:
         MemoryBudgetError: the latents do not fit where the tiers put them.
@@ -109,6 +114,10 @@ class BankView:
         self.key_blocks = {
             layer: [segment.key_blocks[layer] for segment in self._segments] for layer in self.spec.layers
         }
+        # keys on disk are scored where they are read
+        self._keys_device = torch.device("cpu") if self.tiers.routing_keys == "mapped" else self.device
+        self._lists: dict[str, dict[int, KeyLists | None]] = {} if previous is None else previous._lists
+        self.indexes = self._make_indexes() if self.tiers.key_share < 1 else {}
 
     @property
     def num_documents(self) -> int:
@@ -141,12 +150,32 @@ class BankView:
         blocks = self.key_blocks[layer]
         if not blocks:
             shape = (0, self.spec.num_key_value_heads, self.spec.head_dim)
-            blocks = [ExactKeys(torch.zeros(shape, dtype=self.spec.torch_dtype, device=self.device))]
-        if self.tiers.routing_keys != "mapped" or self.device.type == "cpu":
-            return route(query, query_mask, blocks, self.chunk_offsets, spec, top_k, mask)
-        # keys on disk are scored where they are read
-        found = route(query.cpu(), query_mask.cpu(), blocks, self.chunk_offsets.cpu(), spec, top_k, mask.cpu())
-        return Routing(**{name: tensor.to(self.device) for name, tensor in vars(found).items()})
+            blocks = [ExactKeys(torch.zeros(shape, dtype=self.spec.torch_dtype, device=self._keys_device))]
+        query, query_mask, mask = (tensor.to(self._keys_device) for tensor in (query, query_mask, mask))
+        if layer in self.indexes:
+            share = self.tiers.key_share
+            found: Routing = self.indexes[layer].route(query, query_mask, spec, top_k, mask, share=share)
+        else:
+            offsets = self.chunk_offsets.to(self._keys_device)
+            found = route(query, query_mask, blocks, offsets, spec, top_k, mask)
+        moved = {name: value.to(self.device) for name, value in vars(found).items() if isinstance(value, Tensor)}
+        return replace(found, **moved)
+
+    def _make_indexes(self) -> dict[int, ClusterIndex]:
+        """Router layer → lists over all segments; those that an older view has made are used again."""
+        started, similarity = time.perf_counter(), similarity_of(self.spec)
+        self._lists = {
+            segment.name: self._lists.get(segment.name)
+            or {layer: lists_of(block, similarity) for layer, block in segment.key_blocks.items()}
+            for segment in self._segments
+        }
+        logger.info("sorted routing keys into lists in %.1f s", time.perf_counter() - started)
+        offsets = self.chunk_offsets.to(self._keys_device)
+        return {
+            layer: ClusterIndex(blocks, [self._lists[segment.name][layer] for segment in self._segments], offsets)
+            for layer, blocks in self.key_blocks.items()
+            if blocks
+        }
 
     def fetch(self, layer: int, doc_indices: Tensor) -> SelectedMemory:
         """See :class:`msa.MemoryView`; reads only the selected chunks, many at a time."""

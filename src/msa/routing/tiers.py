@@ -13,6 +13,8 @@ import torch
 
 from msa.bank import BankSpec
 from msa.errors import MemoryBudgetError
+from msa.routing.cluster_index import check_share
+from msa.routing.key_lists import lists_bytes
 
 ROUTING_KEYS = ("exact", "half", "int8", "mapped")
 CONTENT = ("mapped", "ram", "pinned")
@@ -28,18 +30,22 @@ class Tiers:
             memory-mapped from disk, compared exactly.
         content: content keys and values: ``mapped``: on disk, only the winners are read; ``ram``: in RAM; ``pinned``:
             in page-locked RAM, from which a GPU fetches fastest.
+        key_share: of the routing keys, how many a question may look at: 1: all of them; less: those of the most
+            promising lists of like keys (:mod:`msa.routing.cluster_index`), which are made when the memory is opened.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: an unknown word, or a share not above 0 and up to 1.
     """
 
     routing_keys: str = "exact"
     content: str = "mapped"
+    key_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("routing_keys", ROUTING_KEYS), ("content", CONTENT)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_share(self.key_share)
 
     def needed_bytes(self, spec: BankSpec, num_chunks: int) -> tuple[int, int]:
         """Bytes the memory of ``num_chunks`` chunks takes on the compute device, and in RAM beside it."""
@@ -52,6 +58,8 @@ class Tiers:
             "int8": values + 4 * num_chunks * len(spec.layers),
             "mapped": 0,
         }[self.routing_keys]
+        if self.key_share < 1:  # made once a segment, and held once more for all segments together
+            device += 2 * len(spec.layers) * lists_bytes(num_chunks, spec.num_key_value_heads * spec.head_dim)
         return device, 0 if self.content == "mapped" else 2 * values * stored
 
 
