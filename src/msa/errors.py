@@ -17,6 +17,10 @@ class CheckpointError(MSAError):
     """A checkpoint or adapter whose files are missing, damaged or do not fit the model."""
 
 
+class ContextLengthError(MSAError, ValueError):
+    """A question that, with what stands before it and room for its answer, is longer than the model's context."""
+
+
 class DocumentError(MSAError):
     """An input file or line that cannot be read as documents; names the file and line."""
 

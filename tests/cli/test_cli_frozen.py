@@ -8,7 +8,7 @@ from msa.cli.main import build_parser
 
 EVERY = {"-h", "--help", "--debug", "-v", "--verbose"}
 MODEL = {"--model", "--device", "--dtype"}
-TIERS = {"--hybrid", "--routing-keys", "--content"}
+TIERS = {"--hybrid", "--routing-keys", "--key-share", "--content"}
 FROZEN = {
     "add": (["memory", "paths"], MODEL | {"--max-size"}),
     "ask": (
@@ -33,7 +33,8 @@ FROZEN = {
     "serve": (
         ["root"],
         MODEL | {"--host", "--port", "--read-only", "--keys", "--cors-origin", "--max-waiting", "--timeout", "--drain"}
-        | {"--max-upload", "--max-size", "--routing-keys", "--content"},
+        | {"--max-upload", "--max-size", "--rank-timeout", "--routing-keys", "--key-share", "--content"}
+        | {"--max-concurrent", "--history", "--routed-history", "--upload-timeout"},
     ),
     "mcp": (
         ["memory"],
@@ -47,7 +48,8 @@ FROZEN_TASKS = {
     "ruler": ([], MODEL | WAYS | NEEDLES | {"--tasks", "--samples", "--read", "--write"}),
     "scaling": (
         [],
-        MODEL | NEEDLES | {"--task", "--questions", "--max-rounds", "--routing-keys", "--content", "--out"},
+        MODEL | NEEDLES | {"--task", "--questions", "--max-rounds", "--routing-keys", "--key-share", "--content"}
+        | {"--out"},
     ),
     "compare": ([], MODEL | WAYS | NEEDLES | {"--task", "--questions"}),
     "qa": (

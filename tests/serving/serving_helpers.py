@@ -88,7 +88,7 @@ def process(root, **settings):
     with open(log, "w") as stderr:
         server = subprocess.Popen([sys.executable, "-c", _SERVE, str(root), json.dumps(settings)], stderr=stderr)
     try:
-        until(lambda: "http://" in log.read_text() or server.poll() is not None)
+        until(lambda: "http://" in log.read_text() or server.poll() is not None, seconds=120)
         (url,) = re.findall(r"on (http://\S+)", log.read_text())
         with httpx.Client(base_url=url, timeout=60) as http:
             until(lambda: _answers(http))

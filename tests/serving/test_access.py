@@ -1,11 +1,14 @@
 """Who may do what, from where."""
 
 import logging
+import os
+import shutil
 
 import httpx
 import pytest
 from serving_helpers import DOCUMENTS, QUESTION, error_of
 
+from msa.serving.errors import ApiError
 from msa.serving.keys import ApiKey, key_digest
 
 KEYS = {
@@ -196,3 +199,44 @@ def test_origins_that_were_allowed(start, tmp_path):
         assert allowed.status_code == 200
         assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
         error_of(http.put("/v1/memories/a", json={}, headers={"origin": "https://evil.example"}), 403)
+
+
+def test_another_key_s_memory_is_in_nobody_s_way_and_cannot_be_guessed(server):
+    """``Mine-b`` is not opened by the key that opens ``mine-*``: its names must not tell of it."""
+    with server.http(ALL) as everything, server.http(MINE) as mine:
+        everything.put("/v1/memories/Mine-b", json={})
+        snapshot = mine.post("/v1/memories/mine/snapshots").json()["id"]
+        address = f"/v1/memories/mine/snapshots/{snapshot}"
+        try:
+            free = mine.put("/v1/memories/mine-a", json={})
+            assert mine.put("/v1/memories/mine-b", json={}).status_code == free.status_code == 201
+            mine.delete("/v1/memories/mine-b")
+            for headers in ({}, {"idempotency-key": "once"}):
+                restored = mine.post(f"{address}/restore", json={"memory": "mine-b"}, headers=headers)
+                documents = mine.get("/v1/memories/mine").json()["documents"]
+                assert (restored.status_code, restored.json()["documents"]) == (201, documents)
+                assert everything.get("/v1/memories/Mine-b").json()["documents"] == 0
+                taken = mine.post(f"{address}/restore", json={"memory": "mine-b"})
+                assert error_of(taken, 409, "name_taken")
+                mine.delete("/v1/memories/mine-b")
+            # who knows of both is told
+            error_of(everything.put("/v1/memories/mine-b", json={}), 409, "name_taken")
+            error_of(everything.post(f"{address}/restore", json={"memory": "mine-b"}), 409, "name_taken")
+        finally:
+            for name in ("Mine-b", "mine-a", "mine-b"):
+                everything.delete(f"/v1/memories/{name}")
+
+
+def test_a_file_system_that_takes_two_names_for_one(server, tmp_path):
+    memories = server.services.memories
+    with memories.building() as folder:
+        folder.mkdir()
+        (folder / "x").write_text("x")
+        os.mkdir(memories.root / "foreign")
+        (memories.root / "foreign" / "file").write_text("x")
+        try:
+            with pytest.raises(ApiError) as error:
+                memories.place(folder, "foreign")
+            assert (error.value.status, error.value.code) == (409, "name_taken")
+        finally:
+            shutil.rmtree(memories.root / "foreign")

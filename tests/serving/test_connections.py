@@ -23,7 +23,7 @@ UPLOAD = (
 @pytest.fixture(scope="module")
 def http(tmp_path_factory):
     """A client of a server that lets half of the clients wait."""
-    with process(tmp_path_factory.mktemp("many") / "root", max_waiting=CLIENTS // 2) as (_, http):
+    with process(tmp_path_factory.mktemp("many") / "root", max_concurrent=1, max_waiting=CLIENTS // 2) as (_, http):
         http.put("/v1/memories/known", json={})
         http.post("/v1/memories/known/documents", json={"documents": DOCUMENTS})
         yield http

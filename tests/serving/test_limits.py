@@ -22,9 +22,9 @@ SLOW = {"model": "msa-tiny@known", **ENDLESS}
 def server(start, tmp_path_factory):
     """One that has room for one question that runs and one that waits."""
     limits = {
-        "max_waiting": 1, "max_waiting_writes": 1, "max_request_bytes": 20_000, "max_json_bytes": 50_000,
-        "max_upload_bytes": 100_000, "max_document_bytes": 30_000, "body_timeout_s": 1.0, "header_timeout_s": 1.0,
-        "max_operations": 2,
+        "max_concurrent": 1, "max_waiting": 1, "max_waiting_writes": 1, "max_request_bytes": 20_000,
+        "max_json_bytes": 50_000, "max_upload_bytes": 100_000, "max_document_bytes": 30_000, "body_timeout_s": 1.0,
+        "header_timeout_s": 1.0, "max_operations": 2,
     }  # fmt: skip
     with start(tmp_path_factory.mktemp("limited"), **limits) as server, server.http() as http:
         http.put("/v1/memories/known", json={})

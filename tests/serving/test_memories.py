@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, NEEDLE, QUESTION, error_of, until
@@ -333,9 +334,14 @@ def test_metrics_health_and_root(http):
         "msa:request_success_total{",
         "msa:time_to_first_token_seconds_bucket{",
         'msa:memory_documents{memory="known"} 2.0',
+        'msa:memory_host_bytes{memory="known"} 0.0',  # content is mapped from disk
         'msa:http_responses_total{method="POST",route="/v1/memories/{name}/search",status="200"}',
     ):
         assert name in text
+    (kept,) = re.findall(r'^msa:memory_device_bytes\{memory="known"\} (.*)$', text, re.MULTILINE)
+    chunks = http.get("/v1/memories/known").json()["chunks"]
+    assert float(kept) > 0
+    assert float(kept) % chunks == 0, "routing keys of every chunk"
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/ready").json()["model"] == "msa-tiny"
     assert http.get("/").status_code == 200

@@ -244,3 +244,249 @@ def test_counts(scheduler):
     assert [scheduler.waiting(lane) for lane in Lane] == [1, 1]
     assert [scheduler.running(lane) for lane in Lane] == [1, 0]
     held.free.set()
+
+
+class Baton:
+    """What ``advance`` of a scheduler is given: it does one thing a turn for each that waits, but for some at a time."""
+
+    def __init__(self, places=9):
+        self.places, self.turns, self.error = places, [], None
+
+    def __call__(self, things):
+        self.turns.append(list(things))
+        if self.error and len(things) > 1:
+            error, self.error = self.error, None
+            raise error
+        return things[: self.places]
+
+
+def counting(name, steps, seen=None):
+    """A question that waits ``steps`` times; what it waits for has its name."""
+
+    def work(job):
+        for step in range(steps):
+            if job.stop_reason is not None:
+                raise job.stop_reason
+            if seen is not None:
+                seen.append((name, step))
+            yield f"{name}{step}"
+        return name
+
+    return work
+
+
+def side_by_side(baton, max_concurrent=3, **options):
+    return Scheduler(8, 8, long_s=0, max_concurrent=max_concurrent, advance=baton, **options)
+
+
+def ask_together(scheduler, works, lane=Lane.ASK):
+    """Submit all before the first begins."""
+    held = Held(scheduler, Lane.WRITE)
+    jobs = [scheduler.submit(work, lane) for work in works]
+    held.free.set()
+    return jobs
+
+
+def end(scheduler):
+    scheduler.close()
+    assert scheduler.join(5)
+
+
+def test_questions_run_side_by_side_each_beginning_and_ending_at_its_own_time():
+    baton = Baton()
+    scheduler = side_by_side(baton)
+    jobs = ask_together(scheduler, [counting("a", 3), counting("b", 1), counting("c", 2), counting("d", 2)])
+    assert [job.future.result(5) for job in jobs] == ["a", "b", "c", "d"]
+    # one begins a turn, so that those that run do not wait for many
+    assert baton.turns == [["a0"], ["a1", "b0"], ["a2", "c0"], ["c1", "d0"], ["d1"]]
+    assert scheduler.running(Lane.ASK) == 0
+    end(scheduler)
+
+
+def test_no_more_run_than_may():
+    baton = Baton()
+    scheduler = side_by_side(baton, max_concurrent=2)
+    jobs = ask_together(scheduler, [counting(name, 3) for name in "abcde"])
+    assert [job.future.result(5) for job in jobs] == list("abcde")
+    assert max(map(len, baton.turns)) == 2
+    end(scheduler)
+
+
+def test_with_one_at_a_time_a_question_ends_before_the_next_begins():
+    baton, seen = Baton(), []
+    scheduler = side_by_side(baton, max_concurrent=1)
+    jobs = ask_together(scheduler, [counting(name, 2, seen) for name in "ab"])
+    assert [job.future.result(5) for job in jobs] == ["a", "b"]
+    assert seen == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    end(scheduler)
+
+
+def test_where_there_is_no_room_questions_wait_and_none_begins():
+    baton = Baton(places=2)
+    scheduler = side_by_side(baton, max_concurrent=4)
+    jobs = ask_together(scheduler, [counting(name, 4) for name in "abcd"])
+    assert [job.future.result(5) for job in jobs] == list("abcd")
+    assert max(map(len, baton.turns)) == 3  # the third found no room, so the fourth did not begin
+    assert ["a3", "b2", "c0"] in baton.turns
+    end(scheduler)
+
+
+def test_one_that_waits_for_room_can_be_cancelled():
+    baton = Baton(places=1)
+    scheduler = side_by_side(baton, max_concurrent=2)
+    go = threading.Event()
+
+    def endless(job):
+        while not go.wait(0.001):
+            yield "x"
+        return "ended"
+
+    first, second = ask_together(scheduler, [endless, counting("b", 2)])
+    until(lambda: ["x", "b0"] in baton.turns)
+    scheduler.cancel(second)
+    with pytest.raises(CancelledJobError):
+        second.future.result(5)
+    assert not first.future.done()
+    go.set()
+    assert first.future.result(5) == "ended"
+    end(scheduler)
+
+
+def test_a_failing_pass_costs_the_youngest_question_alone():
+    baton, closed = Baton(), []
+    baton.error = MemoryError("no room")
+
+    def careful(job):
+        try:
+            yield "b0"
+        finally:
+            closed.append(True)
+
+    scheduler = side_by_side(baton)
+    first, second = ask_together(scheduler, [counting("a", 3), careful])
+    with pytest.raises(MemoryError, match="no room"):
+        second.future.result(5)
+    assert first.future.result(5) == "a"
+    assert closed == [True]
+    assert baton.turns.count(["a1"]) == 1  # done again without the other
+    end(scheduler)
+
+
+def test_a_question_that_raises_leaves_the_others_alone():
+    def raises(job):
+        yield "b0"
+        raise ZeroDivisionError
+
+    scheduler = side_by_side(Baton())
+    first, second = ask_together(scheduler, [counting("a", 5), raises])
+    with pytest.raises(ZeroDivisionError):
+        second.future.result(5)
+    assert first.future.result(5) == "a"
+    end(scheduler)
+
+
+def test_a_write_gets_its_turn_however_many_questions_come():
+    scheduler, order = side_by_side(Baton(), max_concurrent=2), []
+
+    def noting(name, steps):
+        def work(job):
+            yield from (f"{name}{step}" for step in range(steps))
+            order.append(name)
+
+        return work
+
+    held = Held(scheduler)
+    jobs = [scheduler.submit(noting(name, 5)) for name in "abcd"]
+    jobs.append(scheduler.submit(lambda job: order.append("write"), Lane.WRITE))
+    jobs.append(scheduler.submit(lambda job: order.append("second write"), Lane.WRITE))
+    held.free.set()
+    for job in jobs:
+        job.future.result(5)
+    # two may run: so many are answered between two writes
+    assert order == ["write", "a", "b", "second write", "c", "d"]
+    end(scheduler)
+
+
+def test_a_long_write_gives_way_to_questions_side_by_side():
+    baton, order = Baton(), []
+    scheduler = side_by_side(baton, max_concurrent=2)
+    asked = threading.Event()
+
+    def write(job):
+        assert asked.wait(5)
+        job.give_way()
+        order.append([job.future.done() for job in asking])
+
+    writing = scheduler.submit(write, Lane.WRITE)
+    until(lambda: scheduler.running(Lane.WRITE) == 1)
+    asking = [scheduler.submit(counting(name, 2)) for name in "abc"]
+    asked.set()
+    writing.future.result(5)
+    assert order == [[True, True, True]]
+    assert max(map(len, baton.turns)) == 2
+    end(scheduler)
+
+
+def test_short_jobs_go_between_two_steps():
+    go = threading.Event()
+
+    def endless(job):
+        while not go.wait(0.001):
+            yield "x"
+
+    scheduler = side_by_side(Baton(), max_concurrent=2)
+    running = scheduler.submit(endless)
+    assert scheduler.submit(lambda job: "found").future.result(5) == "found"
+    assert not running.future.done()
+    go.set()
+    assert running.future.result(5) is None
+    end(scheduler)
+
+
+def test_the_queue_is_full_only_once_all_places_are_taken():
+    free = threading.Event()
+
+    def work(job):
+        while not free.wait(0.001):
+            yield "x"
+
+    scheduler = Scheduler(1, 1, max_concurrent=3, advance=Baton())
+    jobs = [scheduler.submit(work) for _ in range(4)]
+    until(lambda: scheduler.running(Lane.ASK) == 3)
+    with pytest.raises(QueueFullError, match="1 requests wait already"):
+        scheduler.submit(work)
+    free.set()
+    for job in jobs:
+        job.future.result(5)
+    end(scheduler)
+
+
+def test_aborting_ends_those_side_by_side():
+    def work(job):
+        while job.stop_reason is None:
+            yield "x"
+        raise job.stop_reason
+
+    scheduler = side_by_side(Baton())
+    jobs = [scheduler.submit(work) for _ in range(2)]
+    until(lambda: scheduler.running(Lane.ASK) == 2)
+    scheduler.abort()
+    assert scheduler.join(5)
+    for job in jobs:
+        with pytest.raises(ShuttingDownError):
+            job.future.result(0)
+
+
+def test_deadlines_of_those_side_by_side():
+    def work(job):
+        while job.stop_reason is None:
+            yield "x"
+        raise job.stop_reason
+
+    scheduler = side_by_side(Baton())
+    late = scheduler.submit(work, deadline=time.monotonic() + 0.05)
+    fine = scheduler.submit(counting("a", 500))
+    with pytest.raises(DeadlineError):
+        late.future.result(5)
+    assert fine.future.result(5) == "a"
+    end(scheduler)

@@ -18,6 +18,7 @@ from msa.cli.options import (
     add_tier_options,
     non_negative,
     positive,
+    tiers_of,
 )
 
 if TYPE_CHECKING:
@@ -298,7 +299,6 @@ def _run_scaling(args: argparse.Namespace) -> int:
     from msa.evaluation.records import RecordLog
     from msa.evaluation.report import report_scaling
     from msa.evaluation.scaling import read_growth, run_scaling
-    from msa.routing import Tiers
 
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
@@ -311,7 +311,7 @@ def _run_scaling(args: argparse.Namespace) -> int:
             growing,
             folder,
             log,
-            tiers=Tiers(routing_keys=args.routing_keys, content=args.content),
+            tiers=tiers_of(args),
             ask_options=options,
             on_growth=lambda size, done: say(f"growing to {size:,} tokens: {done.tokens:,} encoded"),
             on_question=lambda size, number, total: say(f"{size:,} tokens: question {number} of {total}"),

@@ -122,13 +122,16 @@ def _drop_output() -> None:
 
 
 class _MessageHandler(logging.Handler):
-    """Log messages as plain lines on standard error."""
+    """Log messages as plain lines on standard error, a traceback below where a record has one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         # skipped files are read twice by ``msa add``, which shows them itself
         if record.levelno > logging.INFO or record.name != "msa.documents.readers":
             write_note(record.getMessage())
+            if record.exc_info and record.exc_info[1] is not None:
+                for line in "".join(traceback.format_exception(record.exc_info[1])).splitlines():
+                    write_note(f"| {line}")
 
 
 @contextlib.contextmanager

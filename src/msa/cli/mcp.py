@@ -20,6 +20,7 @@ from msa.cli.options import (
     non_negative,
     port,
     positive,
+    tiers_of,
 )
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ def settings_of(args: argparse.Namespace) -> McpSettings:
         UsageError: an option of HTTP without ``--http``, or the folder's name is empty.
         ServingError: keys that cannot be used.
     """
-    from msa.routing import Tiers
     from msa.serving.keys import keys_from_environment, read_keys
     from msa.serving.mcp import McpSettings
 
@@ -101,7 +101,7 @@ def settings_of(args: argparse.Namespace) -> McpSettings:
         model=args.model,
         device=args.device,
         dtype=args.dtype,
-        tiers=Tiers(routing_keys=args.routing_keys, content=args.content),
+        tiers=tiers_of(args),
         read_only=args.read_only,
         host=_HOST if args.host is None else args.host,
         port=_PORT if args.port is None else args.port,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msa.cli.console import is_terminal, working
-from msa.cli.options import UsageError
+from msa.cli.options import UsageError, tiers_of
 
 if TYPE_CHECKING:
     from msa.memory import Memory
@@ -82,10 +82,14 @@ def with_model(memory: Memory, args: argparse.Namespace, ranks: Ranks | None = N
     return type(memory)(memory.bank, model, _tiers(args), ranks)
 
 
-def ranks_of_torchrun() -> Ranks | None:
+def ranks_of_torchrun(timeout_s: float | None = None, device: str | None = None) -> Ranks | None:
     """Join the processes that ``torchrun`` started to share the memory; None: this is the only one.
 
     All ranks but the first write nothing to standard output from here on. To be called once in a process.
+
+    Args:
+        timeout_s: seconds to wait for the others; None: as long as is usual.
+        device: where this one's share is to lie; None: on its GPU, if there are GPUs.
 
     Raises:
         ParallelError: the others did not appear.
@@ -93,8 +97,9 @@ def ranks_of_torchrun() -> Ranks | None:
     if not is_shared():
         return None
     from msa.parallel import init_from_environment
+    from msa.parallel.ranks import DEFAULT_TIMEOUT_S
 
-    ranks = init_from_environment()
+    ranks = init_from_environment(timeout_s or DEFAULT_TIMEOUT_S, device)
     if ranks.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return ranks
@@ -106,11 +111,7 @@ def is_shared() -> bool:
 
 
 def _tiers(args: argparse.Namespace) -> Tiers | None:
-    from msa.routing import Tiers
-
-    if not hasattr(args, "routing_keys"):
-        return None
-    return Tiers(routing_keys=args.routing_keys, content=args.content)
+    return tiers_of(args) if hasattr(args, "routing_keys") else None
 
 
 def load_model(args: argparse.Namespace, otherwise: str | None = None) -> MSAModel:

@@ -8,7 +8,10 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from msa.routing import Tiers
 
 _MAX_SEED = 2**63 - 1
 
@@ -123,7 +126,7 @@ def add_hybrid_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_tier_options(parser: argparse._ActionsContainer) -> None:
-    """Add ``--routing-keys`` and ``--content``."""
+    """Add ``--routing-keys``, ``--key-share`` and ``--content``; :func:`tiers_of` reads them."""
     parser.add_argument(
         "--routing-keys",
         choices=("exact", "half", "int8", "mapped"),
@@ -131,11 +134,37 @@ def add_tier_options(parser: argparse._ActionsContainer) -> None:
         help="routing keys as they are stored, in 16 or 8 bits, or left on disk (default: exact)",
     )
     parser.add_argument(
+        "--key-share",
+        type=share,
+        default=1.0,
+        metavar="S",
+        help="look at this share of the routing keys alone, those of the likeliest lists; some documents are missed "
+        "(default: 1, all)",
+    )
+    parser.add_argument(
         "--content",
         choices=("mapped", "ram", "pinned"),
         default="mapped",
         help="content keys and values on disk, in RAM, or in page-locked RAM (default: mapped from disk)",
     )
+
+
+def share(text: str) -> float:
+    """A share above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, got {text!r}")
+    return value
+
+
+def tiers_of(args: argparse.Namespace) -> Tiers:
+    """What :func:`add_tier_options` was told."""
+    from msa.routing import Tiers
+
+    return Tiers(routing_keys=args.routing_keys, content=args.content, key_share=args.key_share)
 
 
 def byte_size(text: str) -> int:

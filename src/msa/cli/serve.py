@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msa.cli.opening import quiet_libraries
+from msa.cli.opening import is_shared, quiet_libraries, ranks_of_torchrun
 from msa.cli.options import (
     ArgumentParser,
     Subparsers,
@@ -17,6 +18,7 @@ from msa.cli.options import (
     non_negative,
     port,
     positive,
+    tiers_of,
 )
 
 if TYPE_CHECKING:
@@ -31,11 +33,13 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         run,
         summary="serve memories over HTTP: OpenAI-compatible chat, and an API for the memories themselves",
         details="Every folder in ROOT that is a memory is served under its name. One process writes to ROOT; others\n"
-        "may serve it with --read-only. Ctrl-C or SIGTERM lets running requests end.",
+        "may serve it with --read-only. Ctrl-C or SIGTERM lets running requests end. Started by torchrun, the\n"
+        "processes share the memories: each holds a part, and the first one is the server.",
         examples=[
             "msa serve memories/",
             "msa serve memories/ --host 0.0.0.0 --port 8080 --keys keys.txt",
             "MSA_API_KEYS=sk-4cf1a97be2 msa serve memories/ --read-only",
+            "torchrun --nproc-per-node 4 --no-python msa serve memories/ --drain 20",
         ],
         model=True,
     )
@@ -58,6 +62,31 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     group.add_argument(
         "--drain", type=non_negative, default=30, metavar="S", help="seconds to end requests when stopped (default: 30)"
     )
+    group.add_argument(
+        "--rank-timeout",
+        type=positive,
+        default=60,
+        metavar="S",
+        help="seconds until a silent process of torchrun's is lost (default: 60)",
+    )
+    group.add_argument(
+        "--max-concurrent", type=positive, metavar="N", help="questions answered side by side (default: 8)"
+    )
+    group.add_argument(
+        "--history",
+        type=non_negative,
+        metavar="N",
+        help="tokens of a conversation given with a question (default: 512)",
+    )
+    group.add_argument(
+        "--routed-history",
+        type=non_negative,
+        metavar="N",
+        help="of these, the last ones that choose documents with the question (default: 64)",
+    )
+    group.add_argument(
+        "--upload-timeout", type=positive, metavar="S", help="seconds an upload may take (default: 3600)"
+    )
     group.add_argument("--max-upload", type=byte_size, metavar="SIZE", help="one upload (default: 4GiB)")
     group.add_argument("--max-size", type=byte_size, metavar="SIZE", help="a memory's folder (default: no limit)")
     add_tier_options(parser)
@@ -65,13 +94,42 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from msa.parallel import Leader, follow_memories
     from msa.serving import serve
 
-    settings = settings_of(args)
+    ranks = ranks_of_torchrun(args.rank_timeout, device_of_ranks(args.device))
+    if ranks is None:
+        _prepare(args)
+        serve(settings_of(args))
+        return 0
+    with ranks:
+        if ranks.rank:
+            follow_memories(ranks, Path(args.root).absolute(), args.rank_timeout)
+        else:
+            with Leader(ranks, args.rank_timeout) as leader:
+                _prepare(args)
+                serve(settings_of(args), leader=leader)
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> None:
     quiet_libraries(args)
     logging.getLogger("msa.serving").setLevel(logging.INFO)
-    serve(settings)
-    return 0
+
+
+def device_of_ranks(device: str) -> str | None:
+    """Where a process's share lies, by ``--device``; None: on the GPU that is its own, if there are GPUs.
+
+    Raises:
+        UsageError: one GPU is named for all of them.
+    """
+    if not is_shared() or device in ("auto", "cuda"):
+        return None
+    if device.startswith("cuda"):
+        raise UsageError(
+            f"--device {device} is one GPU, and each process of torchrun's has its own; give --device cuda"
+        )
+    return device
 
 
 def settings_of(args: argparse.Namespace) -> ServerSettings:
@@ -81,7 +139,6 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         UsageError: the folder's name is empty.
         ServingError: keys that cannot be used.
     """
-    from msa.routing import Tiers
     from msa.serving import ServerSettings
     from msa.serving.keys import keys_from_environment, read_keys
 
@@ -89,7 +146,14 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         raise UsageError("the folder to serve is empty; name a folder, '.' for the current one")
     keys = keys_from_environment() + (read_keys(args.keys) if args.keys else ())
     on_this_machine = args.host in ("127.0.0.1", "::1", "localhost")
-    given = {"max_upload_bytes": args.max_upload, "max_memory_bytes": args.max_size}
+    given = {
+        "max_concurrent": args.max_concurrent,
+        "history_tokens": args.history,
+        "routed_history_tokens": args.routed_history,
+        "upload_timeout_s": args.upload_timeout,
+        "max_upload_bytes": args.max_upload,
+        "max_memory_bytes": args.max_size,
+    }
     return ServerSettings(
         root=args.root,
         host=args.host,
@@ -97,7 +161,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         model=args.model,
         device=args.device,
         dtype=args.dtype,
-        tiers=Tiers(routing_keys=args.routing_keys, content=args.content),
+        tiers=tiers_of(args),
         read_only=args.read_only,
         keys=keys,
         cors_origins=tuple(args.cors_origin),

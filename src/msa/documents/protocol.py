@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from msa.errors import CheckpointError
 
 RETRIEVALS = ("generative", "routed")
 CONSTRAINTS = ("existing", "selected", "none")
+_GAP = "\n\n"  # between a conversation and the question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +201,42 @@ class Protocol:
         """The end of a document as it is encoded: what follows its text, the closing id included."""
         return self.template_ids(self.strings.document.split("{text}", 1)[1], id=str(number))
 
-    def question_turn(self, question: str) -> EncodedText:
-        """The user's turn after the prefix up to the opening of the model's; routing tokens are marked."""
-        turn = self.encode_template(self.strings.question, "question", question=question)
-        marked = [True] * len(turn.ids) if self.strings.route_whole_turn else turn.marked
+    def question_turn(self, question: str, context: str = "", routed_context_tokens: int = 0) -> EncodedText:
+        """The user's turn after the prefix up to the opening of the model's; routing tokens are marked.
+
+        Args:
+            question: the user's words.
+            context: what stands before them in the turn; empty: nothing.
+            routed_context_tokens: of the context only so many tokens at its end route.
+        """
+        window = self.end_of(context, routed_context_tokens)
+        silent = context[: len(context) - len(window)]
+        template, asked = self.strings.question, self.after(window, question)
+        if silent:
+            template = template.replace("{question}", "{context}{question}")
+            silent += "" if window else _GAP
+        turn = self.encode_template(template, "question", context=silent, question=asked)
+        marked = turn.marked
+        if self.strings.route_whole_turn:
+            kept = self.encode_template(template, "context", context=silent, question=asked).marked if silent else []
+            marked = [own or not before for own, before in zip_longest(marked, kept, fillvalue=False)]
         end = self.question_end_ids
         return EncodedText(turn.ids + end, marked + [False] * len(end))
+
+    @staticmethod
+    def after(context: str, question: str) -> str:
+        """A question with what stands before it, as one text."""
+        return f"{context}{_GAP}{question}" if context else question
+
+    def end_of(self, text: str, num_tokens: int) -> str:
+        """The last tokens of a plain text, as text."""
+        if num_tokens < 1 or not text:
+            return ""
+        starts = self.plain_starts(text)
+        first = max(0, len(starts) - num_tokens)
+        while 0 < first < len(starts) and starts[first] == starts[first - 1]:  # not from inside a character
+            first += 1
+        return text[starts[first] :] if first < len(starts) else ""
 
     def expansion(self, documents: Sequence[tuple[int, str]]) -> EncodedText:
         """Original texts of ``(number, text)`` as inserted into the transcript; all but the closing token routes."""

@@ -6,7 +6,7 @@ Axes: B questions, N documents, C chunks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from msa.engine.generative import GenerativeMode
 from msa.engine.library_documents import LibraryDocuments
 from msa.engine.routed import RoutedMode
 from msa.engine.session import Session
+from msa.errors import ContextLengthError
+from msa.generation.decoding import Decoding
 from msa.generation.interleave import InterleaveState, Limits
 from msa.generation.options import AskOptions
 from msa.generation.text_stream import TextStream
@@ -54,13 +56,14 @@ class Engine:
         ``hybrid`` fuses their order with that of exact words.
 
         Raises:
-            ValueError: a question that is empty, or longer than the model's context.
+            ValueError: a question that is empty.
+            ContextLengthError: one that is longer than the model's context.
         """
         turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
         limit = self.model.lm.config.question_tokens
         for turn in turns:
             if len(turn.ids) > limit:
-                raise ValueError(
+                raise ContextLengthError(
                     f"the question has {len(turn.ids)} tokens; this model's context leaves {limit}. Shorten it"
                 )
         ids, mask = pad_left([turn.ids for turn in turns], self.model.device)
@@ -83,20 +86,35 @@ class Engine:
         self, question: str, options: AskOptions | None = None, cancelled: Callable[[], bool] | None = None
     ) -> Iterator[Event]:
         """Answer one question, event by event; closing the iterator stops between two tokens."""
-        for _, event in self._run([question], options or AskOptions(), cancelled):
-            yield event
+        for item in self.steps(question, options, cancelled):
+            if isinstance(item, Decoding):
+                item.advance()
+            else:
+                yield item
+
+    def steps(
+        self, question: str, options: AskOptions | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Generator[Event | Decoding, None, None]:
+        """As :meth:`stream`, but the passes between tokens are the caller's to make, for many questions together.
+
+        Each decoding that is yielded waits for one, see :class:`msa.engine.Batcher`.
+        """
+        for item in self._run([question], options or AskOptions(), cancelled):
+            yield item if isinstance(item, Decoding) else item[1]
 
     def ask(self, questions: Sequence[str], options: AskOptions | None = None) -> list[Answer]:
         """Answer a batch of questions; each gets the answer it would get alone."""
         answers: dict[int, Answer] = {}
-        for index, event in self._run(questions, options or AskOptions(), None):
-            if isinstance(event, Done):
-                answers[index] = event.answer
+        for item in self._run(questions, options or AskOptions(), None):
+            if isinstance(item, Decoding):
+                item.advance()
+            elif isinstance(item[1], Done):
+                answers[item[0]] = item[1].answer
         return [answers[index] for index in range(len(questions))]
 
     def _run(
         self, questions: Sequence[str], options: AskOptions, cancelled: Callable[[], bool] | None
-    ) -> Iterator[tuple[int, Event]]:
+    ) -> Iterator[tuple[int, Event] | Decoding]:
         preferred = "routed" if options.hybrid else self.model.protocol.strings.retrieval
         retrieval = options.retrieval or preferred
         sessions = [self._open(_checked(question), options, retrieval) for question in questions]
@@ -111,7 +129,11 @@ class Engine:
             decoding = self._generative.decode_answers(sessions, options, last)
         for index, session in enumerate(sessions):
             session.prompt_tokens = len(decoding.rows[index].prompt.ids)
-        for index, token in decoding.run(cancelled):
+        for drawn in decoding.steps(cancelled):
+            if drawn is None:
+                yield decoding
+                continue
+            index, token = drawn
             session = sessions[index]
             if session.first_token_s is None:
                 session.first_token_s = time.perf_counter() - session.started
@@ -141,12 +163,16 @@ class Engine:
             index = self._documents.index(number)
             return index is not None and bool(selectable[index])
 
-        state = InterleaveState(protocol, question, limits, exists, options.answer_lead)
+        state = InterleaveState(
+            protocol, question, limits, exists, options.answer_lead, options.context, options.routed_context_tokens
+        )
         free = state.free_tokens() if retrieval == "generative" else self._routed.free_tokens(question, options)
         if free < 0:
-            raise ValueError(
-                f"the question has {len(protocol.plain_ids(question))} tokens; with the answer it does not fit this "
-                f"model's context of {config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
+            asked = len(protocol.plain_ids(protocol.after(options.context, question)))
+            what = "the question and what stands before it have" if options.context else "the question has"
+            raise ContextLengthError(
+                f"{what} {asked} tokens; with the answer that does not fit this model's context of "
+                f"{config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
             )
         hidden = "" if options.answer_lead else protocol.strings.answer_lead
         stream = TextStream(protocol, options.stop, hidden)

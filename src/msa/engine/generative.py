@@ -37,20 +37,27 @@ class GenerativeMode:
 
     def retrieve(
         self, sessions: list[Session], options: AskOptions, cancelled: Callable[[], bool] | None
-    ) -> Generator[tuple[int, Event], None, Decoding | None]:
-        """Rounds of writing ids, all questions that still retrieve together; returns the last decoding."""
-        decoding = None
+    ) -> Generator[tuple[int, Event] | Decoding, None, Decoding | None]:
+        """Rounds of writing ids, all questions that still retrieve together; returns the last decoding.
+
+        A decoding that is yielded waits for its next pass.
+        """
+        decoding: Decoding | None = None
         while active := [i for i, session in enumerate(sessions) if session.state.phase is Phase.RETRIEVE]:
             started = time.perf_counter()
             for i in active:
                 yield i, RoundStarted(round=len(sessions[i].rounds) + 1)
             decoding = self._decoding(
-                [self._id_prompt(sessions[i].state) for i in active], [sessions[i].state.taken for i in active], options
+                [self._id_prompt(sessions[i].state) for i in active],
+                [sessions[i].state.taken for i in active],
+                options,
+                decoding,
             )
             for row, i in enumerate(active):
                 decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
-            for _ in decoding.run(cancelled):
-                pass
+            for drawn in decoding.steps(cancelled):
+                if drawn is None:
+                    yield decoding
             if cancelled is not None and cancelled():
                 return decoding
             for row, i in enumerate(active):
@@ -69,7 +76,7 @@ class GenerativeMode:
         if len(sessions) == 1 and last is not None and sessions[0].state.continues:
             last.extend(sessions[0].state.answer_request, prompts[0])
             return last
-        return self._decoding(prompts, [session.state.taken for session in sessions], options)
+        return self._decoding(prompts, [session.state.taken for session in sessions], options, last)
 
     def _id_prompt(self, state: InterleaveState) -> Prompt:
         protocol = self.model.protocol
@@ -112,8 +119,10 @@ class GenerativeMode:
         template = self.model.protocol.strings.expanded_document
         return hits, self.documents.fit(hits, best, template, state.free_tokens())
 
-    def _decoding(self, prompts: list[Prompt], read: list[set[int]], options: AskOptions) -> Decoding:
-        """Prefill of prompts that have read these document numbers."""
+    def _decoding(
+        self, prompts: list[Prompt], read: list[set[int]], options: AskOptions, last: Decoding | None
+    ) -> Decoding:
+        """Prefill of prompts that have read these document numbers; ``last``: of the round before."""
         doc_mask = self.library.live_mask(options.where)
         if self.model.protocol.strings.exclude_read and any(read):
             doc_mask = doc_mask.repeat(len(prompts), 1)
@@ -125,6 +134,7 @@ class GenerativeMode:
             memory=self.library,
             prefix=self.model.prefix,
             doc_mask=doc_mask,
+            earlier=None if last is None else last.lower,
         )
 
 

@@ -17,6 +17,10 @@ from msa.generation.reread import question_likelihoods
 from msa.generation.types import Event, Hit, RoundStarted, TextPiece
 from msa.model.bundle import MSAModel
 
+# measured with the default model on 16 conversations, half of them with a question that only they explain, half with
+# one about something else: the right document comes first in all of them from 0.4 to 1, in 10 at 0
+_WINDOW_WEIGHT = 0.5
+
 
 class RoutedMode:
     """Retrieves in one routing pass; for a backbone that has not learnt to write ids or to attend to latents.
@@ -59,8 +63,8 @@ class RoutedMode:
 
     def free_tokens(self, question: str, options: AskOptions) -> int:
         """Tokens free for documents in the prompt."""
-        prompt = self.model.protocol.strings.reader_prompt
-        written = len(self.model.protocol.template_ids(prompt, documents="", question=question))
+        prompt, asked = self.model.protocol.strings.reader_prompt, self.model.protocol.after(options.context, question)
+        written = len(self.model.protocol.template_ids(prompt, documents="", question=asked))
         written += len(self.model.protocol.plain_ids(options.answer_lead))
         return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
 
@@ -69,7 +73,7 @@ class RoutedMode:
         strings, protocol = self.model.protocol.strings, self.model.protocol
         num_read = strings.reader_documents if options.max_documents is None else options.max_documents
         num_reread = strings.reread_documents if options.reread_documents is None else options.reread_documents
-        turn = protocol.question_turn(session.question)
+        turn = protocol.question_turn(session.state.asked)
         with torch.inference_mode():
             routing = self.model.lm.route(
                 torch.tensor([turn.ids], device=self.model.device),
@@ -79,9 +83,9 @@ class RoutedMode:
                 doc_mask=self.library.live_mask(options.where),
             )
         num_kept = max(num_read, strings.source_documents)
-        words = session.question if options.hybrid else None
+        words = session.state.asked if options.hybrid else None
         hits, best = self.documents.best(routing, 0, max(num_kept, num_reread), words)
-        order = self._reread(hits, num_reread, session.question)[:num_kept]
+        order = self._reread(hits, num_reread, session)[:num_kept]
         hits, best = [hits[i] for i in order], [best[i] for i in order]
         leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
         free = self.free_tokens(session.question, options)
@@ -89,12 +93,15 @@ class RoutedMode:
         fitted = self.documents.fit(hits[:num_read], best[:num_read], strings.reader_document, free)
         return hits, fitted, self.documents.votes(routing, 0)
 
-    def _reread(self, hits: list[Hit], num_reread: int, question: str) -> list[int]:
+    def _reread(self, hits: list[Hit], num_reread: int, session: Session) -> list[int]:
         """Order of the hits once the first ``num_reread`` were read again; those after them keep their places."""
         texts = [hit.text for hit in hits[:num_reread]]
         if len(texts) < 2:
             return list(range(len(hits)))
-        likelihoods = question_likelihoods(self.model.lm, self.model.protocol, texts, question)
+        likelihoods = question_likelihoods(self.model.lm, self.model.protocol, texts, session.question)
+        if session.state.window:
+            window = question_likelihoods(self.model.lm, self.model.protocol, texts, session.state.window)
+            likelihoods = likelihoods + _WINDOW_WEIGHT * window
         return [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
 
     def _reader_ids(self, session: Session, fitted: Fitted) -> list[int]:
@@ -103,4 +110,5 @@ class RoutedMode:
             strings.reader_document.replace("{id}", str(number)).replace("{text}", text)
             for number, text in fitted.documents
         )
-        return self.model.protocol.template_ids(strings.reader_prompt, documents=documents, question=session.question)
+        question = self.model.protocol.after(session.state.context, session.question)
+        return self.model.protocol.template_ids(strings.reader_prompt, documents=documents, question=question)

@@ -16,6 +16,7 @@ from torch import Tensor
 from msa.documents.batching import pad_left
 from msa.generation.sampling import Sampling, sample
 from msa.model import KVCache, MemoryView, MSAForCausalLM, PrefixMemory
+from msa.model.lower_layers import LowerLayers, prefill_after
 from msa.ops import Routing
 
 
@@ -75,10 +76,14 @@ class Decoding:
         doc_mask: documents that may be selected, bool ``[N]`` or ``[B, N]``.
         prefill_tokens: tokens per forward pass of the prefill. Everything up to the last routing token goes in one
             pass whatever it is, because a router layer needs the whole question; the result is the same.
+        earlier: what an earlier decoding, of a prompt that this single one begins with, kept in ``lower``; it is not
+            computed again.
 
     Attributes:
         rows: their state.
         routing: router layer → :class:`msa.ops.Routing` of the prefill.
+        tokens: the last token of each row, drawn and not yet in the cache.
+        lower: of a single prompt over a memory that went in one pass: for a later one that begins alike.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Decoding:
         prefix: PrefixMemory | None = None,
         doc_mask: Tensor | None = None,
         prefill_tokens: int = 4096,
+        earlier: LowerLayers | None = None,
     ) -> None:
         if not prompts or any(not prompt.ids for prompt in prompts):
             raise ValueError("every prompt needs at least one token")
@@ -97,7 +103,20 @@ class Decoding:
             raise ValueError(f"prefill_tokens must be at least 1, got {prefill_tokens}")
         self._lm = lm
         self.rows = [Row(prompt, generator=prompt.sampling.generator()) for prompt in prompts]
-        self._logits, self._cache, self.routing = self._prefill(memory, prefix, doc_mask, prefill_tokens)
+        self.tokens: list[int] = []
+        self.lower: LowerLayers | None = None
+        self._cache: KVCache | None
+        if (
+            memory is not None
+            and len(prompts) == 1
+            and any(prompts[0].routes)
+            and len(prompts[0].ids) <= prefill_tokens
+        ):
+            done = prefill_after(lm, prompts[0].ids, prompts[0].routes, memory, prefix, doc_mask, earlier)
+            self._logits, self._cache, self.routing, self.lower = done.logits, done.cache, done.routing, done.lower
+        else:
+            self._logits, self._cache, self.routing = self._prefill(memory, prefix, doc_mask, prefill_tokens)
+        self._reclaim: Callable[[Decoding], KVCache] | None = None
 
     def _prefill(
         self, memory: MemoryView | None, prefix: PrefixMemory | None, doc_mask: Tensor | None, prefill_tokens: int
@@ -129,17 +148,25 @@ class Decoding:
         """Append tokens to a single finished row and let it go on under ``prompt``'s limits; nothing is routed."""
         if len(self.rows) != 1:
             raise ValueError(f"only a single row can be extended, this batch has {len(self.rows)}")
-        with torch.inference_mode():
-            pending = self.rows[0].generated[-1:]  # drawn, but not yet in the cache
-            tokens = torch.tensor([[*pending, *ids]], device=self._lm.device)
-            out = self._lm(tokens, cache=self._cache, logits_to_keep=1)
-        self._logits, self._cache = out.logits[:, -1], out.cache
+        pending = self.rows[0].generated[-1:]  # drawn, but not yet in the cache
+        self._forward([[*pending, *ids]])
         self.rows = [Row(prompt, generator=prompt.sampling.generator())]
 
     def run(self, cancelled: Callable[[], bool] | None = None) -> Iterator[tuple[int, int]]:
         """Decode until every row has ended; yields (row, token) as they are drawn.
 
         Closing the iterator, or ``cancelled`` returning True, stops between two tokens.
+        """
+        for drawn in self.steps(cancelled):
+            if drawn is None:
+                self.advance()
+            else:
+                yield drawn
+
+    def steps(self, cancelled: Callable[[], bool] | None = None) -> Iterator[tuple[int, int] | None]:
+        """As :meth:`run`, but the passes between tokens are the caller's to make.
+
+        Each None asks for one: :meth:`advance`, or one together with other decodings (:class:`msa.engine.Batcher`).
         """
         while True:
             if cancelled is not None and cancelled():
@@ -149,17 +176,40 @@ class Decoding:
             running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
             if not running:
                 return
-            tokens = [0] * len(self.rows)
+            self.tokens = [0] * len(self.rows)
             for i in running:
-                tokens[i] = self._draw(self.rows[i], self._logits[i])
-                self.rows[i].accept(tokens[i])
-                yield i, tokens[i]
+                self.tokens[i] = self._draw(self.rows[i], self._logits[i])
+                self.rows[i].accept(self.tokens[i])
+                yield i, self.tokens[i]
             if all(row.finish_reason is not None for row in self.rows):
                 return
-            with torch.inference_mode():
-                step = torch.tensor(tokens, device=self._lm.device)[:, None]
-                out = self._lm(step, cache=self._cache)
-            self._logits, self._cache = out.logits[:, -1], out.cache
+            yield None
+
+    def advance(self) -> None:
+        """The pass between two tokens."""
+        self._forward([[token] for token in self.tokens])
+
+    @property
+    def cache(self) -> KVCache:
+        """Keys and values of all rows; taken back from the batch that they were lent to."""
+        if self._cache is None:
+            assert self._reclaim is not None
+            self._cache, self._reclaim = self._reclaim(self), None
+        return self._cache
+
+    def lend(self, reclaim: Callable[[Decoding], KVCache]) -> None:
+        """Let go of the cache: a batch has it, makes the passes from now on, and gives it back by ``reclaim``."""
+        self._cache, self._reclaim = None, reclaim
+
+    def give(self, logits: Tensor) -> None:
+        """Take the logits ``[B, V]`` of a pass that a batch has made."""
+        self._logits = logits
+
+    def _forward(self, tokens: list[list[int]]) -> None:
+        with torch.inference_mode():
+            ids = torch.tensor(tokens, device=self._lm.device)
+            out = self._lm(ids, cache=self.cache, logits_to_keep=1)
+        self._logits, self._cache = out.logits[:, -1], out.cache
 
     @staticmethod
     def _draw(row: Row, logits: Tensor) -> int:

@@ -59,8 +59,13 @@ class InterleaveState:
         limits: bounds.
         exists: whether a document number is in the memory.
         answer_lead: how the answer begins, given to the model after the request.
+        context: what stands before the question. While documents are chosen, the transcript has only the end that
+            routes with the question, so that they are those of this text alone; the answer is written after all of it.
+        routed_context_tokens: length of that end.
 
     Attributes:
+        window: the end of the context that routes.
+        asked: what documents are chosen for: the question after the window.
         ids: tokens of the transcript after the prefix.
         routes: for each token whether it routes in the next prefill.
         round_numbers: documents inserted by each finished round.
@@ -76,6 +81,8 @@ class InterleaveState:
     limits: Limits
     exists: Callable[[int], bool]
     answer_lead: str = ""
+    context: str = ""
+    routed_context_tokens: int = 0
     phase: Phase = Phase.RETRIEVE
     ids: list[int] = field(default_factory=list)
     routes: list[bool] = field(default_factory=list)
@@ -85,9 +92,14 @@ class InterleaveState:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        turn = self.protocol.question_turn(self.question)
+        self.window = self.protocol.end_of(self.context, self.routed_context_tokens)
+        self.asked = self.protocol.after(self.window, self.question)
+        turn = self.protocol.question_turn(self.asked)
         self.ids, self.routes = list(turn.ids), list(turn.marked)
         self._num_question = len(turn.ids)
+        self._whole_turn = turn
+        if self.context:
+            self._whole_turn = self.protocol.question_turn(self.question, self.context, self.routed_context_tokens)
         self._closing = self.protocol.template_ids(self.protocol.strings.end_of_retrieve)
         self.answer_request = self.protocol.template_ids(self.protocol.strings.answer_request, question=self.question)
         self.answer_request += self.protocol.plain_ids(self.answer_lead)
@@ -103,6 +115,7 @@ class InterleaveState:
         """Tokens that may still be inserted before the answer no longer fits the context."""
         closing = 1 + len(self._closing) + len(self.answer_request)  # 1: the insertion's own closing token
         reserved = len(self.protocol.prefix_ids) + closing + self.limits.max_id_tokens + self.limits.max_new_tokens
+        reserved += len(self._whole_turn.ids) - self._num_question  # the rest of the context, before the answer
         return self.limits.context_tokens - reserved - len(self.ids)
 
     def parse(self, generated: Sequence[int]) -> list[int]:
@@ -138,14 +151,14 @@ class InterleaveState:
             if enough or len(self.round_numbers) >= self.limits.max_rounds:
                 self._request_answer()
         else:
-            self.continues = list(generated) == self._closing
+            self.continues = list(generated) == self._closing and len(self._whole_turn.ids) == self._num_question
             self._request_answer()
 
     def _request_answer(self) -> None:
         """The model has enough, or gets no more: ask for the answer."""
         added = [*self._closing, *self.answer_request]
-        self.ids += added
-        self.routes += [False] * len(added)
+        self.ids = [*self._whole_turn.ids, *self.ids[self._num_question :], *added]
+        self.routes = [*self._whole_turn.marked, *self.routes[self._num_question :], *([False] * len(added))]
         self.phase = Phase.ANSWER
 
     def answered(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msa.documents.formats import clean_text
 from msa.documents.protocol import CONSTRAINTS, RETRIEVALS
 from msa.generation.sampling import Sampling
 
@@ -28,10 +29,16 @@ class AskOptions:
         where: metadata a document must have to be selected.
         answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
             (RULER prescribes one).
+        context: what stands before the question, a conversation so far for instance. It is plain text, in which
+            nothing can become a control token. The answer is written with all of it in sight; of retrieval it takes
+            part only so far as ``routed_context_tokens`` says.
+        routed_context_tokens: tokens at the end of ``context`` that choose documents together with the question, so
+            that "when did she die?" finds something; 0: documents are those of the question alone.
         hybrid: rank documents by the routers and by exact words together (reciprocal rank fusion); retrieval is routed.
 
     Raises:
-        ValueError: an unknown word, or ``hybrid`` with generative retrieval.
+        ValueError: an unknown word, a negative number, or ``hybrid`` with generative retrieval.
+        TypeError: a context that is no text.
     """
 
     retrieval: str | None = None
@@ -45,14 +52,19 @@ class AskOptions:
     where: Mapping[str, Any] | None = None
     hybrid: bool = False
     answer_lead: str = ""
+    context: str = ""
+    routed_context_tokens: int = 64
 
     def __post_init__(self) -> None:
+        if not isinstance(self.context, str):
+            raise TypeError(f"context must be a text, got {type(self.context).__name__}")
+        object.__setattr__(self, "context", clean_text(self.context))  # frozen, and what is read of it must be sound
         for name, known in (("constrain_ids", CONSTRAINTS), ("retrieval", RETRIEVALS)):
             if getattr(self, name) not in (None, *known):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.hybrid and self.retrieval == "generative":
             raise ValueError("hybrid ranking needs retrieval='routed': in generative retrieval the model alone chooses")
-        for name in ("max_documents", "reread_documents"):
+        for name in ("max_documents", "reread_documents", "routed_context_tokens"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -16,16 +16,26 @@ from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.engine import Engine
 from msa.errors import BankError, ParallelError
+from msa.generation.decoding import Decoding
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
 from msa.generation.types import Answer, Event, Hit
 from msa.memory.adding import AddProgress, WindowWriter, spec_of, windows
 from msa.model.bundle import MSAModel
 from msa.parallel import Ranks, ShardedLibrary
-from msa.routing import BankView, Tiers
+from msa.routing import BankView, Library, Tiers
 from msa.zoo import load
 
 _AGREEMENT_ATTEMPTS = 5
+
+
+class View(Library, Protocol):
+    """One version of a memory, as questions are asked of it."""
+
+    version: int
+
+
+OpenView = Callable[[MemoryBank, torch.device, Tiers | None, Any], View]
 
 
 class Memory:
@@ -38,6 +48,10 @@ class Memory:
     from several threads at a time is safe; they share the processor. Not safe: advancing one stream from two threads,
     and, where ``ranks`` share the memory, all but one thread, since all ranks must do the same in the same order.
     :meth:`close` waits for a commit at work; what is called after it raises :class:`msa.errors.BankError`.
+
+    Attributes:
+        open_view: makes what the newest version is asked through, from the bank, the model's device, the tiers and what
+            it made of the version before (None: nothing yet); see :meth:`msa.parallel.LedMemories.view`.
     """
 
     def __init__(
@@ -47,7 +61,8 @@ class Memory:
         self._model = model
         self._tiers = tiers
         self._ranks = ranks
-        self._view: BankView | None = None
+        self.open_view: OpenView = BankView
+        self._view: View | None = None
         self._engine: tuple[int, Engine] | None = None
         # what is made when first needed is made once
         self._making = threading.RLock()
@@ -245,6 +260,12 @@ class Memory:
         """
         return self._current_engine().stream(question, _options(**options), cancelled)
 
+    def steps(
+        self, question: str, *, cancelled: Callable[[], bool] | None = None, **options: Any
+    ) -> Generator[Event | Decoding, None, None]:
+        """As :meth:`stream`, to be answered together with other questions: see :class:`msa.engine.Batcher`."""
+        return self._current_engine().steps(question, _options(**options), cancelled)
+
     def _current_engine(self) -> Engine:
         """An engine over the memory's latest version."""
         if len(self._bank) == 0:
@@ -257,7 +278,7 @@ class Memory:
                 if self._ranks is not None:
                     self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
                 else:
-                    self._view = BankView(self._bank, self.model.device, self._tiers, self._view)
+                    self._view = self.open_view(self._bank, self.model.device, self._tiers, self._view)
                     self._engine = (self._view.version, Engine(self.model, self._view))
             return self._engine[1]
 

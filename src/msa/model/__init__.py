@@ -7,6 +7,7 @@ from msa.model.cache import KVCache
 from msa.model.configuration_msa import MSAConfig
 from msa.model.memory_view import DocumentMemory, MemoryView, SelectedMemory
 from msa.model.modeling_msa import MSAForCausalLM, MSAOutput
+from msa.model.running_cache import RunningCache
 
 AutoConfig.register("msa", MSAConfig, exist_ok=True)
 AutoModelForCausalLM.register(MSAConfig, MSAForCausalLM, exist_ok=True)
@@ -19,5 +20,6 @@ __all__ = [
     "MSAOutput",
     "MemoryView",
     "PrefixMemory",
+    "RunningCache",
     "SelectedMemory",
 ]

@@ -72,11 +72,14 @@ class FusedLinear:
 
 
 class OneRowProducts:
-    """Context: bf16 products on the CPU by torch's own kernels instead of oneDNN's; meant for one row.
+    """Context: bf16 products on the CPU by torch's own kernels instead of oneDNN's; meant for one row, at most two.
+
+    oneDNN takes about as long for a few rows as for one, torch's own kernels take longer with each; with three rows
+    they are no faster (benchmarks/serving_throughput.py times passes of one row and more).
 
     torch keeps this choice in one flag for the whole process. A pass of many tokens in another thread is slower while
-    the context is open, never wrong, which is why it is entered for single tokens alone; nested and concurrent uses
-    are counted, and the flag is put back when the last one ends.
+    the context is open, never wrong, which is why it is entered for so few tokens alone; nested and concurrent uses are
+    counted, and the flag is put back when the last one ends.
     """
 
     _lock = threading.Lock()

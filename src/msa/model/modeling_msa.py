@@ -355,9 +355,9 @@ class MSAForCausalLM(PreTrainedModel):
         )
 
     def _products(self, input_ids: Tensor) -> AbstractContextManager[None]:
-        """How the products of this pass are computed: a single bf16 token on a CPU has faster kernels."""
-        one_row = input_ids.numel() == 1 and input_ids.device.type == "cpu" and self.dtype == torch.bfloat16
-        return OneRowProducts() if one_row and not torch.is_grad_enabled() else nullcontext()
+        """How the products of this pass are computed: one or two bf16 tokens on a CPU have faster kernels."""
+        few_rows = input_ids.numel() <= 2 and input_ids.device.type == "cpu" and self.dtype == torch.bfloat16
+        return OneRowProducts() if few_rows and not torch.is_grad_enabled() else nullcontext()
 
     def _question_reader(
         self,

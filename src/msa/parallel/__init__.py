@@ -7,11 +7,16 @@ from msa.parallel.encoding import (
     follow_encoding,
     lead_encoding,
 )
+from msa.parallel.leading import Leader
+from msa.parallel.led_library import LedLibrary, LedMemories, follow_memories
 from msa.parallel.ranks import Ranks, init_from_environment, shard_of
 from msa.parallel.sharded_library import ShardedLibrary
 from msa.parallel.sharded_memory import Shard, ShardedMemory
 
 __all__ = [
+    "Leader",
+    "LedLibrary",
+    "LedMemories",
     "Ranks",
     "Shard",
     "ShardedLibrary",
@@ -20,6 +25,7 @@ __all__ = [
     "encode_across_ranks",
     "end_encoding",
     "follow_encoding",
+    "follow_memories",
     "init_from_environment",
     "lead_encoding",
     "shard_of",

@@ -62,7 +62,7 @@ class Ranks:
         if self.world == 1:
             return tensor.detach()
         payload = as_bytes(tensor).to(self.device, copy=True)
-        with self._failures("receive the question from rank 0"):
+        with self._failures("hear from rank 0" if self.rank else "reach the other ranks"):
             dist.broadcast(payload, src=self._first, group=self.group)
         if self.rank:
             self.received_bytes += payload.numel()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from msa.model.bundle import MSAModel
+    from msa.parallel import Leader
 
 __all__ = ["ServerSettings", "ServingError", "create_app", "serve"]
 
@@ -39,14 +40,20 @@ def create_app(settings: ServerSettings, model: MSAModel | None = None) -> FastA
     return create(settings, model)
 
 
-def serve(settings: ServerSettings, model: MSAModel | None = None) -> None:
+def serve(settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; running requests are finished or failed within ``settings.drain_s``.
+
+    Args:
+        settings: what to serve and how.
+        model: the model that encodes and answers; None: the one that ``settings`` name.
+        leader: of processes that share the memories, the others being in :func:`msa.parallel.follow_memories`.
 
     Raises:
         ServingError: packages are missing, the port is taken, or another process serves the folder.
+        ParallelError: one of the processes that share the memories was lost.
     """
     try:
         from msa.serving.server import run
     except ImportError as error:
         raise ServingError(_EXTRA.format(error.name)) from error
-    run(settings, model)
+    run(settings, model, leader)

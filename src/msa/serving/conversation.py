@@ -1,15 +1,16 @@
-"""From the messages of a chat to the one question that the engine takes.
+"""From the messages of a chat to the question that the engine takes, and the text before it.
 
-The engine knows a question, not a conversation. One user message alone is asked as it is. A system message and earlier
-turns are put before it as plain text, the newest that fit a budget of tokens. Text is all they can become: the engine
-encodes a question without control tokens, and no line of a message can pass for the beginning of another turn,
-because every line after a turn's first is indented.
+One user message alone is asked as it is. A system message and earlier turns stand before it as plain text, the newest
+that fit a budget of tokens; only the last tokens of the turns route with the question. Text is all they can become: the
+engine encodes it without control tokens, and no line of a message can pass for the beginning of another turn, because
+every line after a turn's first is indented.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _LABELS = {"system": "Instructions", "developer": "Instructions", "user": "User", "assistant": "Assistant"}
 _INDENT = "\n  "
@@ -25,19 +26,42 @@ class Turn:
     text: str
 
 
-def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], int]) -> tuple[str, list[str]]:
-    """The question, and notes about what was left out.
+@dataclass(frozen=True)
+class Composed:
+    """What the engine is asked.
+
+    Attributes:
+        question: the last message.
+        context: what stands before it.
+        routed_tokens: how many tokens at the end of ``context`` route with the question; none of the system message.
+        notes: what was left out.
+    """
+
+    question: str
+    context: str = ""
+    routed_tokens: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For :meth:`msa.Memory.stream`."""
+        return {"context": self.context, "routed_context_tokens": self.routed_tokens}
+
+
+def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], int], window_tokens: int = 0) -> Composed:
+    """The question and what stands before it.
 
     Args:
         turns: all messages; the last one is the question.
         budget_tokens: what stands before the question may have so many; 0: nothing stands before it.
         count: tokens of a text.
+        window_tokens: of the earlier turns so many tokens, the last ones, route with the question.
     """
     question = turns[-1].text
     system = [turn for turn in turns[:-1] if turn.role in ("system", "developer") and turn.text.strip()]
     earlier = [turn for turn in turns[:-1] if turn.role in ("user", "assistant") and turn.text.strip()]
     if not system and not earlier:
-        return question, []
+        return Composed(question)
     blocks: list[str] = []
     shortened = False
     for turn in system:
@@ -57,10 +81,12 @@ def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], in
         if cut:
             break
         budget_tokens -= count(line)
+    conversation = "\n".join(reversed(kept))
     if kept:
-        blocks.append("\n".join(["Conversation so far:", *reversed(kept)]))
-    notes = ["the beginning of the conversation was left out to fit the model's context"] if shortened else []
-    return "\n\n".join([*blocks, question]), notes
+        blocks.append(f"Conversation so far:\n{conversation}")
+    notes = ("the beginning of the conversation was left out to fit the model's context",) if shortened else ()
+    routed = min(window_tokens, count(conversation)) if kept else 0
+    return Composed(question, "\n\n".join(blocks), routed, notes)
 
 
 def _line(turn: Turn) -> str:

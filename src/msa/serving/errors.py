@@ -18,10 +18,13 @@ from msa.errors import (
     BankLockedError,
     BankMismatchError,
     BankNotFoundError,
+    ContextLengthError,
     DocumentError,
     MemoryBudgetError,
     MSAError,
+    ParallelError,
 )
+from msa.serving.failure_log import log_failure
 from msa.serving.scheduler import CancelledJobError, DeadlineError, QueueFullError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ _TABLE = (
     _Row(DeadlineError, 504, "deadline_exceeded", retry=False),
     _Row(CancelledJobError, CLIENT_GONE, "cancelled"),
     _Row(ShuttingDownError, 503, "shutting_down", headers={"retry-after": "5"}),
+    _Row(ContextLengthError, 400, "context_length_exceeded", retry=False),
     _Row(DocumentError, 400, "invalid_document"),
     _Row(BankNotFoundError, 404, "memory_not_found"),
     _Row(BankLockedError, 409, "memory_locked", headers={"retry-after": "5"}),
@@ -117,11 +121,13 @@ _TABLE = (
     _Row(BankCorruptError, 500, "memory_damaged", retry=False),
     _Row(BankError, 503, "storage_error"),
     _Row(MemoryBudgetError, 503, "out_of_memory"),
+    _Row(ParallelError, 503, "rank_lost", shown=False, headers={"retry-after": "5"}),
     _Row(MemoryError, 503, "out_of_memory", shown=False),
     _Row(sqlite3.Error, 503, "storage_error", shown=False),
     _Row(OSError, 503, "storage_error", shown=False),
 )
 _UNSHOWN = {
+    "rank_lost": "one of the processes that share the memory failed or was lost; the server's log says which",
     "out_of_memory": "the model ran out of memory on this request; other requests go on. Ask for less",
     "storage_error": "the server's disk refused a read or a write; its log says which",
 }
@@ -130,7 +136,7 @@ _UNSHOWN = {
 def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
     """The answer for an exception; ``root`` is left out of messages, since paths are nobody's business.
 
-    Exceptions that are not in the table are logged with their traceback and answered 500 without details.
+    Exceptions that are not in the table are logged, with the way to them, and answered 500 without details.
     """
     if isinstance(error, ApiError):
         return error
@@ -138,7 +144,7 @@ def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
     if row is None and type(error).__name__ == "OutOfMemoryError":  # torch's, which has no base of its own
         row = next(row for row in _TABLE if row.error is MemoryError)
     if row is None:
-        logger.error("unexpected %s while answering a request", type(error).__name__, exc_info=error)
+        log_failure(logger, "while answering a request", error)
         return ApiError(500, "an unexpected error; the server's log has the details", "internal_error")
     if not row.shown or row.status >= 500:
         logger.error("%s: %s", type(error).__name__, error)

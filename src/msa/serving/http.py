@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.futures import event_of
 from msa.serving.intake import media_type, too_large
 from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
@@ -107,20 +109,22 @@ def deadline_of(services: Services) -> float:
 
 
 async def body_pieces(request: Request, limit: int, services: Services) -> AsyncIterator[bytes]:
-    """The body as it arrives.
+    """The body as it arrives, each piece within the time for a piece, all of them within that for an upload.
 
     Raises:
-        ApiError: larger than ``limit``: 413; too slow: 408; cut off: 400.
+        ApiError: larger than ``limit``: 413; too slow: 408.
+        CancelledJobError: cut off.
     """
     what = "the request's body"
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large(what, limit)
-    received = 0
+    received, settings = 0, services.settings
+    end = time.monotonic() + settings.upload_timeout_s
     pieces = request.stream().__aiter__()
     while True:
         try:
-            async with asyncio.timeout(services.settings.body_timeout_s):
+            async with asyncio.timeout(min(settings.body_timeout_s, end - time.monotonic())):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return
@@ -202,14 +206,13 @@ async def result_of(job: Job, request: Request, services: Services) -> Any:
         DeadlineError: the time is up.
         BaseException: what the job raised.
     """
-    future = asyncio.wrap_future(job.future)
+    ended = asyncio.create_task(event_of(job.future).wait())
     gone = asyncio.create_task(until_gone(request.receive))
     seconds = None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
     try:
-        await asyncio.wait({future, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            return future.result()
-        future.add_done_callback(lambda done: done.exception())  # nobody else will look at it
+        await asyncio.wait({ended, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if job.future.done():
+            return job.future.result()
         if gone.done():
             reason: CancelledJobError | DeadlineError = CancelledJobError("the client went away")
         else:
@@ -217,14 +220,12 @@ async def result_of(job: Job, request: Request, services: Services) -> Any:
         services.scheduler.cancel(job, reason)
         raise reason
     finally:
+        ended.cancel()
         gone.cancel()
 
 
 async def outcome_of(future: Future[Result], services: Services) -> Result | None:
     """What a future brings; None if that takes longer than a request may. The work itself goes on."""
-    waiting = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait({waiting}, timeout=services.settings.request_timeout_s)
-    if not done:
-        waiting.add_done_callback(lambda late: late.exception())
-        return None
-    return waiting.result()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event_of(future).wait(), services.settings.request_timeout_s)
+    return future.result() if future.done() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from msa.bank import MemoryBank
 from msa.bank.lock import writer_is_active
 from msa.errors import BankCorruptError, BankError, BankFormatError, BankLockedError, BankMismatchError
 from msa.memory import Memory
+from msa.memory.memory import OpenView
 from msa.model.bundle import MSAModel
-from msa.routing import Tiers
+from msa.routing import BankView, Tiers
 from msa.serving.errors import ApiError, invalid, memory_not_found
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def _name_taken(name: str) -> ApiError:
+    message = f"the name {name!r} is taken, or differs from another one in upper and lower case only; choose another"
+    return ApiError(409, message, "name_taken", param="name", retry=False)
+
+
 class _Open:
     """One open memory and how many use it."""
 
@@ -76,6 +83,7 @@ class Memories:
         tiers: where latents live.
         max_bytes: size that each may have.
         max_open: how many stay open.
+        open_view: makes what a version is asked through, as :class:`msa.Memory`'s.
     """
 
     def __init__(
@@ -87,11 +95,13 @@ class Memories:
         tiers: Tiers | None = None,
         max_bytes: int | None = None,
         max_open: int = 32,
+        open_view: OpenView = BankView,
     ) -> None:
         self.root = root
         self.model = model
         self.read_only = read_only
-        self._tiers = tiers
+        self.tiers = tiers or Tiers()
+        self._open_view = open_view
         self._max_bytes = max_bytes
         self._max_open = max_open
         self._open: dict[str, _Open] = {}
@@ -157,6 +167,7 @@ class Memories:
                     entry.users += 1
                     return entry
             memory = self._opened(self.root / name, writing)
+            memory.open_view = self._open_view
             with self._lock:
                 entry = self._open[name] = _Open(memory, identity)
                 entry.users = 1
@@ -164,7 +175,7 @@ class Memories:
             return entry
 
     def _opened(self, folder: Path, writing: bool) -> Memory:
-        options: dict[str, Any] = {"model": self.model, "create": False, "tiers": self._tiers}
+        options: dict[str, Any] = {"model": self.model, "create": False, "tiers": self.tiers}
         if not self.read_only:
             try:
                 return Memory.open(folder, max_bytes=self._max_bytes, **options)
@@ -210,7 +221,7 @@ class Memories:
         with self._lock:
             return [(name, entry.memory) for name, entry in self._open.items()]
 
-    def create(self, name: str) -> bool:
+    def create(self, name: str, known: Callable[[str], bool] = lambda name: True) -> bool:
         """Make an empty memory; False: there is one of this name already.
 
         Raises:
@@ -218,25 +229,24 @@ class Memories:
         """
         if self.exists(check_name(name)):
             return False
-        self.check_free(name)
+        self.check_free(name, known)
         with self.building() as folder:
             Memory.open(folder, model=self.model).close()
             return self.place(folder, name)
 
-    def check_free(self, name: str) -> None:
+    def check_free(self, name: str, known: Callable[[str], bool] = lambda name: True) -> None:
         """Make sure that a new memory can have this name.
 
+        Args:
+            name: what it is to be called.
+            known: whether the one who asks may know that a memory of a name is there; others count for nothing.
+
         Raises:
-            ApiError: it is none: 400; it is taken, or differs from another one's in case only: 409.
+            ApiError: it is none: 400; it is taken, or differs from a known one's in case only: 409.
         """
-        if check_name(name).lower() in {other.lower() for other in self._folder_names()}:
-            raise ApiError(
-                409,
-                f"the name {name!r} is taken, or differs from another one in upper and lower case only; choose another",
-                "name_taken",
-                param="name",
-                retry=False,
-            )
+        same = [other for other in self._folder_names() if other.lower() == check_name(name).lower()]
+        if any(other == name or known(other) for other in same):
+            raise _name_taken(name)
 
     def _folder_names(self) -> list[str]:
         with os.scandir(self.root) as entries:
@@ -253,12 +263,18 @@ class Memories:
             shutil.rmtree(folder, ignore_errors=True)
 
     def place(self, folder: Path, name: str) -> bool:
-        """Give a finished memory its name, durably; False: the name was taken meanwhile."""
+        """Give a finished memory its name, durably; False: the name was taken meanwhile.
+
+        Raises:
+            ApiError: the file system takes the name for another one's: 409.
+        """
         try:
             os.rename(folder, self.root / name)
-        except OSError:
+        except OSError as error:
             if self.exists(name):
                 return False
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise _name_taken(name) from error
             raise
         sync_folder(self.root)
         return True

@@ -30,6 +30,8 @@ _MEMORY_GAUGES = {
     "bytes_on_disk": "bytes of its folder",
     "deleted_parts": "parts that are deleted and still take space",
     "version": "number of its present state",
+    "device_bytes": "bytes on the model's device that its routing keys take once it is asked",
+    "host_bytes": "bytes of RAM that its content keys and values take once it is asked",
 }
 
 
@@ -142,6 +144,8 @@ class _MemoryGauges(Collector):
                 stats = memory.stats()
             except (BankError, OSError):  # closed or deleted meanwhile
                 continue
+            on_device, in_ram = self._memories.tiers.needed_bytes(memory.bank.spec, stats["chunks"])
+            stats |= {"device_bytes": on_device, "host_bytes": in_ram}
             for name, family in families.items():
                 family.add_metric((memory_name,), stats[name])
         yield from families.values()

@@ -18,7 +18,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msa.serving.errors import CLIENT_GONE, ApiError, to_api_error
+from msa.serving.failure_log import WORK_ID
+from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
+from msa.serving.tracing import Tracing
 
 access_log = logging.getLogger("msa.serving.access")
 
@@ -51,6 +54,7 @@ class Envelope:
         started = time.monotonic()
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        WORK_ID.set(request_id)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -61,19 +65,23 @@ class Envelope:
             await send(message)
 
         scope.setdefault("state", {})
-        try:
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await error_response(refusal)(scope, receive, send_with_id)
-            else:
-                await self._app(scope, receive, send_with_id)
-        # nothing may end a request without an answer and a line of log
-        except Exception as error:
-            failure = to_api_error(error, self._settings.folder)
-            if not status:
-                await error_response(failure)(scope, receive, send_with_id)
-        finally:
-            self._record(scope, request_id, status or CLIENT_GONE, time.monotonic() - started)
+        services = _services_of(scope)
+        tracing = Tracing() if services is None else services.tracing
+        with tracing.request(_method_of(scope), Headers(scope=scope)) as span:
+            try:
+                refusal = self._refusal(scope)
+                if refusal is not None:
+                    await error_response(refusal)(scope, receive, send_with_id)
+                else:
+                    await self._app(scope, receive, send_with_id)
+            # nothing may end a request without an answer and a line of log
+            except Exception as error:
+                failure = to_api_error(error, self._settings.folder)
+                if not status:
+                    await error_response(failure)(scope, receive, send_with_id)
+            finally:
+                tracing.responded(span, _method_of(scope), _route_of(scope), status or CLIENT_GONE)
+                self._record(scope, request_id, status or CLIENT_GONE, time.monotonic() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Who calls by a name that is not ours, or from a foreign page in somebody's browser, is turned away.
@@ -98,8 +106,7 @@ class Envelope:
         return None
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "(none)"
+        path = _route_of(scope)
         line: dict[str, Any] = {
             "event": "request",
             "id": request_id,
@@ -112,10 +119,24 @@ class Envelope:
         if key_name:
             line["key"] = key_name
         access_log.info("%s", json.dumps(line))
-        services = getattr(scope["app"].state, "services", None) if "app" in scope else None
+        services = _services_of(scope)
         if services is not None:
-            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"  # labels must stay few
-            services.metrics.responded(path, method, status, seconds)
+            services.metrics.responded(path, _method_of(scope), status, seconds)
+
+
+def _services_of(scope: Scope) -> Services | None:
+    """The server's services; None: it has not opened them yet."""
+    return getattr(scope["app"].state, "services", None) if "app" in scope else None
+
+
+def _route_of(scope: Scope) -> str:
+    """The pattern of the route that was taken; nothing of what stands in its place."""
+    return getattr(scope.get("route"), "path", None) or "(none)"
+
+
+def _method_of(scope: Scope) -> str:
+    """The method, as a label: of those there must be few."""
+    return scope["method"] if scope["method"] in KNOWN_METHODS else "other"
 
 
 def _host_name(host: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from msa.serving.errors import ApiError, to_api_error
+from msa.serving.failure_log import WORK_ID, log_failure
 from msa.serving.ledger import Ledger
 from msa.serving.scheduler import QueueFullError, ShuttingDownError
 
@@ -287,11 +288,12 @@ class Operations:
 
     def _loop(self) -> None:
         while (operation := self._next()) is not None:
+            WORK_ID.set(operation.id)
             try:
                 self._run(operation)
             # a thread that drives operations must outlive whatever one of them meets
             except Exception as error:
-                logger.error("operation %s could not be recorded", operation.id, exc_info=error)
+                log_failure(logger, "while an operation was recorded", error)
             finally:
                 with self._wake:
                     self._busy.discard((operation.memory, operation.kind))

@@ -5,6 +5,10 @@ that answer (``ASK``) wait in one queue, jobs that change a memory (``WRITE``) i
 long write gives way at its own safe points (:meth:`Job.give_way`): the questions that wait then are answered first. A
 short one does not: if each waited for a full queue of questions, none of them would end under load.
 
+Several jobs that answer can run side by side in that thread: those that are iterators of what they wait for. The worker
+brings each of them to its next wait, and has all waits ended together. While a write waits, no question begins but
+those that waited when the running ones began, so that the write's turn comes.
+
 This module knows nothing of HTTP, models or memories.
 """
 
@@ -15,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from enum import Enum
 from typing import Any
@@ -61,7 +65,8 @@ class Job:
     """One piece of work for the worker thread.
 
     Args:
-        work: called with the job in the worker thread; its result or exception is the job's.
+        work: called with the job in the worker thread; its result or exception is the job's. The result may be a
+            generator: of things that must be done before it can go on, until it returns the job's result.
         deadline: moment of :func:`time.monotonic` at which it must have ended; None: no limit.
         on_event: receives what ``work`` emits, in the worker thread.
 
@@ -89,6 +94,8 @@ class Job:
         self._on_event = on_event
         self._stop: MSAError | None = None
         self._between: Callable[[Job], None] | None = None
+        self._steps: Generator[Any, None, Any] | None = None
+        self._waits_for: Any = None
         self._held_since = 0.0
 
     def emit(self, event: Any) -> None:
@@ -123,19 +130,35 @@ class Scheduler:
     """One worker thread and its two queues.
 
     Args:
-        max_waiting: questions that may wait; one more is running.
+        max_waiting: questions that may wait, besides those that run.
         max_waiting_writes: writes that may wait.
         name: of the thread.
         long_s: seconds that a write may hold the model before it gives way.
+        max_concurrent: questions that may run side by side.
+        advance: does what running questions wait for, the longest running first, and returns those things that it has
+            done (not all, if there is no room for so many). When it fails, the youngest question fails by its error.
+            None: nothing needs to be done.
     """
 
     def __init__(
-        self, max_waiting: int, max_waiting_writes: int, name: str = "msa-worker", long_s: float = _LONG_S
+        self,
+        max_waiting: int,
+        max_waiting_writes: int,
+        name: str = "msa-worker",
+        long_s: float = _LONG_S,
+        *,
+        max_concurrent: int = 1,
+        advance: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     ) -> None:
         self._limits = {Lane.ASK: max_waiting, Lane.WRITE: max_waiting_writes}
         self._queues: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._running: list[Job] = []  # a write that gives way stays below the question that runs
         self._long_s = long_s
+        self._max_concurrent = max_concurrent
+        self._advance = advance or (lambda things: things)
+        self._open: list[Job] = []  # those side by side, the longest running first
+        self._crowded = False  # some of them wait for room
+        self._may_follow = 0  # questions that may still begin although a write waits
         self._service_s = dict.fromkeys(Lane, _FIRST_GUESS_S)
         self._wake = threading.Condition()
         self._closed = False
@@ -177,13 +200,16 @@ class Scheduler:
             # those that nobody waits for any more must not keep others out
             for late in [waiting for waiting in queue if waiting.should_stop()]:
                 self._drop(late)
-            if len(queue) >= self._limits[lane] and not self._is_idle():
+            if len(queue) >= self._limits[lane] + self._free_places(lane):
                 raise QueueFullError(
                     f"{len(queue)} requests wait already, as many as may; try again later", self.retry_after_s(lane)
                 )
 
-    def _is_idle(self) -> bool:
-        return not self._running and not any(self._queues.values())
+    def _free_places(self, lane: Lane) -> int:
+        """Jobs in this lane's queue that will not wait: the worker takes them at once."""
+        if lane is Lane.ASK and not self._queues[Lane.WRITE] and not self.running(Lane.WRITE):
+            return max(0, self._max_concurrent - len(self._running))
+        return int(not self._running and not any(self._queues.values()))
 
     def cancel(self, job: Job, reason: MSAError | None = None) -> None:
         """End a job: one that waits at once, one that runs as soon as it looks."""
@@ -210,7 +236,7 @@ class Scheduler:
 
     def retry_after_s(self, lane: Lane) -> float:
         """Seconds after which a place in the queue should be free."""
-        return min(max(1.0, self._service_s[lane]), _LONGEST_RETRY_S)
+        return min(max(1.0, self._service_s[lane] / max(1, self.running(lane))), _LONGEST_RETRY_S)
 
     @property
     def accepts(self) -> bool:
@@ -242,18 +268,37 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not any(self._queues.values()):
+                while not any(self._queues.values()) and not self._open:
                     if self._closed:
                         return
                     self._wake.wait()
-                other = Lane.WRITE if self._last is Lane.ASK else Lane.ASK
-                lane = other if self._queues[other] else self._last
-                job = self._queues[lane].popleft()
-                self._last = lane
-                self._running.append(job)
-            self._run(job)
+                job = self._take_next()
+            if job is not None:
+                self._run(job)
+            self._advance_open()
+
+    def _take_next(self) -> Job | None:
+        """The job that begins now; None: those that run go on first."""
+        asking, writing = self._queues[Lane.ASK], self._queues[Lane.WRITE]
+        if self._open:
+            if not asking or not self._has_room() or (writing and not self._may_follow):
+                return None
+            self._may_follow -= 1
+            lane = Lane.ASK
+        else:
+            other = Lane.WRITE if self._last is Lane.ASK else Lane.ASK
+            lane = other if self._queues[other] else self._last
+            self._may_follow = min(len(asking), self._max_concurrent) - 1
+        job = self._queues[lane].popleft()
+        self._last = lane
+        self._running.append(job)
+        return job
+
+    def _has_room(self) -> bool:
+        return len(self._open) < self._max_concurrent and not self._crowded
 
     def _run(self, job: Job) -> None:
+        """Run a job to its end; one that is a generator is only opened."""
         job.started = time.monotonic()
         if job.lane is Lane.WRITE:
             job._between, job._held_since = self._answer_waiting, job.started
@@ -263,13 +308,57 @@ class Scheduler:
             result = job._work(job)
         # the worker must outlive whatever a job raises; the one who waits for it is told
         except BaseException as error:
-            self._end(job)
-            with contextlib.suppress(InvalidStateError):  # it was aborted: they were told already
-                job.future.set_exception(error)
+            self._fail(job, error)
         else:
-            self._end(job)
-            with contextlib.suppress(InvalidStateError):
-                job.future.set_result(result)
+            if isinstance(result, Generator):
+                job._steps = result
+                self._open.append(job)
+            else:
+                self._succeed(job, result)
+
+    def _advance_open(self) -> None:
+        """Bring every open question to what it waits for next, and do all that together."""
+        for job in [*self._open]:
+            # one that should end early does not wait for room
+            if job._waits_for is None or job.stop_reason is not None:
+                self._resume(job)
+        waiting = [job for job in self._open if job._waits_for is not None]
+        if not waiting:
+            self._crowded = False
+            return
+        try:
+            done = self._advance([job._waits_for for job in waiting])
+        # whatever it is, the others may go on without this one
+        except BaseException as error:
+            self._resume(waiting[-1], error)
+            return
+        for job in waiting:
+            if any(job._waits_for is thing for thing in done):
+                job._waits_for = None
+        self._crowded = len(done) < len(waiting)
+
+    def _resume(self, job: Job, error: BaseException | None = None) -> None:
+        """Let an open question go on to what it waits for next, or make it fail."""
+        assert job._steps is not None
+        try:
+            job._waits_for = next(job._steps) if error is None else job._steps.throw(error)
+        except StopIteration as end:
+            self._open.remove(job)
+            self._succeed(job, end.value)
+        # as for any job
+        except BaseException as raised:
+            self._open.remove(job)
+            self._fail(job, raised)
+
+    def _succeed(self, job: Job, result: Any) -> None:
+        self._end(job)
+        with contextlib.suppress(InvalidStateError):  # it was aborted: they were told already
+            job.future.set_result(result)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        self._end(job)
+        with contextlib.suppress(InvalidStateError):
+            job.future.set_exception(error)
 
     def _end(self, job: Job) -> None:
         job.ended = time.monotonic()
@@ -282,11 +371,16 @@ class Scheduler:
         """Run the questions that wait now; later ones wait for the next time, so that the write goes on too."""
         if time.monotonic() - write._held_since < self._long_s:
             return
-        for _ in range(len(self._queues[Lane.ASK])):
+        left = len(self._queues[Lane.ASK])
+        while left or self._open:
             with self._wake:
-                if not self._queues[Lane.ASK]:
-                    break
-                job = self._queues[Lane.ASK].popleft()
-                self._running.append(job)
-            self._run(job)
+                left = min(left, len(self._queues[Lane.ASK]))
+                job = None
+                if left and self._has_room():
+                    job = self._queues[Lane.ASK].popleft()
+                    self._running.append(job)
+                    left -= 1
+            if job is not None:
+                self._run(job)
+            self._advance_open()
         write._held_since = time.monotonic()

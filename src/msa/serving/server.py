@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from msa.model.bundle import MSAModel
+from msa.parallel import Leader
 from msa.serving.app import create_app
 from msa.serving.errors import ApiError, ServingError
 from msa.serving.keys import VARIABLE
@@ -93,6 +94,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._drain_s = drain_s
+
+    def stop(self) -> None:
+        """Begin to stop, as a signal does; from any thread."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let requests end, fail those that take too long."""
@@ -185,7 +190,7 @@ def allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def run(settings: ServerSettings, model: MSAModel | None = None) -> None:
+def run(settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; see :func:`msa.serving.serve`."""
     if not settings.keys and settings.host not in _LOOPBACK:
         logger.warning(
@@ -195,6 +200,12 @@ def run(settings: ServerSettings, model: MSAModel | None = None) -> None:
         )
     allow_open_files()
     with listen(settings) as listening:
-        server = make_server(settings, Services(settings, model))
+        server = make_server(settings, Services(settings, model, leader))
+        if leader is not None:
+            leader.on_lost = server.stop
+            if leader.lost is not None:  # while the model was loaded
+                raise leader.lost
         logger.info("serving %s on http://%s", settings.folder, address_of(listening))
         server.run(sockets=[listening])
+    if leader is not None and leader.lost is not None:
+        raise leader.lost

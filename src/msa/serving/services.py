@@ -14,9 +14,12 @@ from typing import IO, Any
 
 from msa.bank import MemoryBank
 from msa.documents import Document
+from msa.engine import Batcher
 from msa.errors import BankError
 from msa.memory import AddProgress
 from msa.model.bundle import MSAModel
+from msa.parallel import Leader, LedMemories
+from msa.routing import BankView
 from msa.serving.errors import ServingError
 from msa.serving.intake import Limits, read_lines, read_upload, write_lines
 from msa.serving.ledger import Ledger
@@ -26,6 +29,7 @@ from msa.serving.operations import Operation, Operations
 from msa.serving.scheduler import Job, Lane, QueueFullError, Scheduler
 from msa.serving.settings import ServerSettings
 from msa.serving.snapshots import Snapshots
+from msa.serving.tracing import tracing_from_environment
 from msa.zoo import load
 
 logger = logging.getLogger(__name__)
@@ -45,14 +49,16 @@ class Services:
     Args:
         settings: what to serve.
         model: the model; None: the one that the settings name.
+        leader: of processes that share the memories; None: this one has them alone.
 
     Raises:
         ServingError: the folder is missing or served by another process.
         MSAError: the model cannot be loaded.
     """
 
-    def __init__(self, settings: ServerSettings, model: MSAModel | None = None) -> None:
+    def __init__(self, settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
         self.settings = settings
+        self.leader = leader
         self.root = settings.folder
         self.limits = Limits(
             max_document_bytes=settings.max_document_bytes, max_id_characters=settings.max_id_characters
@@ -82,9 +88,19 @@ class Services:
             tiers=settings.tiers,
             max_bytes=settings.max_memory_bytes,
             max_open=settings.max_open_memories,
+            open_view=BankView if self.leader is None else LedMemories(self.leader, self.root).view,
         )
-        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_writes)
+        # processes that share the memories must all do the same in the same order
+        side_by_side = settings.max_concurrent if self.leader is None else 1
+        batcher = Batcher(self.model.lm, side_by_side, settings.max_batch_bytes)
+        self.scheduler = Scheduler(
+            settings.max_waiting,
+            settings.max_waiting_writes,
+            max_concurrent=side_by_side,
+            advance=batcher.advance,
+        )
         self.metrics = Metrics(self.model_id, self.scheduler, self.memories, lambda: self.operations)
+        self.tracing = tracing_from_environment()
         self.snapshots = Snapshots(self.state_folder, self.memories)
         if self.ledger is not None:
             self.operations = Operations(
@@ -129,6 +145,7 @@ class Services:
             if not self.scheduler.join(timeout_s):
                 logger.warning("a request was still running when the server was closed")
         self.memories.close()
+        self.tracing.close()
         if self.ledger is not None:
             self.ledger.close()
         if self._lock is not None:

@@ -28,11 +28,14 @@ class ServerSettings:
         cors_origins: web origins whose pages may call the server; none by default.
         allowed_hosts: values of the ``Host`` header that are answered; empty: any.
         max_connections: open at a time; more are answered 503 and closed.
+        max_concurrent: questions that are answered side by side, decoded in one pass a token; 1: one after the other.
+        max_batch_bytes: keys and values of the questions side by side; None: a quarter of the memory that is free.
         max_waiting: questions and searches that may wait for the model; more are answered 429.
         max_waiting_writes: changes that may wait; more are answered 429.
         max_operations: unfinished operations and uploads that are arriving; more are answered 429.
         request_timeout_s: seconds from a request's arrival to its end.
         body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take.
+        upload_timeout_s: seconds that a whole upload may take to arrive.
         header_timeout_s: seconds that the head of a connection's next request may take to arrive.
         drain_s: seconds that running requests have when the server is stopped.
         ping_s: seconds of silence after which a stream says that it is alive.
@@ -46,6 +49,8 @@ class ServerSettings:
         max_new_tokens: what ``max_tokens`` may ask for.
         default_new_tokens: tokens of an answer where the request does not say.
         history_tokens: tokens of the system message and of earlier turns that are given with a question; 0: none.
+        routed_history_tokens: of the earlier turns so many tokens, the last ones, choose documents together with the
+            question; 0: the question alone does.
         max_open_memories: memories held open; the longest unused are closed beyond that.
         kept_keys: idempotency keys remembered, the newest ones.
         kept_operations: finished operations remembered, the newest ones.
@@ -63,11 +68,14 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 512
+    max_concurrent: int = 8
+    max_batch_bytes: int | None = None
     max_waiting: int = 32
     max_waiting_writes: int = 64
     max_operations: int = 64
     request_timeout_s: float = 300.0
     body_timeout_s: float = 60.0
+    upload_timeout_s: float = 3600.0
     header_timeout_s: float = 30.0
     drain_s: float = 30.0
     ping_s: float = 15.0
@@ -81,6 +89,7 @@ class ServerSettings:
     max_new_tokens: int = 8192
     default_new_tokens: int = 256
     history_tokens: int = 512
+    routed_history_tokens: int = 64
     max_open_memories: int = 32
     kept_keys: int = 10_000
     kept_operations: int = 1_000

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +108,19 @@ class Snapshots:
         source, snapshot_id = operation.request["source"], operation.request["snapshot"]
         self.get(source, snapshot_id)
         name = operation.memory
-        self._memories.check_free(name)
+        self._memories.check_free(name, _no_other)
         with self._memories.building() as copy:
             with MemoryBank.open(self._root / source / snapshot_id, read_only=True) as bank:
                 bank.check_fingerprint(self._memories.model.fingerprint, self._memories.model.name)
                 bank.backup(copy)
             operation.check()
             if not self._memories.place(copy, name):
-                self._memories.check_free(name)
+                self._memories.check_free(name, _no_other)
         with self._memories.lease(name) as memory:
             return {"memory": name, "snapshot": snapshot_id, "documents": len(memory)}
 
-    def check_source(self, memory: str, snapshot_id: str, name: str) -> None:
-        """Before a restore is accepted.
+    def check_source(self, memory: str, snapshot_id: str, name: str, known: Callable[[str], bool]) -> None:
+        """Before a restore is accepted; ``known`` as for :meth:`Memories.check_free`.
 
         Raises:
             ApiError: the snapshot is unknown: 404; the new name is taken: 409, or none: 400.
@@ -127,4 +128,9 @@ class Snapshots:
         if not self._memories.exists(memory) and not (self._root / memory).is_dir():
             raise memory_not_found(memory)
         self.get(memory, snapshot_id)
-        self._memories.check_free(name)
+        self._memories.check_free(name, known)
+
+
+def _no_other(name: str) -> bool:
+    """Names that differ in case were looked at when the restore was asked for."""
+    return False

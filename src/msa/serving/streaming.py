@@ -118,7 +118,7 @@ async def reply_events(
                 yield reply.chunk({"content": item.text})
             elif isinstance(item, RoundStarted | DocumentRetrieved) and stream_events:
                 yield reply.retrieval(item)
-        answer: Answer = await asyncio.wrap_future(job.future)
+        answer: Answer = job.future.result()  # done: the events have ended
     # any failure must be told inside the stream: its status line is long gone
     except Exception as error:
         failure = to_api_error(error, services.root)
@@ -152,7 +152,7 @@ async def first_event(events: Events, job: Job, request: Request) -> None:
         coming.cancel()
         gone.cancel()
     if job.future.done() and job.future.exception() is not None:
-        await asyncio.wrap_future(job.future)
+        job.future.result()
     if not events.has_next and job.stop_reason is not None:
         raise job.stop_reason
 

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
@@ -19,6 +18,7 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from msa.errors import MSAError
+from msa.serving.futures import event_of
 from msa.serving.mcp.tools import MemoryTools
 from msa.serving.scheduler import DeadlineError, Job, Lane
 
@@ -191,7 +191,7 @@ async def _result(tools: MemoryTools, work: Callable[[Job], Outcome], lane: Lane
     latest: list[str] = []
     deadline = started + tools.settings.call_timeout_s
     job = tools.scheduler.submit(work, lane, deadline=deadline, on_event=latest.append)
-    done = _event_of(job.future)
+    done = event_of(job.future)
     reason: MSAError | None = None
     try:
         while not job.future.done():
@@ -209,21 +209,6 @@ async def _result(tools: MemoryTools, work: Callable[[Job], Outcome], lane: Lane
     finally:
         if not job.future.done():
             tools.scheduler.cancel(job, reason)
-
-
-def _event_of(future: Future[Any]) -> asyncio.Event:
-    """Set when the future is done.
-
-    A future of asyncio's own would complain of a failure that comes after the client has gone, and the loop with it.
-    """
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    return done
 
 
 def _as_text(answered: dict[str, Any]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from msa.errors import ContextLengthError
+from msa.generation.decoding import Decoding
 from msa.generation.types import Answer, Done, Event
 from msa.serving.chat_request import ChatRequest, Wanted, wanted
-from msa.serving.conversation import compose
+from msa.serving.conversation import Composed, compose
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.http import KeyOf, ServicesOf, deadline_of, read_model, result_of
 from msa.serving.keys import ApiKey
@@ -21,6 +23,7 @@ from msa.serving.scheduler import Job
 from msa.serving.schemas import ChatCompletion, ModelInfo, ModelList
 from msa.serving.services import Services
 from msa.serving.streaming import Events, EventStream, cancel_for, first_event, reply_events
+from msa.serving.tracing import WorkTrace
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -38,17 +41,21 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     asked = wanted(body, default_tokens=settings.default_new_tokens, max_tokens=settings.max_new_tokens)
     await asyncio.to_thread(check_target, asked.model, asked.memory, key, services)
     count = services.model.protocol.plain_ids
-    question, notes = await asyncio.to_thread(
-        compose, asked.turns, settings.history_tokens, lambda text: len(count(text))
+    composed = await asyncio.to_thread(
+        compose, asked.turns, settings.history_tokens, lambda text: len(count(text)), settings.routed_history_tokens
     )
-    reply = Reply(model=body.model, memory=asked.memory, base_url=str(request.base_url), notes=notes)
-    events = Events()
+    reply = Reply(model=body.model, memory=asked.memory, base_url=str(request.base_url), notes=[*composed.notes])
+    events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
+
+    def on_event(event: Event) -> None:
+        trace.note(event)
+        if asked.stream:
+            events.put(event)
+
     job = services.scheduler.submit(
-        lambda job: _answer(job, asked, question, services),
-        deadline=deadline,
-        on_event=events.put if asked.stream else None,
+        lambda job: _answer(job, asked, composed, services), deadline=deadline, on_event=on_event
     )
-    job.future.add_done_callback(lambda _: _finished(job, services))
+    job.future.add_done_callback(lambda _: _finished(job, trace, services))
     if not asked.stream:
         answer: Answer = await result_of(job, request, services)
         return JSONResponse(reply.whole(answer))
@@ -83,22 +90,26 @@ def check_target(model: str, memory: str, key: ApiKey, services: Services) -> No
         raise memory_not_found(memory)
 
 
-def _answer(job: Job, asked: Wanted, question: str, services: Services) -> Answer:
-    """In the worker thread: answer, event by event."""
+def _answer(job: Job, asked: Wanted, composed: Composed, services: Services) -> Generator[Decoding, None, Answer]:
+    """In the worker thread: answer, event by event; what is yielded waits for a pass, made for all that run."""
     with services.memories.lease(asked.memory) as memory:
         if not len(memory):
             raise invalid(f"memory {asked.memory!r} holds no documents; add some first", "memory", "memory_empty")
         try:
-            return _last(memory.stream(question, cancelled=job.should_stop, **asked.options), job)
+            options = {**asked.options, **composed.options}
+            return (yield from _last(memory.steps(composed.question, cancelled=job.should_stop, **options), job))
+        except ContextLengthError as error:
+            raise invalid(str(error), "messages", "context_length_exceeded") from error
         except ValueError as error:
-            # the request was checked before: what is left is a question that does not fit, and the engine says so
-            code = "context_length_exceeded" if "context" in str(error) else None
-            raise invalid(str(error), "messages", code) from error
+            raise invalid(str(error), "messages") from error
 
 
-def _last(events: Iterator[Event], job: Job) -> Answer:
+def _last(events: Iterator[Event | Decoding], job: Job) -> Generator[Decoding, None, Answer]:
     """Hand the events on; returns the answer, unless the job was told to end."""
     for event in events:
+        if isinstance(event, Decoding):
+            yield event
+            continue
         if isinstance(event, Done):
             if event.answer.finish_reason == "cancelled" and job.stop_reason is not None:
                 raise job.stop_reason
@@ -109,7 +120,8 @@ def _last(events: Iterator[Event], job: Job) -> Answer:
     raise RuntimeError("the engine ended an answer without its last event")
 
 
-def _finished(job: Job, services: Services) -> None:
+def _finished(job: Job, trace: WorkTrace, services: Services) -> None:
+    trace.ended(job)
     if job.future.exception() is None:
         services.metrics.answered(job, job.future.result())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -266,7 +267,8 @@ async def put_document(name: WritableMemory, doc_id: str, request: Request, serv
     """Add a document, or replace it."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
     wanted = as_model(body, PutRequest)
-    return await _store(name, doc_id, wanted.text, wanted.metadata, request, services)
+    document = _checked(doc_id, wanted.text, wanted.metadata, services)
+    return await _store(name, lambda: document, request, services)
 
 
 @router.patch("/{doc_id:path}", **described({200: DocumentInfo}, body=PatchRequest, errors=(429, 504, 507)))
@@ -275,24 +277,33 @@ async def patch_document(name: WritableMemory, doc_id: str, request: Request, se
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
     wanted = as_model(body, PatchRequest)
 
-    def present() -> Document:
+    def changed() -> Document:
         with services.memories.lease(name) as memory:
-            return _found(memory, doc_id)
+            present = _found(memory, doc_id)
+        text = present.text if wanted.text is None else wanted.text
+        metadata = present.metadata if wanted.metadata is None else wanted.metadata
+        return _checked(doc_id, text, metadata, services)
 
-    document = await asyncio.to_thread(present)
-    text = document.text if wanted.text is None else wanted.text
-    metadata = document.metadata if wanted.metadata is None else wanted.metadata
-    return await _store(name, doc_id, text, metadata, request, services)
+    return await _store(name, changed, request, services)
 
 
-async def _store(
-    name: str, doc_id: str, text: str, metadata: dict[str, Any], request: Request, services: Services
-) -> dict[str, Any]:
-    await asyncio.to_thread(_check_exists, name, services)
+def _checked(doc_id: str, text: str, metadata: dict[str, Any], services: Services) -> Document:
     record = {"id": doc_id, "text": text, "metadata": metadata}
     (document,) = checked(documents_from_mappings([record], "document"), services.limits)
-    await _add_now(name, [document], deadline_of(services), request, services)
-    return _to_json(document)
+    return document
+
+
+async def _store(name: str, document: Callable[[], Document], request: Request, services: Services) -> dict[str, Any]:
+    """Add one document, made on the worker thread: there no other change can come between a look and a change."""
+
+    def work(job: Job) -> Document:
+        made = document()
+        services.add(job, name, [made])
+        return made
+
+    await asyncio.to_thread(_check_exists, name, services)
+    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    return _to_json(await result_of(job, request, services))
 
 
 @router.delete("/{doc_id:path}", **described({200: DocumentDeleted}, errors=(429, 504, 507)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from msa.errors import ContextLengthError
 from msa.generation.types import Hit
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.http import (
@@ -94,7 +96,7 @@ async def create_memory(name: str, request: Request, key: KeyOf, services: Servi
     assert services.ledger is not None
 
     async def create() -> Response:
-        created = await asyncio.to_thread(services.memories.create, name)
+        created = await asyncio.to_thread(services.memories.create, name, key.opens)
         return JSONResponse(await asyncio.to_thread(_about, name, services), 201 if created else 200)
 
     return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, create)
@@ -173,10 +175,15 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
                 return []
             try:
                 return memory.search(wanted.query, wanted.top_k, wanted.where, hybrid=wanted.hybrid)
+            except ContextLengthError as error:
+                raise invalid(str(error), "query", "context_length_exceeded") from error
             except ValueError as error:
                 raise invalid(str(error), "query") from error
 
-    hits = await result_of(services.scheduler.submit(work, deadline=deadline), request, services)
+    trace = services.tracing.work(**{"msa.memory": name})
+    job = services.scheduler.submit(work, deadline=deadline)
+    job.future.add_done_callback(lambda _: trace.ended(job))
+    hits = await result_of(job, request, services)
     data = [
         {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata, "ranking": hit.ranking}
         for hit in hits
@@ -238,11 +245,13 @@ async def _operate(
     what: tuple[str, str, dict[str, Any]],
     raw: bytes,
     wait: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> Response:
     assert services.ledger is not None
     kind, memory, details = what
 
     async def start() -> Response:
+        await asyncio.to_thread(check)
         operation: Operation = await asyncio.to_thread(operations.start, kind, memory, details)
         return await answer_operation(operation, services, wait=wait, status=201, bare=True)
 
@@ -289,6 +298,8 @@ async def restore_snapshot(
     if not key.opens(check_name(new)):
         raise ApiError(403, f"this API key opens no memory {new!r}", "memory_not_allowed", param="memory")
     details = {"source": name, "snapshot": snapshot}
-    if request.headers.get("idempotency-key") is None:
-        await asyncio.to_thread(services.snapshots.check_source, name, snapshot, new)
-    return await _operate(request, key, services, operations, ("restore", new, details), raw, wait)
+
+    def check() -> None:
+        services.snapshots.check_source(name, snapshot, new, key.opens)
+
+    return await _operate(request, key, services, operations, ("restore", new, details), raw, wait, check)

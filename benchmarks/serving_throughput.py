@@ -1,0 +1,159 @@
+"""Tokens/s and questions/s of many questions answered side by side, against one after the other, in one run.
+
+    python benchmarks/serving_throughput.py [--model msa-tiny] [--concurrent 1 4 16 64] [--questions 64]
+        [--max-new-tokens 32] [--dtype auto] [--repeats 3] [--out benchmarks/results/FILE.json]
+
+The questions ask for needles in a memory of needles. They go through the engine's batcher, as in ``msa serve``, without
+HTTP: as many as are concurrent are there at once, the next begins when one ends. One at a time is the engine's own loop
+without a batcher. Rounds alternate between all of them, so that a noisy machine disturbs all; medians are reported.
+
+Beside that, what batching can gain at most: the time of one pass over so many rows, of a context as long as the
+questions', without drawing, prefill and retrieval.
+
+How many texts equal those alone is reported too: in bfloat16 a sum in another order may decide between two tokens that
+are as good as equal. In float32 (``--dtype float32``) all should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msa
+from msa.engine import Batcher, Engine, answer_together
+from msa.evaluation.environment import environment
+from msa.generation.decoding import Decoding, Prompt
+from msa.generation.options import AskOptions
+from msa.generation.types import Answer, Done
+from msa.routing import BankView
+
+_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. "
+_PASSES = 16
+
+
+def documents(count: int) -> list[dict[str, str]]:
+    """Texts with one needle each, of different lengths."""
+    needle = "One of the special magic numbers for place-{i} is: {number}. "
+    return [
+        {"id": f"d{i}", "text": _FILLER * (i % 4) + needle.format(i=i, number=1000003 * (i + 1) % 9999991) + _FILLER}
+        for i in range(count)
+    ]
+
+
+def questions(count: int, num_documents: int) -> list[str]:
+    """One question for each needle, again from the first when there are no more."""
+    return [
+        f"What is the special magic number for place-{i % num_documents} mentioned in the provided text?"
+        for i in range(count)
+    ]
+
+
+def alone(engine: Engine, asked: list[str], options: AskOptions) -> list[Answer]:
+    """One question after the other, without a batcher."""
+    return [engine.ask([question], options)[0] for question in asked]
+
+
+def side_by_side(engine: Engine, asked: list[str], options: AskOptions, rows: int) -> list[Answer]:
+    """As many questions at a time as there are rows."""
+    answers: dict[int, Answer] = {}
+    for index, event in answer_together(
+        (engine.steps(question, options) for question in asked), Batcher(engine.model.lm, rows)
+    ):
+        if isinstance(event, Done):
+            answers[index] = event.answer
+    return [answers[index] for index in range(len(asked))]
+
+
+def throughput(engine: Engine, asked: list[str], options: AskOptions, concurrent: list[int], repeats: int) -> Any:
+    """Medians of questions/s and tokens/s, and how many texts equal those alone."""
+    works: dict[str, Callable[[], list[Answer]]] = {"one at a time": lambda: alone(engine, asked, options)}
+    for rows in concurrent:
+        works[f"{rows} concurrent"] = lambda rows=rows: side_by_side(engine, asked, options, rows)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    answers: dict[str, list[Answer]] = {}
+    alone(engine, asked[:2], options)
+    for _ in range(repeats):
+        for name, work in works.items():
+            started = time.perf_counter()
+            answers[name] = work()
+            seconds[name].append(time.perf_counter() - started)
+    rows = {}
+    for name, found in answers.items():
+        median = statistics.median(seconds[name])
+        tokens = sum(answer.usage.completion_tokens for answer in found)
+        rows[name] = {
+            "questions/s": len(asked) / median,
+            "tokens/s": tokens / median,
+            "texts as alone": sum(a.text == b.text for a, b in zip(found, answers["one at a time"], strict=True)),
+        }
+    first = rows["one at a time"]
+    for row in rows.values():
+        row["times one at a time"] = row["questions/s"] / first["questions/s"]
+    return rows
+
+
+def passes(model: msa.MSAModel, context: int, concurrent: list[int], repeats: int) -> Any:
+    """Median seconds of one pass over so many rows, and tokens/s."""
+    result = {}
+    for rows in concurrent:
+        decodings = [
+            Decoding(model.lm, [Prompt(ids=[5 + row] * (context - row), max_new_tokens=10**6)]) for row in range(rows)
+        ]
+        batcher, times = Batcher(model.lm, rows), []
+        for decoding in decodings:
+            decoding.tokens = [7]
+        batcher.advance(decodings)  # they join
+        for _ in range(repeats):
+            started = time.perf_counter()
+            for _ in range(_PASSES):
+                batcher.advance(decodings)
+            times.append((time.perf_counter() - started) / _PASSES)
+        median = statistics.median(times)
+        result[f"{rows} rows"] = {"seconds": median, "tokens/s": rows / median}
+    return result
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="msa-tiny")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--context", type=int, default=128, help="tokens before the passes that are timed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.context <= max(args.concurrent):
+        parser.error(f"--context must be above {max(args.concurrent)}, so that every row has another length")
+    model = msa.load(args.model, device=args.device, dtype=args.dtype)
+    asked = questions(args.questions, args.documents)
+    options = AskOptions(max_new_tokens=args.max_new_tokens)
+    with tempfile.TemporaryDirectory() as folder, msa.Memory.open(Path(folder) / "memory", model) as memory:
+        memory.add(documents(args.documents))
+        engine = Engine(model, BankView(memory.bank, model.device))
+        result = {
+            "what": "questions answered side by side in one thread; medians",
+            "model": repr(model),
+            "environment": environment(),
+            "settings": {key: value for key, value in vars(args).items() if key != "out"},
+            "throughput": throughput(engine, asked, options, args.concurrent, args.repeats),
+            "passes": passes(model, args.context, args.concurrent, args.repeats),
+        }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
