@@ -37,6 +37,8 @@ FORMS = {
 SMALL = Tiling(chunks=16, tokens=16, programs=9)
 COUNTS = [3, 1, 7, 0, 2, 25, 1, 0, 9]  # chunks per document; 48 in all
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+# questions of more than 32 tokens are multiplied as two parts of 8 bits each
+CLOSE_ENOUGH = {"rtol": 1e-4, "atol": 2e-5}
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +77,16 @@ def blocks_of(keys, sizes, form="bfloat16", similarity="cosine"):
     return [FORMS[form](part, similarity) for part in keys.split(sizes)]
 
 
-def check(inputs, blocks, spec, top_k, doc_mask=None):
+def check(inputs, blocks, spec, top_k, doc_mask=None, tolerance=CLOSE):
     """Both results of the kernel, beside the reference."""
     query, mask, _, offsets = inputs
     exact = route_naive(query, mask, blocks, offsets, spec, top_k, doc_mask)
     ours = route(query, mask, blocks, offsets, spec, top_k, doc_mask)
-    assert_same(ours, exact, **CLOSE)
+    assert_same(ours, exact, **tolerance)
     best = select(query, mask, blocks, offsets, spec, top_k, doc_mask)
     assert best.doc_indices.tolist() == exact.doc_indices.tolist()
     assert best.doc_indices.dtype == torch.int64
-    torch.testing.assert_close(best.scores, exact.scores, **CLOSE)
+    torch.testing.assert_close(best.scores, exact.scores, **tolerance)
     return best
 
 
@@ -300,4 +302,4 @@ def test_on_a_gpu(spec, form):
     blocks = blocks_of(keys, [5000, 0, len(keys) - 5000], form, spec.similarity)
     assert triton_dispatch.triton_scorer(query, blocks) is scorer
     doc_mask = torch.rand(4, 700, device="cuda") < 0.8
-    check((query, mask, keys, offsets), blocks, spec, 16, doc_mask)
+    check((query, mask, keys, offsets), blocks, spec, 16, doc_mask, CLOSE_ENOUGH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class TrainingLog:
             "step": step,
             "phase": phase,
             **{f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()},
-            "gradient_norm": norm,
+            "gradient_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": rate,
             "utilisation": 6 * self._parameters * rate / self._peak,
         }

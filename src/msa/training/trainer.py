@@ -194,7 +194,7 @@ class Trainer:
                 sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach().float() / len(mine)
         means = {name: float(accelerator.reduce(value, reduction="mean")) for name, value in sorted(sums.items())}
         norm = float(accelerator.clip_grad_norm_(self._step.parameters(), config.max_grad_norm))
-        if not all(map(math.isfinite, [*means.values(), norm])):
+        if not all(map(math.isfinite, means.values())) or not (math.isfinite(norm) or self._loss_scale_too_large()):
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
             raise TrainingError(
@@ -206,6 +206,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         total_tokens = accelerator.reduce(torch.tensor(tokens, device=accelerator.device), reduction="sum")
         return means, norm, int(total_tokens)
+
+    def _loss_scale_too_large(self) -> bool:
+        """In fp16, where gradients that are not finite say that their scale has to fall: the step is passed over."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1.0
 
     def _report(self, journal: TrainingLog | None) -> None:
         if self._evaluate is None:
