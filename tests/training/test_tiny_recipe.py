@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_model
 
 import msa
+from msa.generation.decoding import Decoding
 from msa.training.data.needles import NeedleWorlds
 from msa.training.tiny import PROTOCOL, fresh_model, fresh_network, tiny_config, tokenizer_texts, train_tokenizer
 
@@ -123,17 +124,20 @@ def test_a_fresh_model_is_saved_loaded_and_asked(fresh, tmp_path):
 # documents already read
 
 
-class Routed:
-    """What every pass over a memory may select and does, as the network is called."""
+@pytest.fixture
+def passes(monkeypatch):
+    """What every prefill over a memory selects, and its scores by layer."""
+    noted = []
+    init = Decoding.__init__
 
-    def __init__(self, lm):
-        self.passes = []
-        lm.register_forward_hook(self.note, with_kwargs=True)
-
-    def note(self, lm, arguments, named, out):
+    def noting(self, *given, **named):
+        init(self, *given, **named)
         if named.get("memory") is not None:
-            chosen = {index for layer in out.routing.values() for index in layer.doc_indices[0].tolist()}
-            self.passes.append((chosen, {layer: r.doc_scores[0] for layer, r in out.routing.items()}))
+            chosen = {index for layer in self.routing.values() for index in layer.doc_indices[0].tolist()}
+            noted.append((chosen, {layer: r.doc_scores[0] for layer, r in self.routing.items()}))
+
+    monkeypatch.setattr(Decoding, "__init__", noting)
+    return noted
 
 
 def favours_ids(model):
@@ -147,18 +151,17 @@ def favours_ids(model):
 
 
 @pytest.mark.parametrize("exclude_read", [True, False])
-def test_documents_that_were_read_are_not_routed_to_again_where_the_protocol_says_so(tmp_path, exclude_read):
+def test_documents_that_were_read_are_not_routed_to_again_where_the_protocol_says_so(tmp_path, passes, exclude_read):
     model = favours_ids(tiny_model(protocol={"exclude_read": exclude_read}, top_k_docs=2))
     with msa.Memory.open(tmp_path / "memory", model) as memory:
         memory.add([{"id": f"d{number}", "text": f"document {number}"} for number in range(8)])
-        routed = Routed(model.lm)
         answer = memory.ask("Which?", max_rounds=3, max_new_tokens=2, constrain_ids="selected")
     assert len(answer.rounds) >= (2 if exclude_read else 1)
-    assert len(routed.passes) >= 2
+    assert len(passes) >= 2
     numbers = sorted({hit.number for hit in answer.sources})
     read = set()
-    assert len(routed.passes) >= len(answer.rounds)
-    for (chosen, scores), found in zip(routed.passes, [*answer.rounds, None], strict=False):
+    assert len(passes) >= len(answer.rounds)
+    for (chosen, scores), found in zip(passes, [*answer.rounds, None], strict=False):
         for layer_scores in scores.values():
             hidden = {index for index, score in enumerate(layer_scores.tolist()) if score == float("-inf")}
             assert hidden == (read if exclude_read else set())
