@@ -13,46 +13,22 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 import msa
+from msa.bench.answering import decoding_rounds
+from msa.bench.timing import alternated
+from msa.bench.twin import transformers_twin
 from msa.documents.batching import length_buckets, pad_right
 from msa.documents.readers import read_documents
 from msa.encoding.encoder import BATCH_TOKENS, encode_in_batches
-from msa.generation.decoding import Decoding, Prompt
 
 CORPUS = Path(__file__).parent.parent / "examples" / "packages.jsonl"
-
-
-def transformers_twin(model: msa.MSAModel) -> Any:
-    """transformers' Llama with our backbone's weights."""
-    config = model.lm.config
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_parameters")
-    settings = {name: getattr(config, name) for name in names}
-    twin = AutoModelForCausalLM.from_config(
-        LlamaConfig(**settings, tie_word_embeddings=config.tie_word_embeddings), dtype=model.lm.dtype
-    )
-    weights = {name: tensor for name, tensor in model.lm.state_dict().items() if "router" not in name}
-    twin.load_state_dict({name: tensor for name, tensor in weights.items() if name != "temperature"}, strict=False)
-    twin.tie_weights()
-    return twin.to(model.device).eval()
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall seconds of one call."""
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 @torch.inference_mode()
@@ -68,35 +44,15 @@ def encoding(model: msa.MSAModel, twin: Any, repeats: int, num_documents: int) -
         "transformers_forward_without_logits": lambda: [twin.model(ids, use_cache=False) for ids in batches],
         "transformers_forward": lambda: [twin(ids, use_cache=False) for ids in batches],
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            times[name].append(seconds(work))
+    times = alternated(works, repeats)
     return {name: total / statistics.median(values) for name, values in times.items()}
 
 
-@torch.inference_mode()
-def decoding(model: msa.MSAModel, twin: Any, repeats: int, num_tokens: int = 64) -> dict[str, float]:
+def decoding(model: msa.MSAModel, twin: Any, repeats: int) -> dict[str, float]:
     """Median tokens/s of greedy decoding after a prompt of 128 tokens."""
-    prompt = torch.randint(100, 40000, (1, 128), generator=torch.Generator().manual_seed(0)).to(model.device)
-
-    def ours() -> float:
-        rows = Decoding(model.lm, [Prompt(ids=prompt[0].tolist(), max_new_tokens=num_tokens)]).run()
-        next(rows)
-        return (num_tokens - 1) / seconds(lambda: list(rows))
-
-    def theirs() -> float:
-        options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-        first = seconds(lambda: twin.generate(prompt, max_new_tokens=1, **options))
-        return (num_tokens - 1) / (seconds(lambda: twin.generate(prompt, max_new_tokens=num_tokens, **options)) - first)
-
-    rates: dict[str, list[float]] = {"msa_decode": [], "transformers_generate": []}
-    ours()
-    theirs()
-    for _ in range(repeats):
-        rates["msa_decode"].append(ours())
-        rates["transformers_generate"].append(theirs())
-    return {name: statistics.median(values) for name, values in rates.items()}
+    rounds = decoding_rounds(model, twin, repeats)
+    names = {"msa_decode": "decode", "transformers_generate": "transformers decode"}
+    return {shown: 1 / statistics.median(rounds[name]) for shown, name in names.items()}
 
 
 def main() -> None:
@@ -110,6 +66,8 @@ def main() -> None:
     args = parser.parse_args()
     model = msa.load(args.model, dtype=args.dtype)
     twin = transformers_twin(model)
+    if twin is None:
+        parser.error(f"transformers has no model with the weights of {model.name} to compare with")
     result: dict[str, Any] = {
         "what": "tokens/s, medians",
         "model": repr(model),

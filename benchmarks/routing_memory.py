@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -25,30 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msa.bench.routing import SHAPES, TOP_K, draw_keys, draw_query, offsets_of
+from msa.bench.timing import peak_mib, reset_peak, timed
 from msa.ops import RoutingSpec, route
 
-KV_HEADS, GROUP, HEAD_DIM, TOKENS, CHUNKS_PER_DOC, TOP_K = 8, 4, 128, 32, 2, 16
+SHAPE, TOKENS, CHUNKS_PER_DOC = SHAPES["published"], 32, 2
 METHODS = ("msa", "folded", "head by head")
-
-
-def peak_mib() -> float:
-    """Greatest resident size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def scorer(method: str, query: Tensor, keys: Tensor, offsets: Tensor) -> Callable[[], Any]:
     """A call that selects the best documents."""
     if method == "msa":
         mask = torch.ones(1, TOKENS, dtype=torch.bool)
-        return lambda: route(query, mask, keys, offsets, RoutingSpec(similarity="dot"), TOP_K).doc_indices
+        return lambda: route(query, mask, keys, offsets, RoutingSpec(similarity=SHAPE.similarity), TOP_K).doc_indices
 
     def plain() -> Tensor:
         q = query[0].transpose(0, 1)  # [Hq, T, D]
         if method == "folded":
-            rows = q.reshape(KV_HEADS, GROUP * TOKENS, HEAD_DIM).to(keys.dtype)
-            scores = (rows @ keys.permute(1, 2, 0)).view(KV_HEADS * GROUP, TOKENS, -1)
+            rows = q.reshape(SHAPE.kv_heads, SHAPE.group * TOKENS, SHAPE.head_dim).to(keys.dtype)
+            scores = (rows @ keys.permute(1, 2, 0)).view(SHAPE.kv_heads * SHAPE.group, TOKENS, -1)
         else:
-            heads = [q[h].to(keys.dtype) @ keys[:, h // GROUP].T for h in range(KV_HEADS * GROUP)]
+            heads = [q[h].to(keys.dtype) @ keys[:, h // SHAPE.group].T for h in range(SHAPE.kv_heads * SHAPE.group)]
             scores = torch.stack(heads)
         chunk_scores = scores.mean(0).amax(0).float()
         return chunk_scores.view(-1, CHUNKS_PER_DOC).amax(1).topk(TOP_K).indices
@@ -58,25 +52,16 @@ def scorer(method: str, query: Tensor, keys: Tensor, offsets: Tensor) -> Callabl
 
 def measure(method: str, num_chunks: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """One method in this process."""
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.empty(num_chunks, KV_HEADS, HEAD_DIM, dtype=dtype)
-    for start in range(0, num_chunks, 4096):  # drawn in pieces, so that making them is not the peak
-        keys[start : start + 4096] = torch.randn(keys[start : start + 4096].shape, generator=generator).to(dtype)
-    query = torch.randn(1, TOKENS, KV_HEADS * GROUP, HEAD_DIM, generator=generator).to(dtype)
-    offsets = torch.arange(0, num_chunks + 1, CHUNKS_PER_DOC)
+    keys, query = draw_keys(num_chunks, SHAPE).to(dtype), draw_query(TOKENS, SHAPE).to(dtype)
+    offsets = offsets_of(num_chunks, CHUNKS_PER_DOC)
     work = scorer(method, query, keys, offsets)
     torch.randn(512, 512) @ torch.randn(512, 512)  # the library's own buffers
-    before = peak_mib()
+    before = reset_peak()
     selected = work()
     added = peak_mib() - before
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
     keys_mib = keys.numel() * keys.element_size() / 2**20
     return {
-        "seconds": statistics.median(times),
+        "seconds": timed(work, repeats)["median"],
         "keys_mib": keys_mib,
         "peak_added_mib": added,
         "peak / keys": (keys_mib + added) / keys_mib,
@@ -98,7 +83,7 @@ def main() -> None:
         return
     options = ["--chunks", str(args.chunks), "--dtype", args.dtype, "--repeats", str(args.repeats)]
     result: dict[str, Any] = {
-        "shapes": f"{KV_HEADS} kv heads x {GROUP} x {HEAD_DIM}, {TOKENS} tokens, {args.chunks} chunks, {args.dtype}",
+        "shapes": f"{SHAPE}, {TOKENS} tokens, {args.chunks} chunks, {args.dtype}",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": date.today().isoformat(),
     }

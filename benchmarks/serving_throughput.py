@@ -21,68 +21,23 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msa
-from msa.engine import Batcher, Engine, answer_together
+from msa.bench.answering import needle_documents, needle_questions, question_rounds
+from msa.engine import Batcher, Engine
 from msa.evaluation.environment import environment
 from msa.generation.decoding import Decoding, Prompt
 from msa.generation.options import AskOptions
-from msa.generation.types import Answer, Done
 from msa.routing import BankView
 
-_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. "
 _PASSES = 16
-
-
-def documents(count: int) -> list[dict[str, str]]:
-    """Texts with one needle each, of different lengths."""
-    needle = "One of the special magic numbers for place-{i} is: {number}. "
-    return [
-        {"id": f"d{i}", "text": _FILLER * (i % 4) + needle.format(i=i, number=1000003 * (i + 1) % 9999991) + _FILLER}
-        for i in range(count)
-    ]
-
-
-def questions(count: int, num_documents: int) -> list[str]:
-    """One question for each needle, again from the first when there are no more."""
-    return [
-        f"What is the special magic number for place-{i % num_documents} mentioned in the provided text?"
-        for i in range(count)
-    ]
-
-
-def alone(engine: Engine, asked: list[str], options: AskOptions) -> list[Answer]:
-    """One question after the other, without a batcher."""
-    return [engine.ask([question], options)[0] for question in asked]
-
-
-def side_by_side(engine: Engine, asked: list[str], options: AskOptions, rows: int) -> list[Answer]:
-    """As many questions at a time as there are rows."""
-    answers: dict[int, Answer] = {}
-    for index, event in answer_together(
-        (engine.steps(question, options) for question in asked), Batcher(engine.model.lm, rows)
-    ):
-        if isinstance(event, Done):
-            answers[index] = event.answer
-    return [answers[index] for index in range(len(asked))]
 
 
 def throughput(engine: Engine, asked: list[str], options: AskOptions, concurrent: list[int], repeats: int) -> Any:
     """Medians of questions/s and tokens/s, and how many texts equal those alone."""
-    works: dict[str, Callable[[], list[Answer]]] = {"one at a time": lambda: alone(engine, asked, options)}
-    for rows in concurrent:
-        works[f"{rows} concurrent"] = lambda rows=rows: side_by_side(engine, asked, options, rows)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    answers: dict[str, list[Answer]] = {}
-    alone(engine, asked[:2], options)
-    for _ in range(repeats):
-        for name, work in works.items():
-            started = time.perf_counter()
-            answers[name] = work()
-            seconds[name].append(time.perf_counter() - started)
+    seconds, answers = question_rounds(engine, asked, options, concurrent, repeats)
     rows = {}
     for name, found in answers.items():
         median = statistics.median(seconds[name])
@@ -136,10 +91,10 @@ def main() -> None:
     if args.context <= max(args.concurrent):
         parser.error(f"--context must be above {max(args.concurrent)}, so that every row has another length")
     model = msa.load(args.model, device=args.device, dtype=args.dtype)
-    asked = questions(args.questions, args.documents)
+    asked = needle_questions(args.questions, args.documents)
     options = AskOptions(max_new_tokens=args.max_new_tokens)
     with tempfile.TemporaryDirectory() as folder, msa.Memory.open(Path(folder) / "memory", model) as memory:
-        memory.add(documents(args.documents))
+        memory.add(needle_documents(args.documents))
         engine = Engine(model, BankView(memory.bank, model.device))
         result = {
             "what": "questions answered side by side in one thread; medians",

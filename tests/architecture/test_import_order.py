@@ -25,6 +25,7 @@ LAYERS = (
     "memory",
     "evaluation",
     "serving",
+    "bench",
     "cli",
 )
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -41,6 +41,7 @@ FROZEN = {
         MODEL | TIERS | {"--read-only", "--http", "--host", "--port", "--keys", "--top-k", "--max-new-tokens"}
         | {"--timeout", "--max-waiting"},
     ),
+    "bench": (["what"], {"--model", "--device", "--tokens", "--published", "--quick", "--out"}),
 }  # fmt: skip
 WAYS = {"--ways", "--encoder", "--out"}
 NEEDLES = {"--sizes", "--haystack", "--seed"}

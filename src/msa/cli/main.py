@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
-from msa.cli import add, ask, convert, evaluate, manage, mcp, search, serve, train
+from msa.cli import add, ask, bench, convert, evaluate, manage, mcp, search, serve, train
 from msa.cli.console import one_line, write_note
 from msa.cli.options import ArgumentParser, UsageError
 
@@ -28,7 +28,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=ArgumentParser)
-    for group in (add, ask, search, manage, serve, mcp, convert, train, evaluate):
+    for group in (add, ask, search, manage, serve, mcp, convert, train, evaluate, bench):
         group.register(commands)
     return parser
 

@@ -1,0 +1,219 @@
+"""The routing scorer over synthetic keys, beside plain scorers and faiss, and its floors.
+
+Axes: T tokens, Hq query heads, Hkv key/value heads, g query heads of a group, D head_dim, C chunks, N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msa.bench.figures import Figure
+from msa.bench.floors import in_cache, reading, seconds_per_operation
+from msa.bench.timing import Times, scaled, timed, timer_of
+from msa.model import MSAConfig
+from msa.ops import KeyBlock, RoutingSpec, halve_keys, quantize_keys
+from msa.ops.route import measure_keys, select
+from msa.ops.route.scoring import prepare_query
+
+CHUNK_TOKENS, CHUNKS_PER_DOCUMENT, TOP_K, PIECE, SLICE = 64, 8, 16, 65536, 16384
+FORMS = ("int8", "half", "exact")
+PLAIN = ("as written", "folded")
+PLAIN_CHUNKS = 65536
+"""The plain scorers and faiss are asked about so many chunks at most; they need several times the keys' memory."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Heads of a model, and how its published settings compare."""
+
+    kv_heads: int
+    group: int
+    head_dim: int
+    similarity: str
+
+    @classmethod
+    def of(cls, config: MSAConfig) -> Shape:
+        """A model's own."""
+        kv_heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        return cls(kv_heads, config.num_attention_heads // kv_heads, head_dim, config.routing_spec().similarity)
+
+    def __str__(self) -> str:
+        return f"{self.kv_heads} kv heads x {self.group} x {self.head_dim}, {self.similarity}"
+
+
+SHAPES = {"default": Shape(3, 3, 64, "cosine"), "published": Shape(8, 4, 128, "dot")}
+
+
+def draw_keys(num_chunks: int, shape: Shape, device: str | torch.device = "cpu") -> Tensor:
+    """``[C, Hkv, D]`` bfloat16, a piece at a time. Random: the best lie close together, the hardest case."""
+    generator = torch.Generator(device).manual_seed(0)
+    keys = torch.empty(num_chunks, shape.kv_heads, shape.head_dim, dtype=torch.bfloat16, device=device)
+    for start in range(0, num_chunks, PIECE):
+        piece = keys[start : start + PIECE]
+        piece.copy_(torch.randn(piece.shape, generator=generator, device=device))
+    return keys
+
+
+def draw_query(tokens: int, shape: Shape) -> Tensor:
+    """``[1, T, Hq, D]``."""
+    size = (1, tokens, shape.kv_heads * shape.group, shape.head_dim)
+    return torch.randn(size, generator=torch.Generator().manual_seed(tokens))
+
+
+def offsets_of(num_chunks: int, chunks_per_document: int = CHUNKS_PER_DOCUMENT) -> Tensor:
+    """``[N + 1]`` for documents of equal length, the last one perhaps shorter."""
+    return torch.cat([torch.arange(0, num_chunks, chunks_per_document), torch.tensor([num_chunks])])
+
+
+def prepare(form: str, keys: Tensor, similarity: str, *, in_place: bool = False) -> KeyBlock:
+    """The keys in one form, as a memory holds them; ``in_place``: halved keys take the place of the given ones.
+
+    On a CPU, int8 keys are looked at again from the stored ones.
+    """
+    if form == "int8":
+        block = quantize_keys(keys, similarity)
+        return block if keys.device.type == "cuda" else replace(block, stored=keys)
+    if form == "half":
+        return halve_keys(keys, similarity, out=keys) if in_place else halve_keys(keys, similarity)
+    return measure_keys(keys, similarity)
+
+
+def ready_keys(keys: Tensor, similarity: str) -> Tensor:
+    """``[Hkv, C, D]`` contiguous, ready for a plain scorer's products; what is given may be overwritten."""
+    if similarity == "cosine":
+        keys = halve_keys(keys, "cosine", out=keys).keys
+    return keys.transpose(0, 1).contiguous()
+
+
+def plain_scorer(method: str, query: Tensor, keys: Tensor, shape: Shape) -> Callable[[], Tensor]:
+    """A call that gives the score of every chunk ``[C]``, in bfloat16.
+
+    Args:
+        method: ``as written``: head by head with one broadcast product over slices of 16,384 chunks, as the authors'
+            code does it; ``folded``: a group's query heads are rows of one product.
+        query: ``[1, T, Hq, D]``.
+        keys: ``[Hkv, C, D]`` of :func:`ready_keys`.
+        shape: of both.
+    """
+    q = query[0].unflatten(1, (shape.kv_heads, shape.group)).permute(1, 2, 0, 3).to(keys.dtype)  # [Hkv, g, T, D]
+    if shape.similarity == "cosine":
+        q = torch.nn.functional.normalize(q, dim=-1)
+
+    def score(part: Tensor) -> Tensor:
+        if method == "as written":
+            return (q @ part[:, None].transpose(2, 3)).mean((0, 1)).amax(0)  # of [Hkv, g, T, c]
+        scores = (q.flatten(1, 2) @ part.transpose(1, 2)).unflatten(1, q.shape[1:3])
+        return (scores.flatten(0, 1).sum(0) / (shape.kv_heads * shape.group)).amax(0)  # faster here than a mean
+
+    return lambda: torch.cat([score(part) for part in keys.split(SLICE, dim=1)])
+
+
+def plain_selector(scorer: Callable[[], Tensor], offsets: Tensor) -> Callable[[], list[int]]:
+    """A call that selects the best documents by a plain scorer's chunk scores."""
+
+    def best() -> list[int]:
+        documents = torch.segment_reduce(scorer().float(), "max", offsets=offsets)
+        return documents.topk(min(TOP_K, len(documents))).indices.tolist()
+
+    return best
+
+
+def faiss_selector(query: Tensor, keys: Tensor, shape: Shape) -> Callable[[], list[int]] | None:
+    """A call that selects the best documents by faiss' flat inner product; None where faiss is not installed.
+
+    Each token is searched for by itself, with its heads summed as here (one product of Hkv·D numbers per chunk); as
+    many of its best chunks are asked for as make the selection exact.
+
+    Args:
+        query: ``[1, T, Hq, D]``.
+        keys: ``[Hkv, C, D]`` of :func:`ready_keys`.
+        shape: of both.
+    """
+    try:
+        import faiss
+    except ImportError:
+        return None
+    mask = torch.ones(query.shape[:2], dtype=torch.bool)
+    rows = prepare_query(query, mask, shape.kv_heads, RoutingSpec(similarity=shape.similarity))[0][0].numpy()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(shape.kv_heads * shape.head_dim)
+    index.add(keys.transpose(0, 1).flatten(1).float().numpy())
+    enough = min(TOP_K * CHUNKS_PER_DOCUMENT, keys.shape[1])
+
+    def best() -> list[int]:
+        scores, chunks = (torch.from_numpy(found).flatten() for found in index.search(rows, enough))
+        documents: dict[int, None] = {}
+        for chunk in chunks[scores.argsort(descending=True)].tolist():
+            documents[chunk // CHUNKS_PER_DOCUMENT] = None
+            if len(documents) == TOP_K:
+                break
+        return list(documents)
+
+    return best
+
+
+def bench_routing(
+    shape: Shape, num_chunks: int, question_tokens: Sequence[int], repeats: int, device: torch.device
+) -> list[Figure]:
+    """The scorer over each form of keys, for questions of several lengths.
+
+    Args:
+        shape: heads of the keys, which are synthetic: one router layer's.
+        num_chunks: size of the memory.
+        question_tokens: lengths.
+        repeats: rounds of each.
+        device: where it runs; faiss is measured on CPUs only.
+    """
+    timer = timer_of(device)
+    keys, offsets = draw_keys(num_chunks, shape, device), offsets_of(num_chunks).to(device)
+    blocks = {form: prepare(form, keys, shape.similarity) for form in FORMS}
+    few = num_chunks <= PLAIN_CHUNKS
+    ready = ready_keys(keys.clone(), shape.similarity) if few else keys[:0]
+    streams = {form: timer(reading(block.keys), repeats) for form, block in blocks.items()}
+    dtypes = {torch.bfloat16 if device.type == "cuda" else block.keys.dtype for block in blocks.values()}
+    operations = {dtype: seconds_per_operation(dtype, device) for dtype in dtypes}
+    figures = []
+    for tokens in question_tokens:
+        query = draw_query(tokens, shape).to(device)
+        plain = _baselines(query, ready, offsets, shape) if few else {}
+        baselines = {name: timer(work, repeats) for name, work in plain.items()}
+        for form, block in blocks.items():
+            work = _selector(query, block, offsets, shape)
+            figures.append(
+                Figure(
+                    what=f"routing, {tokens} tokens, {form} keys",
+                    times=timer(work, repeats),
+                    baselines=baselines,
+                    floors={"reading": streams[form], **_products(block.keys, tokens, operations, repeats)},
+                    details={"chunks": num_chunks, "heads": str(shape), "key bytes": block.keys.nbytes},
+                )
+            )
+    return figures
+
+
+def _selector(query: Tensor, block: KeyBlock, offsets: Tensor, shape: Shape) -> Callable[[], Any]:
+    mask, spec = query.new_ones(query.shape[:2], dtype=torch.bool), RoutingSpec(similarity=shape.similarity)
+    return lambda: select(query, mask, [block], offsets, spec, TOP_K)
+
+
+def _baselines(query: Tensor, ready: Tensor, offsets: Tensor, shape: Shape) -> dict[str, Callable[[], list[int]]]:
+    """Plain scorers, and faiss where it is."""
+    works = {name: plain_selector(plain_scorer(name, query, ready, shape), offsets) for name in PLAIN}
+    faiss_work = faiss_selector(query, ready, shape) if ready.device.type == "cpu" else None
+    return works if faiss_work is None else {**works, "faiss flat": faiss_work}
+
+
+def _products(keys: Tensor, tokens: int, operations: Mapping[torch.dtype, Times], repeats: int) -> dict[str, Times]:
+    """Seconds of multiplying the question with the keys: in cache, and at the speed of a large product."""
+    num_chunks, length = keys.shape[0], keys[0].numel()
+    factor = 2 * tokens * length * num_chunks
+    if keys.device.type == "cuda":
+        return {"peak": scaled(operations[torch.bfloat16], factor)}
+    product = timed(in_cache(keys.dtype, tokens, length, num_chunks), repeats)
+    return {"product": product, "peak": scaled(operations[keys.dtype], factor)}
