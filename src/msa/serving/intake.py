@@ -15,7 +15,6 @@ from msa.documents.readers import documents_from_mappings
 from msa.documents.records import read_jsonl
 from msa.errors import DocumentError
 from msa.serving.errors import ApiError
-from msa.serving.json_values import MAX_NESTING, is_too_deep
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _READ_BYTES = 1 << 20
@@ -52,23 +51,9 @@ def checked(documents: Iterator[Document], limits: Limits) -> Iterator[Document]
             raise DocumentError(f"the id {document.id!r} cannot stand in an address; give the document another one")
         if len(document.text.encode()) > limits.max_document_bytes:
             raise too_large(f"document {document.id!r}", limits.max_document_bytes)
-        if _json_length(document) > _MAX_METADATA_BYTES:
+        if len(json.dumps(document.metadata)) > _MAX_METADATA_BYTES:
             raise too_large(f"the metadata of document {document.id!r}", _MAX_METADATA_BYTES)
         yield document
-
-
-def _json_length(document: Document) -> int:
-    """Characters of a document's metadata as JSON.
-
-    Raises:
-        DocumentError: they are no JSON that everybody can read.
-    """
-    if is_too_deep(document.metadata):
-        raise DocumentError(f"the metadata of document {document.id!r} are nested more than {MAX_NESTING} times")
-    try:
-        return len(json.dumps(document.metadata, allow_nan=False))
-    except ValueError as error:  # lines of an upload may hold what Python alone takes for JSON
-        raise DocumentError(f"the metadata of document {document.id!r} hold a number that JSON has not") from error
 
 
 def too_large(what: str, limit: int) -> ApiError:

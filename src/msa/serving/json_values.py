@@ -1,4 +1,4 @@
-"""JSON as it is defined: bodies are parsed strictly, and no value is nested so deeply that others could not read it."""
+"""JSON as it is defined: bodies are parsed strictly."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 from typing import Any
 
 from msa.serving.errors import invalid
-
-MAX_NESTING = 100  # levels of a value that is stored or compared; far below what JSON readers can do
 
 
 def parse_json(raw: bytes) -> Any:
@@ -35,21 +33,3 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         raise ValueError(f"the number {digits[:40]} is out of range")
     return number
-
-
-def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
-    """Whether lists and objects stand inside each other more than ``most`` times.
-
-    >>> is_too_deep([{"a": 1}], 2), is_too_deep([{"a": [1]}], 2)
-    (False, True)
-    """
-    level = [value]
-    for _ in range(most + 1):
-        level = [inner for each in level if isinstance(each, dict | list) for inner in _inside(each)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> Any:
-    return value.values() if isinstance(value, dict) else value

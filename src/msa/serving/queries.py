@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from msa.documents.json_values import json_problem
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError, invalid
-from msa.serving.json_values import MAX_NESTING, is_too_deep
 
 
 def check_where(where: Mapping[str, Any] | None) -> None:
@@ -20,8 +20,9 @@ def check_where(where: Mapping[str, Any] | None) -> None:
         return
     if not all(where):
         raise invalid("where maps names of metadata to values; a name is empty", param="where")
-    if is_too_deep([*where.values()]):
-        raise invalid(f"a value in where is nested more than {MAX_NESTING} times", param="where")
+    for value in where.values():
+        if problem := json_problem(value):
+            raise invalid(f"no document can have a value that stands in where: {problem}", param="where")
 
 
 def check_query(query: str, model: MSAModel) -> None:

@@ -90,7 +90,7 @@ class Services:
             max_open=settings.max_open_memories,
             open_view=BankView if self.leader is None else LedMemories(self.leader, self.root).view,
         )
-        # processes that share the memories must all do the same in the same order
+        # over several ranks together has not been tried
         side_by_side = settings.max_concurrent if self.leader is None else 1
         batcher = Batcher(self.model.lm, side_by_side, settings.max_batch_bytes)
         self.scheduler = Scheduler(
