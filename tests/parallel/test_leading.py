@@ -1,12 +1,10 @@
 """One rank leads: it answers what one process answers, whoever fails or is lost."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from rank_checks import run_script
 
 SCRIPT = Path(__file__).with_name("led_ranks.py")
 SCENARIOS = {"as_alone-3": 3, "copies-2": 2, "troubles-2": 2}
@@ -16,17 +14,7 @@ SCENARIOS = {"as_alone-3": 3, "copies-2": 2, "troubles-2": 2}
 def results(tmp_path_factory):
     """What the ranks wrote: scenario → rank → what it saw."""
     folder = tmp_path_factory.mktemp("led")
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent.parent), *filter(None, [os.getenv("PYTHONPATH")])]),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    process = run_script(SCRIPT, folder)
     found = {
         group.name: {int(file.stem): json.loads(file.read_text()) for file in group.glob("*.json")}
         for group in folder.iterdir()

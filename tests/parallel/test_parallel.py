@@ -1,9 +1,6 @@
 """Memory Parallel: 1 to 4 ranks do what one process does, and a lost rank is an error."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_checks import run_script
 
 from msa.errors import MSAError, ParallelError
 from msa.ops.route import best_documents
@@ -28,17 +26,7 @@ CHECKS = (
 def results(tmp_path_factory):
     """What the ranks wrote: group → rank → what went wrong."""
     folder = tmp_path_factory.mktemp("ranks")
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent.parent), *filter(None, [os.getenv("PYTHONPATH")])]),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    process = run_script(SCRIPT, folder)
     assert process.returncode == 0, process.stderr
     return {
         group.name: {int(file.stem): json.loads(file.read_text()) for file in group.iterdir()}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import rank_checks
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, until
 
 import msa
@@ -108,18 +109,10 @@ def _is_ready(http):
 
 
 def assert_same(found, expected):
-    """Two replies, but for what differs from one server and moment to another; scores up to their last bits."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        varying = {"timings", "created", "url"} | ({"id"} if "created" in expected else set())
-        for key in expected.keys() - varying:
-            assert_same(found[key], expected[key])
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
+    """Two replies, but for what differs from one server and moment to another."""
+    rank_checks.assert_same(
+        found, expected, lambda reply: {"timings", "created", "url"} | ({"id"} if "created" in reply else set())
+    )
 
 
 def answers(server):

@@ -52,6 +52,11 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     group.add_argument(
         "--cors-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this origin call the server"
     )
+    _add_limits(parser)
+    add_tier_options(parser)
+
+
+def _add_limits(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--max-waiting", type=non_negative, default=32, metavar="N", help="questions that may wait (default: 32)"
@@ -89,7 +94,6 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     )
     group.add_argument("--max-upload", type=byte_size, metavar="SIZE", help="one upload (default: 4GiB)")
     group.add_argument("--max-size", type=byte_size, metavar="SIZE", help="a memory's folder (default: no limit)")
-    add_tier_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

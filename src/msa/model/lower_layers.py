@@ -70,7 +70,18 @@ def prefill_after(
     tokens, first = torch.tensor([ids], device=lm.device), lm.config.router_layers[0]
     mask = torch.tensor([routes], device=lm.device)
     reader, positions = lm._question_reader(
-        tokens, None, mask, None, memory, prefix, None, None, doc_mask, True, True, False
+        tokens,
+        attention_mask=None,
+        routing_mask=mask,
+        position_ids=None,
+        memory=memory,
+        prefix=prefix,
+        cache=None,
+        top_k=None,
+        doc_mask=doc_mask,
+        keep_cache=True,
+        attend_selected=True,
+        training=False,
     )
     assert reader.new_cache is not None
     known = len(earlier.ids) if earlier is not None and earlier.begins(ids) else 0
