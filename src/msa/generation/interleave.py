@@ -58,7 +58,7 @@ class InterleaveState:
         question: the user's words.
         limits: bounds.
         exists: whether a document number is in the memory.
-        answer_lead: how the answer begins, given to the model after the request.
+        answer_lead: how the answer begins, given to the model after the request, unless it quotes there first.
 
     Attributes:
         ids: tokens of the transcript after the prefix.
@@ -90,7 +90,8 @@ class InterleaveState:
         self._num_question = len(turn.ids)
         self._closing = self.protocol.template_ids(self.protocol.strings.end_of_retrieve)
         self.answer_request = self.protocol.template_ids(self.protocol.strings.answer_request, question=self.question)
-        self.answer_request += self.protocol.plain_ids(self.answer_lead)
+        if self.protocol.quotation_end_id is None:
+            self.answer_request += self.protocol.plain_ids(self.answer_lead)
         if self.limits.max_rounds == 0:
             self._request_answer()
 

@@ -27,7 +27,7 @@ class AskOptions:
             any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
         where: metadata a document must have to be selected.
         answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
-            (RULER prescribes one).
+            (RULER prescribes one). A checkpoint that quotes before it answers opens its answers itself.
         hybrid: rank documents by the routers and by exact words together (reciprocal rank fusion); retrieval is routed.
 
     Raises:
