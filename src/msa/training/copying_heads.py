@@ -34,7 +34,7 @@ _ORDERS = (3, 6)
 
 @dataclass(frozen=True)
 class _Predecessors:
-    """What the first layer tells each token: ``reads`` ``[W, H]`` of the token m + 1 back, at ``writes[m]`` ``[W, H]``."""
+    """What the first layer tells each token: ``reads`` of the token m + 1 back, at ``writes[m]``; both ``[W, H]``."""
 
     reads: Tensor
     writes: list[Tensor]

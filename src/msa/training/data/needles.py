@@ -22,8 +22,8 @@ TWO_HOP_QUESTION = (
     "What is the special magic {kind} for the special magic {via} for {key} mentioned in the provided text?"
 )
 NOT_IN_MEMORY = "It is not in memory."
-# what a model that quotes writes before its answer: the needle from its key up to its value; of two hops, the second goes
-# on from the first. The word after the key says whether it was read: a text has "is", the question alone "mentioned"
+# what a model that quotes writes before its answer: the needle from its key up to its value; of two hops, the second
+# goes on from the first. The word after the key says whether it was read: a text has "is", a question "mentioned"
 QUOTATION = " for {key} is"
 NOTHING_TO_QUOTE = " for {key} mentioned"
 KINDS = ("word", "number", "uuid")

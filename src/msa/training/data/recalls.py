@@ -25,7 +25,7 @@ class RecallConfig:
 
     Attributes:
         rows: of a step.
-        questions: asked one after the other in each row, each about another needle of the row's text, at most; at least 2.
+        questions: asked one after the other in a row, each about another needle of its text, at most; at least 2.
         two_hop, unanswerable: share of questions of that kind; the rest are plain.
         max_filler: words of other text around the needles, at most.
         hard_negatives: probability that beside a question's needle the text has one with a twin of its key.
