@@ -2,7 +2,7 @@
 
     python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--ablation NAME] [--phases N] [--scale 1.0]
 
-The finished model is ``<out>/deciding/model``; the last stretch goes on from ``<out>/model``.
+The finished model is ``<out>/model``.
 
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
 uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase and ``--phases``
@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msa
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
+from msa.training.data.recalls import RecallConfig
 from msa.training.data.words import haystack_sentences, needle_words
 from msa.training.objective import LossWeights
 from msa.training.run import train
-from msa.training.tiny import fresh_model
+from msa.training.tiny import PROTOCOL, fresh_model
 
 VOCABULARY = 2048
 # the text around needles: free package descriptions and the package's own calibration text
@@ -37,11 +37,16 @@ MIXED = ("word", "word", "word", "number", "number", "number", "uuid", "uuid")
 LEARNING_RATE = 6e-3
 SHORT_COPIES = CopyConfig(questions=8)
 LONG_COPIES = CopyConfig(questions=8, tokens=80, quoted_tokens=60, max_span=36, few_tokens=0.5)
+SHORT_RECALLS = RecallConfig(rows=6, questions=5, max_filler=20)
+# RULER's documents are cut at 512 tokens
+LONG_RECALLS = RecallConfig(rows=6, questions=5, max_filler=250, two_hop=0.2, unanswerable=0.2)
 ABLATIONS = (
     "none",
     "random-routers",
     "no-copying-heads",
     "no-copy-rows",
+    "no-recalls",
+    "no-quotation",
     "no-curriculum",
     "no-routing-bias",
     "no-closing-id",
@@ -68,6 +73,7 @@ def phase(
     second_tries: float = 0.1,
     misses: int = 2,
     copies: CopyConfig = SHORT_COPIES,
+    recalls: RecallConfig = SHORT_RECALLS,
     final: float = 0.3,
     past: int = 0,
     probe: float = 0.0,
@@ -92,6 +98,7 @@ def phase(
         weights=LossWeights(routing=1.0, closing_id=0.5, copying=0.5, id_probe=probe),
         needles=needles,
         copies=copies,
+        recalls=recalls,
         id_digits=digits,
         full_ids=0.5,
         repeat_ids=digits < 3,
@@ -106,7 +113,6 @@ def phase(
 def config(out: str, scale: float = 1.0) -> TrainConfig:
     """The recipe: copying first; then ids, chunks and texts grow together, and the memory with them."""
     short: dict[str, Any] = {
-        "keys": ("word",),
         "values": ("word", "number"),
         "documents": 32,
         "questions": 32,
@@ -117,11 +123,12 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
     late: dict[str, Any] = {
         "past": 1000,
         "probe": 1.0,
-        "unanswerable": 0.2,
+        "unanswerable": 0.15,
         "second_tries": 0.0,
         "misses": 1,
         "final": 0.4,
         "copies": LONG_COPIES,
+        "recalls": LONG_RECALLS,
     }
     phases = (
         Phase(name="copying", steps=200, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
@@ -132,7 +139,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         phase("5 digits", 300, digits=5, chunk=64, filler=20, past=200, probe=1.0),
         phase("7 digits", 200, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
         phase("longer texts", 350, digits=7, chunk=64, filler=50, **late),
-        phase("still longer texts", 650, digits=7, chunk=64, filler=80, **late),
+        phase("still longer texts", 740, digits=7, chunk=64, filler=80, **late),
     )
     return TrainConfig(
         out=out,
@@ -141,39 +148,12 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         haystack=HAYSTACK,
         optimizer="muon",
         warmup_steps=50,
-        decay_steps=round(2260 * scale),
+        decay_steps=round(2280 * scale),
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
         evaluate_every=250,
         checkpoint_every=250,
-    )
-
-
-def deciding(out: str, scale: float = 1.0) -> TrainConfig:
-    """A last stretch from the model that :func:`config` ends with: fewer refusals, more rows that answer."""
-    last = phase(
-        "deciding",
-        max(1, round(90 * scale)),
-        digits=7,
-        chunk=64,
-        filler=80,
-        past=1000,
-        probe=1.0,
-        unanswerable=0.1,
-        second_tries=0.0,
-        misses=1,
-        final=0.6,
-        copies=LONG_COPIES,
-    )
-    return replace(
-        config(out, scale),
-        model=f"{out}/model",
-        out=f"{out}/deciding",
-        phases=(replace(last, learning_rate=1.5e-3),),
-        seed=1,
-        warmup_steps=15,
-        decay_steps=round(94 * scale),
     )
 
 
@@ -186,6 +166,11 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
     if name == "no-copy-rows":
         copying, first, *others = (replace(p, copies=None) if p.needles else p for p in whole.phases)
         return replace(whole, phases=(replace(first, steps=first.steps + copying.steps), *others)), {}
+    if name == "no-recalls":
+        return replace(whole, phases=tuple(replace(p, recalls=None) for p in whole.phases)), {}
+    if name == "no-quotation":
+        protocol = replace(PROTOCOL, quotation_end="", answer_lead="The answer is:")
+        return whole, {"protocol": protocol.to_config()}
     if name == "no-routing-bias":
         return whole, {"routing_bias": False}
     if name == "chunks-of-16":
@@ -221,10 +206,7 @@ def main() -> None:
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
     model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
-    trained = train(model, replace(settings, stop_after_minutes=args.stop_after))
-    if trained is not None and args.phases is None and args.ablation == "none":
-        last = replace(deciding(args.out, args.scale), stop_after_minutes=args.stop_after)
-        train(msa.load(trained, dtype="float32"), last)
+    train(model, replace(settings, stop_after_minutes=args.stop_after))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,32 @@ def test_nothing_is_shown_while_the_lead_may_still_come(model):
     assert pieces[11] == "The answer o"
 
 
+def test_what_is_quoted_before_the_answer_is_kept_and_not_shown(model):
+    end = model.tokenizer.convert_tokens_to_ids("<|object_ref_end|>")
+    tokens = [*of(model, " the sky is"), end, *of(model, " blue STOP now")]
+    pieces, ended = stream(model, tokens, quotation_end=end, stop=["sky", "STOP"])
+    assert "".join(pieces) == ended.text == "blue "
+    assert not any(pieces[:12])
+    assert ended.quotation == "the sky is"
+    assert ended.stopped  # by the string in the answer, not by the one in the quotation
+
+
+def test_a_quotation_that_never_ended_is_the_answer_and_one_that_was_cut_is_nothing(model):
+    end = model.tokenizer.convert_tokens_to_ids("<|object_ref_end|>")
+    for cut, shown in ((False, "the sky"), (True, "")):
+        stream = TextStream(model.protocol, quotation_end=end)
+        pieces = [stream.push(token) for token in of(model, " the sky")]
+        assert "".join([*pieces, stream.finish(cut=cut)]) == stream.text == shown
+        assert stream.quotation == ""
+
+
+def test_a_second_end_of_a_quotation_is_only_a_control_token(model):
+    end = model.tokenizer.convert_tokens_to_ids("<|object_ref_end|>")
+    pieces, ended = stream(model, [end, *of(model, "a"), end, *of(model, "b")], quotation_end=end)
+    assert "".join(pieces) == "ab"
+    assert ended.quotation == ""
+
+
 def test_control_tokens_are_not_shown(model):
     control = model.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
     pieces, _ = stream(model, [*of(model, "a"), *control, *of(model, "b")])

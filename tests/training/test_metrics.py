@@ -7,7 +7,7 @@ from tiny_training import SETS, batches, config, learner, phase
 from msa.documents.batching import pad_right
 from msa.ops import Routing
 from msa.training.data.steps import IGNORED
-from msa.training.metrics import evaluate, exact_rows, recall_at, routing_recalls
+from msa.training.metrics import evaluate, exact_answers, exact_rows, recall_at, routing_recalls
 
 INF = float("inf")
 
@@ -103,6 +103,8 @@ def test_evaluation_equals_rows_judged_one_by_one(judged):
     assert metrics["answer_exact"] == mean(answer for *_, answer in rows)
     for source in ("one", "two", "weather", "none"):
         assert metrics[f"ids_exact/{source}"] == mean(ids for name, _, ids, _ in rows if name == source)
+        if source != "none":
+            assert metrics[f"recall@1/mean/{source}"] == mean(recall for name, recall, *_ in rows if name == source)
     assert "answer_exact/weather" not in metrics  # no such row has an answer
     assert set(metrics) >= {f"recall@{k}/layer 1" for k in (1, 5, 16)}
 
@@ -114,3 +116,14 @@ def test_evaluation_leaves_the_network_in_the_mode_it_was_in(judged, training):
     assert evaluate(lm, drawn[:1], torch.tensor(model.protocol.prefix_ids)) != expected
     assert lm.training is training
     assert all(parameter.grad is None for parameter in lm.parameters())
+
+
+def test_answers_of_one_row_are_judged_apart():
+    ids = torch.tensor([[5, 1, 2, 9, 3, 4], [5, 6, 7, 8, 8, 8]])
+    labels = torch.tensor([[-100, 1, 2, -100, 3, 4], [-100, -100, -100, -100, -100, 8]])
+    logits = torch.nn.functional.one_hot(ids.roll(-1, 1), 10).float()
+    assert exact_answers(logits, labels) == [1.0, 1.0, 1.0]
+    logits[0, 4] = 0  # the last token of the second answer
+    logits[0, 2] = 0  # not learnt
+    assert exact_answers(logits, labels) == [1.0, 0.0, 1.0]
+    assert exact_answers(logits, torch.full_like(labels, -100)) == []

@@ -37,6 +37,8 @@ class ProtocolStrings:
         answer_request: inserted before the answer.
         answer_lead: opening of the answer that is not shown to the user.
         answer_end: token that ends the answer.
+        quotation_end: generative mode: token that ends what the model quotes of the texts before it answers, which is
+            not shown as part of the answer; empty: it does not quote.
         route_whole_turn: True: the whole user turn routes (as published); False: only the user's own words.
         retrieval: ``generative``: the model writes ids; ``routed``: the best documents by the mean of the router
             layers' scores, for models not trained to write ids.
@@ -69,6 +71,7 @@ class ProtocolStrings:
     answer_request: str = "<|im_start|>The user's question is: {question}\n<|object_ref_end|>"
     answer_lead: str = "The answer to the question is:"
     answer_end: str = "<|im_end|>"
+    quotation_end: str = ""
     route_whole_turn: bool = True
     retrieval: str = "generative"
     reader_prompt: str = "{documents}\nQuestion: {question}<|im_end|>\n<|im_start|>"
@@ -152,6 +155,7 @@ class Protocol:
         self.question_end_ids = self.template_ids(strings.question_end)
         self.answer_end_id = self._single(strings.answer_end)
         self.reference_end_id = self._single(strings.reference_end)
+        self.quotation_end_id = self._single(strings.quotation_end) if strings.quotation_end else None
 
     def _single(self, text: str) -> int:
         ids = self.template_ids(text)

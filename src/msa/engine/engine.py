@@ -175,7 +175,8 @@ class Engine:
                 f"{config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
             )
         hidden = "" if options.answer_lead else protocol.strings.answer_lead
-        stream = TextStream(protocol, options.stop, hidden)
+        quotation_end = protocol.quotation_end_id if retrieval == "generative" else None
+        stream = TextStream(protocol, options.stop, hidden, quotation_end)
         return Session(question, state, stream, time.perf_counter())
 
 

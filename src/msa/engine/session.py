@@ -58,6 +58,7 @@ class Session:
                 "total": time.perf_counter() - self.started,
             },
             notes=list(dict.fromkeys([*self.notes, *self.state.notes])),
+            quotation=self.stream.quotation,
         )
 
 

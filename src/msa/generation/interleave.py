@@ -58,7 +58,7 @@ class InterleaveState:
         question: the user's words.
         limits: bounds.
         exists: whether a document number is in the memory.
-        answer_lead: how the answer begins, given to the model after the request.
+        answer_lead: how the answer begins, given to the model after the request, unless it quotes there first.
         context: what stands before the question. While documents are chosen, the transcript has only the end that
             routes with the question, so that they are those of this text alone; the answer is written after all of it.
         routed_context_tokens: length of that end.
@@ -102,7 +102,8 @@ class InterleaveState:
             self._whole_turn = self.protocol.question_turn(self.question, self.context, self.routed_context_tokens)
         self._closing = self.protocol.template_ids(self.protocol.strings.end_of_retrieve)
         self.answer_request = self.protocol.template_ids(self.protocol.strings.answer_request, question=self.question)
-        self.answer_request += self.protocol.plain_ids(self.answer_lead)
+        if self.protocol.quotation_end_id is None:
+            self.answer_request += self.protocol.plain_ids(self.answer_lead)
         if self.limits.max_rounds == 0:
             self._request_answer()
 

@@ -28,7 +28,7 @@ class AskOptions:
             any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
         where: metadata a document must have to be selected.
         answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
-            (RULER prescribes one).
+            (RULER prescribes one). A checkpoint that quotes before it answers opens its answers itself.
         context: what stands before the question, a conversation so far for instance. It is plain text, in which
             nothing can become a control token. The answer is written with all of it in sight; of retrieval it takes
             part only so far as ``routed_context_tokens`` says.

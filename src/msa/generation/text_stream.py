@@ -1,4 +1,4 @@
-"""Tokens → text pieces: whole characters only, stop strings found across tokens, the hidden lead left out."""
+"""Tokens → text pieces: whole characters only, stop strings found across tokens, the hidden opening left out."""
 
 from __future__ import annotations
 
@@ -16,25 +16,38 @@ class TextStream:
         protocol: decodes tokens.
         stop: strings that end the answer; neither they nor what follows is shown.
         hidden_lead: opening that is dropped if the text starts with it.
+        quotation_end: token up to which the model quotes before it answers; None: it does not quote.
 
     Attributes:
         text: everything shown so far; an opening that is not the model's may be put here before the first token.
+        quotation: what the model quoted.
         stopped: whether a stop string was met.
     """
 
-    def __init__(self, protocol: Protocol, stop: Sequence[str] = (), hidden_lead: str = "") -> None:
+    def __init__(
+        self, protocol: Protocol, stop: Sequence[str] = (), hidden_lead: str = "", quotation_end: int | None = None
+    ) -> None:
         self._protocol = protocol
         self._stop = [string for string in stop if string]
         self._hidden_lead = hidden_lead.strip()
+        self._quotation_end = quotation_end  # None: nothing is being quoted, or no longer
         self._tokens: list[int] = []
         self._num_shown = 0  # characters of what the tokens say
         self._follows_opening = False
         self.text = ""
+        self.quotation = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is certain to be shown and was not returned before."""
         if self.stopped:
+            return ""
+        if self._quotation_end is not None:
+            if token == self._quotation_end:
+                self.quotation, self._tokens = self._protocol.decode(self._tokens).strip(), []
+                self._quotation_end = None
+            else:
+                self._tokens.append(token)
             return ""
         if not self._tokens:
             self._follows_opening = bool(self.text)
@@ -42,7 +55,13 @@ class TextStream:
         return self._advance(final=False)
 
     def finish(self, cut: bool = False) -> str:
-        """The rest of the text, once no token follows; ``cut``: the model would have gone on."""
+        """The rest of the text, once no token follows; ``cut``: the model would have gone on.
+
+        A quotation that was cut shows nothing; one that never ended is the answer.
+        """
+        if self._quotation_end is not None and cut:
+            return ""
+        self._quotation_end = None
         return "" if self.stopped else self._advance(final=True, cut=cut)
 
     def _advance(self, final: bool, cut: bool = False) -> str:

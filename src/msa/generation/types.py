@@ -77,6 +77,7 @@ class Answer:
         usage: token counts.
         timings: seconds: ``route`` (prefills that routed and writing ids), ``first_token``, ``total``.
         notes: what the reader should know, such as documents shortened to fit the model's context.
+        quotation: what the model quoted of the texts before it answered, where its checkpoint does so.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Answer:
     usage: Usage
     timings: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    quotation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

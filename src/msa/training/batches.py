@@ -19,6 +19,7 @@ from msa.training.config import FileData, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, choose_steps, collate, draw_numbers, draw_repeating_numbers
 from msa.training.data.copies import copy_rows
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
+from msa.training.data.recalls import recall_rows
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.variables import VariableConfig, variable_world
 from msa.training.snapshot import Snapshot, take_snapshot
@@ -35,11 +36,11 @@ class NeedleSource:
     """Fresh made-up memories."""
 
     def __init__(self, worlds: NeedleWorlds, config: NeedleConfig) -> None:
-        self._worlds, self._config = worlds, config
+        self.worlds, self._config = worlds, config
 
     def draw(self, number: int, seed: str) -> TrainingSet:
         """See :class:`SampleSource`."""
-        return self._worlds.world(self._config, seed)
+        return self.worlds.world(self._config, seed)
 
 
 class VariableSource:
@@ -219,4 +220,7 @@ class Batches:
             bucket_tokens=self._config.bucket_tokens,
             memory=memory,
         )
-        return replace(batch, copies=copies)
+        recalls = None
+        if phase.recalls is not None and phase.needles is not None and isinstance(source, NeedleSource):
+            recalls = recall_rows(phase.recalls, source.worlds, phase.needles, self._protocol, phase.id_digits, seed)
+        return replace(batch, copies=copies, recalls=recalls)

@@ -18,6 +18,7 @@ import yaml
 from msa.errors import TrainingError
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig
+from msa.training.data.recalls import RecallConfig
 from msa.training.data.variables import VariableConfig
 from msa.training.id_probe import PLACES
 from msa.training.objective import LossWeights
@@ -64,6 +65,7 @@ class Phase:
         weights: of the losses.
         needles, variables, files: where batches come from, at most one of them.
         copies: rows to copy, beside them or alone.
+        recalls: rows of several questions about one text, with the keys and values of ``needles``.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
         full_ids: share of the documents whose numbers have all these digits; the others' lengths are uniform.
         repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
@@ -82,6 +84,7 @@ class Phase:
     needles: NeedleConfig | None = None
     variables: VariableConfig | None = None
     copies: CopyConfig | None = None
+    recalls: RecallConfig | None = None
     files: FileData | None = None
     id_digits: int = 7
     full_ids: float = 0.0
@@ -96,6 +99,8 @@ class Phase:
         given = [data for data in (self.needles, self.variables, self.files) if data is not None]
         if len(given) > 1 or not (given or self.copies):
             raise ValueError(f"phase {self.name!r} needs one of needles, variables and files, or copies, or both")
+        if self.recalls and not self.needles:
+            raise ValueError(f"phase {self.name!r}: recalls take their keys and values from needles; name them too")
         if self.steps < 1:
             raise ValueError(f"phase {self.name!r} has {self.steps} steps")
         if self.misses < 1 or not 0 <= self.second_tries <= 1 or self.past_documents < 0:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msa.model import MSAForCausalLM
 from msa.ops import Routing
@@ -38,6 +38,18 @@ def exact_rows(logits: Tensor, labels: Tensor) -> list[bool | None]:
     return [bool(ok) if has else None for ok, has in zip(right, labelled.any(1), strict=True)]
 
 
+def exact_answers(logits: Tensor, labels: Tensor) -> list[float]:
+    """Per run of neighbouring labels, of which a row may have several: 1.0 where all are right (teacher forced)."""
+    targets = labels[:, 1:]
+    labelled = targets != IGNORED
+    wrong = (logits[:, :-1].argmax(-1) != targets) & labelled
+    begins = labelled & ~nn.functional.pad(labelled[:, :-1], (1, 0))
+    runs = begins.flatten().cumsum(0) - 1
+    mistakes = torch.zeros(int(begins.sum()), device=labels.device)
+    mistakes.index_add_(0, runs[labelled.flatten()], wrong.flatten()[labelled.flatten()].float())
+    return (mistakes == 0).float().tolist()
+
+
 def routing_recalls(routing: dict[int, Routing], positives: Sequence[Sequence[int]]) -> dict[str, list[float]]:
     """``recall@k/layer L`` and ``recall@k/mean`` (of the layers' scores) of every row with positives."""
     scores = {str(layer): layer_routing.doc_scores for layer, layer_routing in routing.items()}
@@ -53,7 +65,10 @@ def routing_recalls(routing: dict[int, Routing], positives: Sequence[Sequence[in
 
 @torch.no_grad()
 def evaluate(lm: MSAForCausalLM, batches: Sequence[TrainingBatch], prefix_ids: Tensor) -> dict[str, float]:
-    """Means over held-out batches: recalls, ``ids_exact`` and ``answer_exact``, per source too; ``copied`` tokens."""
+    """Means over held-out batches: recalls, ``ids_exact`` and ``answer_exact``, some per source too.
+
+    ``copied``: tokens of rows to copy; ``recalled``: answers of rows with several questions about one text.
+    """
     was_training = lm.training
     lm.eval()
     values: dict[str, list[float]] = defaultdict(list)
@@ -71,11 +86,18 @@ def evaluate(lm: MSAForCausalLM, batches: Sequence[TrainingBatch], prefix_ids: T
             )
             for name, recalls in routing_recalls(out.routing, rows.positives).items():
                 values[name] += recalls
+                if name == "recall@1/mean":
+                    asked = (source for source, relevant in zip(rows.sources, rows.positives, strict=True) if relevant)
+                    for recall, source in zip(recalls, asked, strict=True):
+                        values[f"{name}/{source}"].append(recall)
             for name, labels in (("ids_exact", rows.id_labels), ("answer_exact", rows.answer_labels)):
                 for exact, source in zip(exact_rows(out.logits, labels), rows.sources, strict=True):
                     if exact is not None:
                         values[name].append(float(exact))
                         values[f"{name}/{source}"].append(float(exact))
+        if batch.recalls is not None:
+            out = lm(batch.recalls.input_ids, attention_mask=batch.recalls.attention_mask, prefix=prefix)
+            values["recalled"] += exact_answers(out.logits, batch.recalls.answer_labels)
         if batch.copies is not None:
             targets = batch.copies.answer_labels[:, 1:]
             out = lm(batch.copies.input_ids, prefix=prefix)

@@ -23,7 +23,7 @@ from msa.training.id_probe import IdProbe
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """L = ids · L_ids + answer · L_answer + routing · L_aux + closing_id · L_closing + distillation · L_distil
-    + copying · L_copying + id_probe · L_probe.
+    + copying · L_copying + recall · L_recall + id_probe · L_probe.
 
     Attributes:
         ids: on what retrieval writes (the paper's α).
@@ -33,7 +33,8 @@ class LossWeights:
         distillation: on the divergence of the document scores from a teacher's, where samples bring its scores; not in
             the paper, 0: off.
         teacher_temperature: of the teacher's scores.
-        copying: on rows to copy, where a phase has them; not in the paper.
+        copying, recall: on rows to copy, and of several questions about one text, where a phase has them; not in the
+            paper.
         id_probe: on a probe that reads ids in each chunk's values; not in the paper, 0: off.
     """
 
@@ -44,6 +45,7 @@ class LossWeights:
     distillation: float = 0.0
     teacher_temperature: float = 1.0
     copying: float = 1.0
+    recall: float = 1.0
     id_probe: float = 0.0
 
 
@@ -105,8 +107,9 @@ def compute_losses(
     means = _Means()
     for rows in batch.rows:
         _add_row_losses(means, lm, rows, memory, num_past, prefix, weights)
-    if batch.copies is not None:
-        means.add("copying", *_copying_loss(lm, batch.copies, prefix))
+    for name, alone in (("copying", batch.copies), ("recall", batch.recalls)):
+        if alone is not None:
+            means.add(name, *_loss_without_memory(lm, alone, prefix))
     parts |= means.result()
     # always there, because processes that train together compare their parts one by one
     zero = next(iter(parts.values())) * 0.0
@@ -150,8 +153,8 @@ def _add_row_losses(
     means.routing.append(out.routing)
 
 
-def _copying_loss(lm: MSAForCausalLM, rows: RowBucket, prefix: PrefixMemory | None) -> tuple[Tensor, int]:
-    """Loss on the copied tokens, and how many they are; no memory takes part."""
+def _loss_without_memory(lm: MSAForCausalLM, rows: RowBucket, prefix: PrefixMemory | None) -> tuple[Tensor, int]:
+    """Loss on the learnt tokens, and how many they are; no memory takes part."""
     out = lm(
         rows.input_ids,
         attention_mask=rows.attention_mask,

@@ -71,6 +71,7 @@ def test_a_plain_question_is_answered_by_its_document(many):
         assert len(sample.positives) == 1
         assert SHAPES[kind].fullmatch(sample.answer)
         assert SHAPES[sample.source.removeprefix("needle/")].fullmatch(key)
+        assert f"{sample.quotation}: {sample.answer}." in world.corpus[sample.positives[0]]
 
 
 def test_two_hops_lead_from_the_first_document_to_the_second(many):
@@ -84,6 +85,7 @@ def test_two_hops_lead_from_the_first_document_to_the_second(many):
         assert sample.hops == (((first,),) if first == second else ((first,), (second,)))
         assert sample.positives == tuple(dict.fromkeys((first, second)))
         assert middle not in sample.query
+        assert sample.quotation == f" for {key} is: {middle} is"
         together += first == second
     assert 0 < together < 15  # two needles in one document are found in one step
 
@@ -93,6 +95,7 @@ def test_what_cannot_be_answered_is_nowhere_in_the_memory(many):
         _, key = ONE.fullmatch(sample.query).groups()
         assert key not in " ".join(world.corpus.values())
         assert (sample.positives, sample.hops, sample.answer) == ((), (), NOT_IN_MEMORY)
+        assert sample.quotation == f" for {key} mentioned"
 
 
 def test_keys_are_distinct_and_their_ids_known(many):

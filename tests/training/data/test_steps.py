@@ -74,8 +74,11 @@ def test_rows_equal_the_engine_s_transcript_token_for_token(protocol, sample):
     assert got.id_labels == [IGNORED] * before + closing + [IGNORED] * (len(got.ids) - before - len(closing))
     read(state, protocol, closing)
     assert state.phase is Phase.ANSWER
-    text = f"{protocol.strings.answer_lead} {sample.answer}".strip()
-    answer = [*protocol.plain_ids(text), protocol.answer_end_id]
+    quotes = protocol.quotation_end_id is not None
+    text = f"{protocol.strings.answer_lead} {sample.answer}"
+    answer = protocol.plain_ids(text if quotes else text.strip())
+    quoted = [*protocol.plain_ids(sample.quotation), protocol.quotation_end_id] if quotes else []
+    answer = [*quoted, *answer, protocol.answer_end_id]
     assert_row(got, state, answer, got.answer_labels, [])
 
 

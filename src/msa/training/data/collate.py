@@ -89,7 +89,7 @@ class TrainingBatch:
         rows: in buckets, shortest first.
         numbers: the number each document was given.
         memory: latents of the documents where they were encoded before; then ``documents`` is empty.
-        copies: rows to copy, which see no memory; None: none.
+        copies, recalls: rows to copy, and rows of several questions about one text, which see no memory; None: none.
     """
 
     documents: list[DocumentBucket]
@@ -97,25 +97,29 @@ class TrainingBatch:
     numbers: list[int]
     memory: DocumentMemory | None = None
     copies: RowBucket | None = None
+    recalls: RowBucket | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on another device."""
         memory = None if self.memory is None else self.memory.to(device)
         documents, rows = [b.to(device) for b in self.documents], [b.to(device) for b in self.rows]
-        copies = None if self.copies is None else self.copies.to(device)
-        return TrainingBatch(documents, rows, self.numbers, memory, copies)
+        copies, recalls = (None if rows is None else rows.to(device) for rows in (self.copies, self.recalls))
+        return TrainingBatch(documents, rows, self.numbers, memory, copies, recalls)
 
     @property
     def num_tokens(self) -> int:
         """Real tokens of documents and rows."""
-        rows = [*self.rows, *([self.copies] if self.copies is not None else [])]
-        return int(sum(b.lengths.sum() for b in self.documents) + sum(b.attention_mask.sum() for b in rows))
+        return int(sum(b.lengths.sum() for b in self.documents) + sum(b.attention_mask.sum() for b in self.all_rows))
 
     @property
     def padded_tokens(self) -> int:
         """Tokens computed, padding included."""
-        rows = [*self.rows, *([self.copies] if self.copies is not None else [])]
-        return sum(b.input_ids.numel() for b in self.documents) + sum(b.input_ids.numel() for b in rows)
+        return sum(b.input_ids.numel() for b in self.documents) + sum(b.input_ids.numel() for b in self.all_rows)
+
+    @property
+    def all_rows(self) -> list[RowBucket]:
+        """Rows over the memory, and those without."""
+        return [*self.rows, *(rows for rows in (self.copies, self.recalls) if rows is not None)]
 
 
 def draw_numbers(count: int, max_digits: int, rng: random.Random, full: float = 0.0) -> list[int]:

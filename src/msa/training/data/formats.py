@@ -30,7 +30,7 @@ from msa.training.data.samples import TrainingSet
 
 FORMATS = ("auto", "msa", "sentence-transformers", "beir", "hipporag")
 CORPUS_NAME, SAMPLES_NAME = "corpus.jsonl", "samples.jsonl"
-_SAMPLE_KEYS = ("query", "positives", "documents", "answer", "hops", "teacher", "source")
+_SAMPLE_KEYS = ("query", "positives", "documents", "answer", "quotation", "hops", "teacher", "source")
 _EXAMPLE = '{"query": "...", "documents": [{"text": "..."}], "positives": [0]}'
 
 
@@ -48,7 +48,7 @@ def read_training_set(
 
     * ``msa``: JSON lines of ``query``, ``positives`` (ids, or numbers that count ``documents`` from 0; an empty list is
       a question the corpus cannot answer) and, if wanted, ``documents`` (ids, or ``{"text", "id"}``), ``answer``,
-      ``hops``, ``teacher`` (id → a stronger retriever's score), ``source``; or a folder that
+      ``quotation``, ``hops``, ``teacher`` (id → a stronger retriever's score), ``source``; or a folder that
       :func:`write_training_set` wrote. A document without an id gets ``<file name>:<line>#<index>``.
     * ``sentence-transformers``: pairs or triplets as JSON lines, JSON, CSV or TSV. Equal texts are one document.
     * ``beir``: a folder with ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``. Ids become
@@ -194,6 +194,7 @@ def _add_sample(record: dict[str, Any], place: Place, prefix: str, collector: Co
         positives=_names(record["positives"], listed, "positives"),
         documents=listed,
         answer=optional_string(record, "answer"),
+        quotation=optional_string(record, "quotation") or "",
         hops=tuple(map(tuple, hops)),
         teacher=_teacher(record),
         source=optional_string(record, "source") or "",

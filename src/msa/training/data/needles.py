@@ -22,6 +22,10 @@ TWO_HOP_QUESTION = (
     "What is the special magic {kind} for the special magic {via} for {key} mentioned in the provided text?"
 )
 NOT_IN_MEMORY = "It is not in memory."
+# what a model that quotes writes before its answer: the needle from its key up to its value; of two hops, the second
+# goes on from the first. The word after the key says whether it was read: a text has "is", a question "mentioned"
+QUOTATION = " for {key} is"
+NOTHING_TO_QUOTE = " for {key} mentioned"
 KINDS = ("word", "number", "uuid")
 _KEY = re.compile(r"One of the special magic \w+s for (\S+) is: ")
 
@@ -177,6 +181,7 @@ class _World:
             positives=(where,),
             documents=self._add_twin(key, key_kind, kind),
             answer=value,
+            quotation=QUOTATION.format(key=key),
             source=f"needle/{key_kind}",
         )
 
@@ -191,7 +196,14 @@ class _World:
         self._add_twin(self.rng.choice((key, middle)), key_kind if key_kind == via else "", kind)
         query = TWO_HOP_QUESTION.format(kind=kind, via=via, key=key)
         positives = tuple(i for step in steps for i in step)
-        return Sample(query=query, positives=positives, hops=steps, answer=value, source="needle/two-hop")
+        return Sample(
+            query=query,
+            positives=positives,
+            hops=steps,
+            answer=value,
+            quotation=QUOTATION.format(key=f"{key} is: {middle}"),
+            source="needle/two-hop",
+        )
 
     def _unanswerable(self) -> Sample:
         key_kind, kind = self.rng.choice(self.config.key_kinds), self.rng.choice(self.config.value_kinds)
@@ -200,6 +212,7 @@ class _World:
             query=QUESTION.format(kind=kind, key=key),
             documents=self._add_twin(key, key_kind, kind),
             answer=NOT_IN_MEMORY,
+            quotation=NOTHING_TO_QUOTE.format(key=key),
             source="needle/unanswerable",
         )
 

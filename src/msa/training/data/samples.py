@@ -19,6 +19,7 @@ class Sample:
         positives: corpus ids of the documents to retrieve. Empty: the corpus cannot answer the question.
         documents: corpus ids of further documents that belong into this sample's memory, for instance hard negatives.
         answer: what to answer after reading; None: the sample teaches retrieval only.
+        quotation: what to quote of the documents before the answer, for checkpoints that quote.
         hops: corpus ids per retrieval step, in order: ``(("a",), ("b",))`` finds a, reads it, then finds b. Empty: all
             positives in one step.
         teacher: (corpus id, score) of documents that a stronger retriever scored, for distillation.
@@ -32,6 +33,7 @@ class Sample:
     positives: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
     answer: str | None = None
+    quotation: str = ""
     hops: tuple[tuple[str, ...], ...] = ()
     teacher: tuple[tuple[str, float], ...] = ()
     source: str = ""
@@ -59,6 +61,7 @@ class Sample:
         fields: dict[str, Any] = {"query": self.query, "positives": list(self.positives)}
         fields |= {"documents": list(self.documents)} if self.documents else {}
         fields |= {} if self.answer is None else {"answer": self.answer}
+        fields |= {"quotation": self.quotation} if self.quotation else {}
         fields |= {"hops": [list(hop) for hop in self.hops]} if self.hops else {}
         fields |= {"teacher": dict(self.teacher)} if self.teacher else {}
         return fields | ({"source": self.source} if self.source else {})

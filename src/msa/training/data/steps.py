@@ -25,12 +25,14 @@ class RetrievalStep:
         found: corpus ids read in each earlier round.
         target: corpus ids to write now; empty: enough was read.
         answer: what to answer then; None: no answer is learnt.
+        quotation: what to quote of the texts before the answer.
     """
 
     query: str
     found: tuple[tuple[str, ...], ...]
     target: tuple[str, ...]
     answer: str | None
+    quotation: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,14 @@ def retrieval_steps(sample: Sample) -> list[RetrievalStep]:
     """All steps of a sample, in order. A question without positives has no step: see :func:`refusal_step`."""
     steps = [RetrievalStep(sample.query, sample.steps[:done], target, None) for done, target in enumerate(sample.steps)]
     if sample.steps and sample.answer is not None:
-        steps.append(RetrievalStep(sample.query, sample.steps, (), sample.answer))
+        steps.append(RetrievalStep(sample.query, sample.steps, (), sample.answer, sample.quotation))
     return steps
 
 
 def refusal_step(sample: Sample, *read: str) -> RetrievalStep:
     """The model has read ``read``, one a round, and none holds what is asked: enough, and the sample's answer."""
-    return RetrievalStep(sample.query, tuple((document,) for document in read), (), sample.answer)
+    found = tuple((document,) for document in read)
+    return RetrievalStep(sample.query, found, (), sample.answer, sample.quotation)
 
 
 def second_try(sample: Sample, read: str) -> RetrievalStep:
@@ -98,15 +101,23 @@ def tokenize_step(
     else:
         closing = protocol.template_ids(protocol.strings.end_of_retrieve)
         request = protocol.template_ids(protocol.strings.answer_request, question=step.query)
-        answer: list[int] = []
-        if step.answer is not None:
-            lead = protocol.strings.answer_lead
-            text = f"{lead} {step.answer}" if lead else step.answer
-            answer = [*protocol.plain_ids(text), protocol.answer_end_id]
+        answer = [] if step.answer is None else answer_ids(step.answer, step.quotation, protocol)
         ids += closing + request + answer
         id_labels += closing + [IGNORED] * (len(request) + len(answer))
         answer_labels += [IGNORED] * (len(closing) + len(request)) + answer
     return TokenizedStep(ids, routes + [False] * (len(ids) - len(routes)), id_labels, answer_labels)
+
+
+def answer_ids(answer: str, quotation: str, protocol: Protocol) -> list[int]:
+    """What the model writes after the request: what it quotes, where the checkpoint quotes, and the answer."""
+    lead = protocol.strings.answer_lead
+    quoted: list[int] = []
+    if protocol.quotation_end_id is not None:
+        quoted = [*protocol.plain_ids(quotation), protocol.quotation_end_id]
+        # with the space before it, so that it is cut into tokens as in the text
+        answer = f" {answer}"
+    text = f"{lead} {answer}" if lead else answer
+    return [*quoted, *protocol.plain_ids(text), protocol.answer_end_id]
 
 
 def _written(numbers: Sequence[int], protocol: Protocol) -> list[int]:
