@@ -19,9 +19,9 @@ from typing import Any
 
 from msa.evaluation.plots import token_count
 from msa.evaluation.records import Record, read_records
-from msa.evaluation.report import difference_sentence, fit_sentence
+from msa.evaluation.report import COLUMNS_NOTE, difference_sentence, fit_sentence, growth_table, step_costs
 from msa.evaluation.statistics import mean_interval
-from msa.evaluation.summary import Row, markdown_table, rows_table
+from msa.evaluation.summary import Row, markdown_table, reasons_list, rows_table
 
 HERE = Path(__file__).parent
 # parts of the memory, by where the needle's document stands in it
@@ -255,6 +255,7 @@ class Report:
             yield f"### {run.title}"
             columns = ["tokens", "encoded tokens/s", "GB on disk", "GFLOP to route", "MB read to route", "s to route"]
             yield markdown_table(columns, cells)
+            yield from step_costs(run.results["costs"])
             if "routing_fit" in run.results:
                 yield fit_sentence(run.results["routing_fit"])
         bank = self.benchmark("bank_scale", "benchmarks/bank_scale.py")
@@ -275,13 +276,21 @@ class Report:
 
     def comparison(self) -> Iterator[str]:
         """Every way of answering on the same backbone and questions."""
-        runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 2K 8K --out results/ways")
-        for run in [*runs, *(run for run in self.runs if run.task == "qa")]:
+        runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 8K 64K --out results/ways")
+        sets = self.of_task("qa", "python benchmarks/real_documents.py --data DATA --encoder MINILM")
+        for run in [*runs, *sets]:
             metric = run.results["metric"]
             yield f"### {run.title}"
             yield run.origin
             yield rows_table([Row(**row) for row in run.results["rows"]], metric)
+            yield COLUMNS_NOTE
+            yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
             yield from map(difference_sentence, run.results["tests"])
+            if len({row["size_tokens"] for row in run.results["rows"]}) > 1:
+                yield self.picture(run, "ways.png", f"{metric} of every way as the documents grow")
+            if run.results.get("growth"):
+                yield "What taking the documents in cost each way:"
+                yield growth_table(run.results["growth"])
 
 
 def part_of(record: Record) -> str:

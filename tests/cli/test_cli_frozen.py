@@ -14,7 +14,7 @@ FROZEN = {
     "ask": (
         ["memory", "question"],
         MODEL | {"--json", "--where", "--retrieval", "--documents", "--max-rounds", "--max-new-tokens"}
-        | {"--temperature", "--top-p", "--seed", "--stop"} | TIERS,
+        | {"--temperature", "--top-p", "--seed", "--stop", "--history", "--routed-history"} | TIERS,
     ),
     "search": (["memory", "query"], MODEL | {"--top-k", "--where", "--json"} | TIERS),
     "list": (["memory"], {"--limit", "--after", "--json"}),
@@ -50,13 +50,13 @@ FROZEN_TASKS = {
     "scaling": (
         [],
         MODEL | NEEDLES | {"--task", "--questions", "--max-rounds", "--routing-keys", "--key-share", "--content"}
-        | {"--out"},
+        | {"--document-tokens", "--out"},
     ),
-    "compare": ([], MODEL | WAYS | NEEDLES | {"--task", "--questions"}),
+    "compare": ([], MODEL | WAYS | NEEDLES | {"--task", "--questions", "--document-tokens", "--limits"}),
     "qa": (
         ["set"],
         MODEL | WAYS | {"--format", "--skip-bad", "--limit", "--separate", "--metric", "--max-new-tokens"}
-        | {"--judge", "--rubric"},
+        | {"--judge", "--rubric", "--documents", "--limits"},
     ),
     "ways": ([], set()),
 }  # fmt: skip

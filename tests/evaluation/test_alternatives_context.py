@@ -185,6 +185,8 @@ def test_map_reduce_summarises_in_groups_and_merges_until_they_fit(routed, monke
     monkeypatch.setattr(row, "_summarised", recording)
     documents = {str(i): f"document {i} says {i * i}. " * 2 for i in range(20)}
     row.prepare(documents)
+    assert len(rounds) == 1
+    row.settle()
     assert len(rounds) > 1
     assert "".join(rounds[0]).replace("\n\n", "") == "".join(documents.values())
     size = routed.protocol.plain_ids

@@ -14,6 +14,7 @@ from msa.evaluation import Question
 from msa.evaluation.alternatives import make
 from msa.evaluation.alternatives.prompts import reading_prompt
 from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever
+from msa.evaluation.alternatives.text_file import TextFile
 from msa.generation.reread import question_likelihoods
 
 WORDS = ["copper", "lantern", "meadow", "violin", "harbour", "glacier", "saddle", "walnut", "zephyr", "anchor"]
@@ -65,7 +66,9 @@ def test_bm25_finds_by_words_and_the_backbone_reads_what_was_found(routed):
         assert prediction.tokens_seen == len(prompt.ids)
         assert prediction.text.startswith(f"See {word}:")
         assert 0 < prediction.first_token_s <= prediction.seconds
-    assert row.resident_bytes() > sum(len(text) for text in DOCUMENTS.values())
+    index = row._retriever.resident_bytes()
+    assert row.resident_bytes() == index + 8 * (len(DOCUMENTS) + 1)  # the texts themselves are on disk
+    assert index > sum(len(text) for text in DOCUMENTS.values())
 
 
 def test_bm25_survives_texts_and_questions_without_words():
@@ -131,8 +134,8 @@ def test_long_documents_are_parts_and_what_does_not_fit_is_shortened_around_its_
     small = tiny_model(max_position_embeddings=220, protocol=strings.to_config())
     row = make("rag-minilm@1", small, encoder=encoder)
     row.prepare({"long": "aaaa bbbb. " * 30 + "qq zz qq. ", "short": "cccc"})
-    assert row._parts[-2].document == "long"
-    assert len(row._parts) == 4
+    assert row._documents == ["long", "long", "long", "short"]
+    assert "".join(row._texts[number] for number in range(3)) == "aaaa bbbb. " * 30 + "qq zz qq. "
     fine = row.answer(ask("qq zz qq. "), 20)
     assert fine.retrieved == fine.read == ("long",)
     tight = row.answer(ask("qq zz qq. "), 150)
@@ -148,10 +151,10 @@ def test_reranking_reads_every_piece_of_a_candidate(routed):
     question = "Which walnut?"
     prediction = row.answer(ask(question), 3)
     best = {}
-    for part in row._parts:
-        pieces = [part.text[i : i + 128] for i in range(0, len(part.text), 128)]
+    for name, text in zip(row._documents, map(row._texts.__getitem__, range(len(row._texts))), strict=True):
+        pieces = [text[i : i + 128] for i in range(0, len(text), 128)]
         score = float(question_likelihoods(routed.lm, routed.protocol, pieces, question).max())
-        best[part.document] = max(score, best.get(part.document, score))
+        best[name] = max(score, best.get(name, score))
     plain = make("rag-bm25@10", routed)
     plain.prepare(texts)
     assert set(plain.answer(ask(question), 3).retrieved) == set(texts)
@@ -167,6 +170,18 @@ def test_a_generative_checkpoint_reads_its_own_transcript(model):
     assert prediction.tokens_seen == len(
         reading_prompt(model, [(2, DOCUMENTS["meadow"])], ask("Whose is the meadow?")).ids
     )
+
+
+def test_texts_on_disk_come_back_as_they_were():
+    texts = TextFile()
+    given = ["", "plain", "\ud800 half a pair", "ünïcode \x00", "x" * 100_000]
+    for number, text in enumerate(given):
+        texts.append(text)
+        assert texts[number] == text  # reading between writes moves nothing
+    assert [texts[number] for number in range(len(texts))] == given
+    for number in (-1, len(given)):
+        with pytest.raises(IndexError):
+            texts[number]
 
 
 def test_changed_documents_and_impossible_numbers_are_refused(routed, encoder):

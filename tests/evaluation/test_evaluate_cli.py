@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -56,6 +57,13 @@ def test_scaling_grows_one_memory_and_goes_on_from_it(tmp_path, capsys):
     assert [cost["size"] for cost in found["costs"]] == [6000, 9000, 14000]
     assert sum(cost["encoded_tokens"] for cost in found["costs"]) == found["costs"][-1]["tokens"]
     assert all(point["routed"]["rate"] > 0.5 for point in found["curve"])
+    costs = found["costs"]
+    for small, large in pairwise(costs):  # only routing grows; the chunks attended to differ by a few
+        counted, formula = (large[key] - small[key] for key in ("search_flops", "route_flops"))
+        assert counted == pytest.approx(formula, rel=0.3)
+        assert formula > 0
+        assert large["question_flops"] > large["search_flops"]
+        assert large["decode_bytes"] < 1.1 * small["decode_bytes"]
     assert found["routing_fit"]["worst_residual"] >= 0
     for name in ("curve.png", "depth.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
@@ -72,6 +80,7 @@ def test_ways_side_by_side_on_growing_documents(tmp_path, capsys):
     assert all(row["questions"] == 11 and row["seconds"] > 0 and row["tokens_seen"] > 0 for row in rows.values())
     assert rows["rag-bm25@1"]["recall"] == 1.0
     assert "msa minus rag-bm25@1 over the same 11 questions" in page
+    assert [entry["way"] for entry in results(out)["growth"]] == ["memory", "rag-bm25@1"]
     before = (out / "records.jsonl").read_bytes()
     code, _, _ = run(capsys, *arguments, "--ways", "msa", "rag-bm25@1")
     assert (code, (out / "records.jsonl").read_bytes()) == (0, before)
@@ -87,6 +96,40 @@ def test_a_question_set(question_set, tmp_path, capsys):
     assert "| msa |" in page
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()][1:]
     assert {"exact_match", "f1", "contains", "mrr", "recall@1"} <= set(records[0]["scores"])
+    wanted = 1 / len(records[0]["retrieved"]) if records[0]["scores"]["recall@16"] else 0
+    assert records[0]["scores"]["precision"] == wanted
+    assert records[0]["scores"]["retrieval_f1"] == pytest.approx(2 * wanted / (1 + wanted))
+    assert "| way | tokens | recall@1 |" in page
+
+
+def test_a_question_set_over_growing_documents(question_set, tmp_path, capsys):
+    """Needed documents first: each size asks what it can answer, ways may get fewer questions, nothing is made twice."""
+    out = tmp_path / "run"
+    common = ["eval", "qa", question_set, "--model", "msa-tiny", "--ways", "msa", "rag-bm25@1", "--out", out]
+    growing = [*common, "--limits", "rag-bm25@1=1", "--documents"]
+    code, page, _ = run(capsys, *growing, 2, 9)
+    assert code == 0
+    found = results(out)
+    asked = [(row["answerer"], row["questions"]) for row in found["rows"]]
+    assert asked == [("msa", 2), ("rag-bm25@1", 1), ("msa", 3), ("rag-bm25@1", 1)]
+    small, large = (entry for entry in found["growth"] if entry["way"] == "memory")
+    assert (small["documents"], large["documents"]) == (2, 7)
+    assert small["encoded_tokens"] + large["encoded_tokens"] == large["tokens"]
+    assert [test["questions"] for test in found["tests"]] == [1, 1]
+    assert (out / "ways.png").read_bytes().startswith(b"\x89PNG")
+    assert "larger sizes add to smaller ones" in page
+    assert "## Taking the documents in" in page
+    before = (out / "records.jsonl").read_bytes()
+    assert run(capsys, *growing, 2, 9)[0] == 0
+    assert (out / "records.jsonl").read_bytes() == before
+    for arguments, code, message in (
+        ([*growing, 2, 9, "--separate"], 2, "choose one"),
+        ([*growing, 2, 99], 1, "has 9 documents, 99 were asked for"),
+        ([*common, "--limits", "full=3"], 2, "--limits names 'full', which --ways does not"),
+        ([*common, "--limits", "full"], 2, "expected a way and a number of questions such as full=20"),
+    ):
+        found, _, error = run(capsys, *arguments)
+        assert (found, message in error) == (code, True), error
 
 
 def test_ruler_writes_and_reads_its_own_layout(tmp_path, capsys):
@@ -99,10 +142,18 @@ def test_ruler_writes_and_reads_its_own_layout(tmp_path, capsys):
     assert (tmp_path / "data/1000/niah_single_1/validation.jsonl").is_file()
     code, _, _ = run(capsys, *common, "--read", tmp_path / "data/1000", "--out", tmp_path / "theirs")
     assert code == 0
-    ours, theirs = (results(tmp_path / name)["scores"][0]["tasks"] for name in ("ours", "theirs"))
-    assert [(task["task"], task["score"], task["samples"]) for task in ours] == [
-        (task["task"], task["score"], task["samples"]) for task in theirs
+    ours, theirs = (results(tmp_path / name)["scores"][0] for name in ("ours", "theirs"))
+    assert [(task["task"], task["score"], task["samples"]) for task in ours["tasks"]] == [
+        (task["task"], task["score"], task["samples"]) for task in theirs["tasks"]
     ]
+    lengths = [
+        json.loads(line)["length"]
+        for name in ("niah_single_1", "vt")
+        for line in (tmp_path / "data/1000" / name / "validation.jsonl").read_text().splitlines()
+    ]
+    assert ours["size"] == 1000
+    assert theirs["size"] == max(lengths)
+    assert "samples of files; their size is that of the longest" in (tmp_path / "theirs/report.md").read_text()
     common = ["eval", "ruler", "--model", "msa-tiny", "--read", tmp_path / "data/1000", "--out", tmp_path / "none"]
     for task, message in (("niah_single_2", "holds no samples of niah_single_2"), ("vt_2", "found 'vt_2'")):
         code, _, error = run(capsys, *common, "--tasks", task)

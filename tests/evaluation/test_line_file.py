@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from msa.errors import EvaluationError
 from msa.evaluation.line_file import BrokenLineError, LineFile
 
 LINES = [{"name": "a"}, {"name": "ä 日本\u2028"}, {"name": "\ud800"}]
@@ -82,3 +83,16 @@ def test_a_file_that_is_not_open_takes_nothing(path):
         file.append({})
     file.close()
     assert LineFile(path).is_new
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done_or_killed(path):
+    hold = "import sys, time; from pathlib import Path; from msa.evaluation.line_file import LineFile\n"
+    hold += "file = LineFile(Path(sys.argv[1])); file.open(); file.append([1]); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(path)], stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        with pytest.raises(EvaluationError, match=r"another run is writing to .*lines\.jsonl; wait"), LineFile(path):
+            pass
+        assert contents(path) == [[1]]  # who only reads may
+        first.kill()
+    written(path, [[2]])
+    assert contents(path) == [[1], [2]]

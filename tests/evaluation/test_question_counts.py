@@ -83,13 +83,12 @@ def test_a_routed_question(engine, counts, sizes):
     options = AskOptions(retrieval="routed", max_new_tokens=NEW_TOKENS)
     flops = counted_flops(lambda: engine.ask(["Which?"], options))
     turn = engine.model.protocol.question_turn("Which?")
-    routing = route_cost(shape, len(turn.ids), num_chunks, prefix=engine.model.prefix.num_tokens)
-    # routing counts all tokens; here those of the template do not route
-    silent = sum(not marked for marked in turn.marked)
-    scored = 2 * silent * len(shape.router_layers) * num_chunks * shape.kv_size
+    asked, prefix = sum(turn.marked), engine.model.prefix.num_tokens
+    routing = route_cost(shape, len(turn.ids), num_chunks, prefix=prefix, routing_tokens=asked)
+    assert asked < len(turn.ids)  # those of the template do not route
     ((row, tokens, _),) = counts.decodings
     assert len(row.generated) == NEW_TOKENS
-    assert flops == routing.flops - scored + prefill_cost(shape, tokens, 0).flops + passes(shape, row, tokens, 0)
+    assert flops == routing.flops + prefill_cost(shape, tokens, 0).flops + passes(shape, row, tokens, 0)
     assert counts.key_bytes == len(shape.router_layers) * num_chunks * shape.kv_size * shape.value_bytes
     assert counts.content_bytes == 0  # it reads texts, not latents
 

@@ -30,6 +30,9 @@ class Echo:
     def prepare(self, documents):
         self.documents.update(documents)
 
+    def settle(self):
+        """Nothing depends on all documents."""
+
     def answer(self, question, max_new_tokens):
         if len(self.asked) == self.works:
             raise KeyboardInterrupt
@@ -176,3 +179,16 @@ def test_the_environment_is_json_and_names_machine_and_versions():
     found = json.loads(json.dumps(environment()))
     assert found["machine"]
     assert found["versions"]["torch"].startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (["/usr/bin/msa", "eval", "qa", "my set"], "msa eval qa 'my set'"),
+        (["benchmarks/real.py", "--data", "d"], "python benchmarks/real.py --data d"),
+        (["/lib/msa/__main__.py", "eval"], "python -m msa eval"),
+    ],
+)
+def test_the_command_is_as_a_user_gives_it(given, command, monkeypatch):
+    monkeypatch.setattr("sys.argv", given)
+    assert environment()["command"] == command

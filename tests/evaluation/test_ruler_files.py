@@ -6,7 +6,15 @@ import re
 import pytest
 
 from msa.errors import EvaluationError
-from msa.evaluation.ruler import TASKS, SampleMaker, read_folder, read_samples, sample_sets, write_samples
+from msa.evaluation.ruler import (
+    TASKS,
+    SampleMaker,
+    read_by_size,
+    read_folder,
+    read_samples,
+    sample_sets,
+    write_samples,
+)
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic numbers for ad hoc-dump truck is: 1234567."
@@ -44,6 +52,29 @@ def test_what_is_written_is_read_again(tmp_path):
         assert new.input == old.input
         for name in ("task", "index", "context", "question", "answer_prefix", "answers", "example", "length"):
             assert getattr(new, name) == getattr(old, name), name
+
+
+def test_files_are_as_long_as_this_tokenizer_counts_them(tmp_path):
+    """Two lengths in one folder, as lm-eval names them, and one without: each by the longest of its samples."""
+    made = {
+        size: [SampleMaker("niah_single_1", size, count).sample(index) for index in range(3)] for size in (400, 768)
+    }
+    plain = [SampleMaker("vt", 600, count).sample(0)]
+
+    def record(sample, **more):
+        return {"input": sample.input, "outputs": list(sample.answers), "answer_prefix": sample.answer_prefix, **more}
+
+    records = [record(one, max_length=size, length=7) for size in (768, 400) for one in made[size]]
+    write(tmp_path / "niah_single_1" / "validation.jsonl", *records)
+    write(tmp_path / "vt" / "validation.jsonl", *map(record, plain))
+    found = [(tokens, [one.context for one in samples]) for tokens, samples in list(read_by_size(tmp_path, count))]
+    wanted = sorted(
+        [(max(one.length for one in each), [one.context for one in each]) for each in (plain, *made.values())]
+    )
+    assert found == wanted
+    assert wanted[0][0] <= 400 < wanted[1][0] <= 600 < wanted[2][0] <= 768
+    by_words = dict(read_by_size(tmp_path, lambda text: len(text.split())))
+    assert max(by_words) < wanted[2][0]
 
 
 def test_an_interrupted_writing_leaves_the_old_file(tmp_path):

@@ -1,12 +1,9 @@
 """Runs of several ways: none is made, and no document is, where every answer is there already."""
 
-import re
-
 import pytest
 
 from msa.evaluation.records import RecordLog
-from msa.evaluation.ruler import GrowingMemory
-from msa.evaluation.runs import run_growing, run_samples, run_sets
+from msa.evaluation.runs import run_samples, run_sets
 from msa.evaluation.types import Prediction, Question, QuestionSet
 
 SETS = [
@@ -31,8 +28,12 @@ class Way:
         assert not self.documents.keys() & documents.keys()
         self.documents |= documents
 
+    def settle(self):
+        self.settled = len(self.documents)
+
     def answer(self, question, max_new_tokens):
         assert not self.closed
+        assert self.settled == len(self.documents)
         return Prediction(text=" ".join(self.documents))
 
     def resident_bytes(self):
@@ -88,46 +89,6 @@ def test_a_way_is_made_only_where_it_has_a_question_left(run, make, made, log):
     assert len(made) == 4
 
 
-def count(text):
-    return len(re.findall(r"\w+", text))
-
-
-class Growing(GrowingMemory):
-    """Notes the sizes whose documents were made."""
-
-    def documents(self, size):
-        self.read.append(size)
-        return super().documents(size)
-
-
-def growing(*sizes):
-    memory = Growing("niah_single_1", sizes, count, num_questions=11, document_tokens=60)
-    memory.read = []
-    return memory
-
-
-def run_over(memory, make, ways, log):
-    return run_growing(make, ways, memory, log, lambda message: None)
-
-
-def test_growing_documents_are_taken_in_once_and_only_for_questions_that_are_left(make, made, log):
-    small, large = growing(1000, 2000), growing(1000, 2000, 4000)
-    records = run_over(small, make, WAYS[:1], log)
-    assert [record.size_tokens for record in records] == [1000] * 11 + [2000] * 11
-    assert (len(made), made[0].closed, small.read) == (1, True, [1000, 2000])
-    assert [len(record.text.split()) for record in records[::11]] == [
-        small.num_documents(1000),
-        small.num_documents(2000),
-    ]
-    small.read.clear()
-    assert run_over(small, make, WAYS[:1], log) == records
-    assert (len(made), small.read) == (1, [])
-    more = run_over(large, make, WAYS, log)
-    assert [way.name for way in made[1:]] == ["one", "two"]
-    assert [record for record in more if record.answerer == "one"][:22] == records
-    assert all(len(way.documents) == large.num_documents(4000) for way in made[1:])
-
-
 def test_a_way_that_fails_is_closed_and_what_it_answered_is_kept(make, made, log):
     def failing(name):
         way = make(name)
@@ -142,9 +103,15 @@ def test_a_way_that_fails_is_closed_and_what_it_answered_is_kept(make, made, log
         return way
 
     with pytest.raises(KeyboardInterrupt):
-        run_over(growing(1000), failing, WAYS, log)
-    assert made[-1].closed
-    assert len(log.records) == 1
-    with pytest.raises(KeyboardInterrupt):
         run_questions_of_sets(failing, WAYS, SETS, log)
-    assert (len(made), made[-1].closed, len(log.records)) == (2, True, 1)
+    assert (len(made), made[-1].closed, len(log.records)) == (1, True, 1)
+
+
+def test_some_ways_are_asked_fewer_questions(make, log):
+    given = {"count": len, "max_new_tokens": 5, "say": lambda message: None}
+    records = run_sets(make, WAYS, SETS, log, limits={"two": 1}, **given)
+    assert [(record.set, record.answerer, record.question_id) for record in records] == [
+        (name, way, number)
+        for name in ("first", "second")
+        for way, number in (("one", "0"), ("one", "1"), ("two", "0"))
+    ]

@@ -2,15 +2,17 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from tiny import tiny_model
 
 from msa.errors import EvaluationError
+from msa.evaluation.growth import GROWTH_NAME, read_growth
 from msa.evaluation.records import RecordLog
 from msa.evaluation.ruler import GrowingMemory
-from msa.evaluation.scaling import GROWTH_NAME, curve, depth_rates, read_growth, run_scaling
+from msa.evaluation.scaling import curve, depth_rates, run_scaling
 from msa.memory import Memory
 
 SMALL, MIDDLE, LARGE = 700, 1000, 1400
@@ -94,6 +96,18 @@ def test_documents_made_for_other_sizes_are_replaced(run, model, tmp_path):
     assert held(model, tmp_path) != texts(SMALL, LARGE)
     run(SMALL, LARGE)
     assert held(model, tmp_path) == texts(SMALL, LARGE)
+
+
+def test_a_memory_that_was_removed_is_made_again_for_a_larger_size(run, model, tmp_path):
+    """Stored results come without their memories."""
+    records = run(SMALL)
+    shutil.rmtree(tmp_path / "memory")
+    more = run(SMALL, LARGE)
+    assert more[: len(records)] == records
+    assert held(model, tmp_path) == texts(SMALL, LARGE)
+    first, again, large = read_growth(tmp_path)
+    assert again["encoded_tokens"] == first["encoded_tokens"] == first["tokens"]
+    assert again["encoded_tokens"] + large["encoded_tokens"] == large["tokens"]
 
 
 def test_a_memory_that_has_grown_beyond_a_size_is_not_asked_as_that_size(run, model, tmp_path):

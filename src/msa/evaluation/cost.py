@@ -102,22 +102,32 @@ def encode_cost(shape: Shape, length: int) -> Cost:
     return body + Cost(2 * keys * chunks, keys * shape.value_bytes)
 
 
-def route_cost(shape: Shape, tokens: int, num_chunks: int, *, prefix: int = 0, key_bytes: int | None = None) -> Cost:
+def route_cost(
+    shape: Shape,
+    tokens: int,
+    num_chunks: int,
+    *,
+    prefix: int = 0,
+    key_bytes: int | None = None,
+    routing_tokens: int | None = None,
+) -> Cost:
     """A question's routing pass: up to the last router layer, and every chunk's score in every router layer (Eq. 2).
 
     Args:
         shape: of the model.
-        tokens: of the question; all of them route.
+        tokens: of the question, or of its turn with the template's words.
         num_chunks: chunks of the memory.
         prefix: tokens of the template prefix, attended to.
         key_bytes: bytes of one value of a routing key; None: those of the model's dtype.
+        routing_tokens: how many of ``tokens`` route; None: all.
     """
     body = _body(shape, tokens, prefix + tokens)
     routers = len(shape.router_layers)
     queries = routers * shape.hidden * shape.q_size
     scores = routers * num_chunks * shape.kv_size
     stored = shape.value_bytes if key_bytes is None else key_bytes
-    return body + Cost(2 * tokens * (queries + scores), queries * shape.value_bytes + scores * stored)
+    routing = tokens if routing_tokens is None else routing_tokens
+    return body + Cost(2 * (tokens * queries + routing * scores), queries * shape.value_bytes + scores * stored)
 
 
 def fetch_cost(shape: Shape, selected_chunks: int) -> Cost:

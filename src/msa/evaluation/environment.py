@@ -1,9 +1,11 @@
-"""Where a result was made: machine, versions, commit and date."""
+"""Where a result was made and by what: machine, versions, commit, date and command."""
 
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, commit and date of a result."""
+    """Machine, versions, commit, date and command of a result."""
     return {
         "date": date.today().isoformat(),
         "machine": _processor(),
@@ -22,7 +24,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("memory-sparse-attention", "torch", "transformers")},
         "commit": _commit(),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command line as a user would give it: ``msa eval …``, ``python script.py …`` or ``python -m package …``."""
+    program, *arguments = sys.argv
+    path = Path(program)
+    begin = [path.name]
+    if path.suffix == ".py":
+        begin = ["python", "-m", path.parent.name] if path.name == "__main__.py" else ["python", program]
+    return shlex.join([*begin, *arguments])
 
 
 def _processor() -> str:

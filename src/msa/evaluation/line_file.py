@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+
+from msa.errors import EvaluationError
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,21 @@ class LineFile:
                     yield number, _parsed(line, number)
 
     def open(self) -> None:
-        """Get ready to append: make the file and its folder, or cut off the half of a line that it ends with."""
+        """Get ready to append: make the file and its folder, or cut off the half of a line that it ends with.
+
+        Raises:
+            EvaluationError: another run is writing to it; the kernel forgets one that was killed.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")  # noqa: SIM115
+        file = open(self.path, "a+b")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise EvaluationError(
+                f"another run is writing to {self.path}; wait until it ends, or give another --out"
+            ) from error
+        self._file = file
         self._file.seek(0)
         whole = sum(len(line) for line in self._file if line.endswith(b"\n"))
         if whole < self._file.tell():

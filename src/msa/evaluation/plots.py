@@ -8,6 +8,8 @@ from typing import Any
 
 from msa.errors import EvaluationError
 
+_LEGEND_INSIDE = 6  # curves whose names fit among them
+
 
 def token_count(tokens: float) -> str:
     """A number of tokens as people say it.
@@ -40,7 +42,9 @@ def draw_curves(
         EvaluationError: matplotlib is not installed.
     """
     pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    crowded = len(curves) > _LEGEND_INSIDE
+    size = (10, max(5.5, 0.22 * len(curves))) if crowded else (7.5, 4.5)
+    figure, axis = pyplot.subplots(figsize=size, layout="constrained")
     for number, (name, points) in enumerate(curves.items()):
         if not points:
             continue
@@ -57,7 +61,10 @@ def draw_curves(
     axis.set_ylim(-0.02, 1.02)
     axis.set(title=title, xlabel="tokens in memory", ylabel=ylabel)
     axis.grid(alpha=0.3)
-    axis.legend()
+    if crowded:
+        figure.legend(loc="outside right upper")
+    else:
+        axis.legend()
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
 

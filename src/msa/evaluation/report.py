@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msa.evaluation.cost import Shape, fetch_cost, linear_fit, route_cost
+from msa.evaluation.cost import Shape, decode_cost, encode_cost, fetch_cost, linear_fit, prefill_cost, route_cost
 from msa.evaluation.environment import environment
 from msa.evaluation.plots import draw_bars, draw_curves, draw_heat_map, token_count
 from msa.evaluation.records import SCHEMA, Record
 from msa.evaluation.ruler import GrowingMemory, score
 from msa.evaluation.scaling import STAGES, curve, depth_rates
-from msa.evaluation.summary import compare_best, markdown_table, rows_of, rows_table
+from msa.evaluation.summary import compare_best, markdown_table, reasons_list, rows_of, rows_table, scores_table
 from msa.training.files import replace_file
 
 RESULTS_NAME, REPORT_NAME = "results.json", "report.md"
+COLUMNS_NOTE = (
+    "*tokens seen*: prompt tokens processed for a question; documents that a way has read, encoded or indexed before "
+    "are not counted again. *MB*: held in memory for the documents, by each way's own count, files left out."
+)
 _QUESTION_TOKENS = 32
 
 
@@ -39,7 +43,7 @@ def write_results(
     commit = f", commit {stamp['commit']}" if stamp["commit"] else ""
     made = f"{stamp['date']} · {machine} · {versions}{commit}"
     how = "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    text = "\n\n".join([f"# {what}", made, how, *page]) + "\n"
+    text = "\n\n".join([f"# {what}", made, f"`{stamp['command']}`", how, *page]) + "\n"
     replace_file(folder / RESULTS_NAME, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
     replace_file(folder / REPORT_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -71,12 +75,27 @@ def report_ruler(folder: Path, settings: Mapping[str, Any], records: Sequence[Re
 
 
 def report_comparison(
-    folder: Path, settings: Mapping[str, Any], records: Sequence[Record], metric: str, notes: Sequence[str]
+    folder: Path,
+    settings: Mapping[str, Any],
+    records: Sequence[Record],
+    metric: str,
+    notes: Sequence[str],
+    growth: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """All ways side by side, and the paired test between the best of ours and the best of the others."""
+    """All ways side by side, as the documents grow, and paired tests of the best of ours and the best of the others."""
     rows = rows_of(records, metric)
-    page = [_notes(notes), rows_table(rows, metric)]
-    tests = []
+    page = [_notes(notes), rows_table(rows, metric), COLUMNS_NOTE, *filter(None, [reasons_list(rows)])]
+    sizes = {row.size_tokens for row in rows}
+    if len(sizes) > 1:
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            curves.setdefault(row.answerer, []).append((row.size_tokens, row.score))
+        draw_curves(folder / "ways.png", curves, title="Ways of answering as the documents grow", ylabel=metric)
+        page.append(f"![{metric} over size](ways.png)")
+    growth = [entry for entry in growth if entry["size"] in sizes]
+    if growth:
+        page += ["## Taking the documents in", growth_table(growth)]
+    tests: list[dict[str, Any]] = []
     for size in dict.fromkeys(row.size_tokens for row in rows):
         found = compare_best(records, metric, size)
         if found is None:
@@ -86,7 +105,8 @@ def report_comparison(
         bars = {row.answerer: (row.score, row.low, row.high) for row in rows if row.size_tokens == size}
         draw_bars(folder / f"ways-{size}.png", bars, title=f"{size:,} tokens of documents", xlabel=metric)
         page.append(f"![{metric} at {size:,} tokens](ways-{size}.png)")
-    results = {"metric": metric, "rows": [vars(row) for row in rows], "tests": tests}
+    page += ["## Every metric", scores_table(records)]
+    results = {"metric": metric, "rows": [vars(row) for row in rows], "tests": tests, "growth": growth}
     write_results(folder, "Ways of answering, side by side", settings, results, page)
 
 
@@ -133,6 +153,7 @@ def report_scaling(
             ["tokens", "chunks", "encoded tokens/s", "GB on disk", "GFLOP to route", "MB read to route", "MB fetched"],
             [_cost_cells(cost) for cost in costs],
         ),
+        *step_costs(costs),
     ]
     results: dict[str, Any] = {"curve": points, "depths": list(growing.depths), "maps": maps, "costs": costs}
     results |= {"top_k_docs": top_k_docs, "router_layers": list(shape.router_layers)}
@@ -143,6 +164,23 @@ def report_scaling(
     write_results(folder, "Memory size and depth", settings, results, page)
 
 
+def growth_table(growth: Sequence[Mapping[str, Any]]) -> str:
+    """What further documents cost each way, as :func:`report_comparison` stores it; memories are shared by our rows."""
+    cells = [
+        [
+            str(entry["way"]),
+            token_count(entry["size"]),
+            f"{entry['documents']:,}",
+            f"{entry['seconds']:,.1f}",
+            f"{entry['encoded_tokens']:,}" if "encoded_tokens" in entry else "–",
+            f"{entry['bytes_on_disk'] / 1e6:,.1f}" if "bytes_on_disk" in entry else "–",
+        ]
+        for entry in growth
+    ]
+    columns = ["way or memory", "tokens", "documents added", "s", "tokens encoded", "MB on disk"]
+    return markdown_table(columns, cells)
+
+
 def difference_sentence(test: Mapping[str, Any]) -> str:
     """A paired test, as :func:`report_comparison` stores it."""
     found = test["difference"]
@@ -151,6 +189,29 @@ def difference_sentence(test: Mapping[str, Any]) -> str:
         f"questions: {found['mean']:+.3f} (95 % {found['low']:+.3f} to {found['high']:+.3f}), paired permutation test "
         f"p = {found['p_value']:.2g}."
     )
+
+
+def step_costs(costs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each step takes by formula and as torch counted it, as :func:`report_scaling` stores it."""
+    if not all("encode_flops" in cost for cost in costs):
+        return []
+    steps = ("encode", "route", "fetch", "prefill", "decode")
+    cells = [
+        [
+            token_count(cost["tokens"]),
+            *(f"{cost[f'{step}_flops'] / 1e9:.3f} / {cost[f'{step}_bytes'] / 1e6:.1f}" for step in steps),
+            f"{cost['search_flops'] / 1e9:.3f}" if "search_flops" in cost else "–",
+            f"{cost['question_flops'] / 1e9:.2f}" if "question_flops" in cost else "–",
+        ]
+        for cost in costs
+    ]
+    columns = ["tokens", "encode a document", *steps[1:4], "decode a token", "search, counted", "answer, counted"]
+    explained = (
+        "GFLOP / MB read of each step for the first question, by formula: its own tokens, over what one pass selects. "
+        "*Counted*: GFLOP by torch's counter while the question was searched for (a checkpoint that writes ids attends "
+        "to what it routes to: routing and prefill together) and while it was answered, with all rounds and texts."
+    )
+    return [explained, markdown_table(columns, cells)]
 
 
 def fit_sentence(fit: Mapping[str, float]) -> str:
@@ -168,15 +229,20 @@ def _costs(
     costs = []
     for point in points:
         entry = by_size[point["size"]]
-        routing = route_cost(shape, _QUESTION_TOKENS, entry["chunks"])
-        costs.append(
-            {
-                **entry,
-                "route_flops": routing.flops,
-                "route_bytes": routing.bytes,
-                "fetch_bytes": fetch_cost(shape, round(top_k_docs * entry["chunks"] / entry["documents"])).bytes,
-            }
+        tokens, prefix = entry.get("question_tokens", _QUESTION_TOKENS), entry.get("prefix_tokens", 0)
+        routing = route_cost(
+            shape, tokens, entry["chunks"], prefix=prefix, routing_tokens=entry.get("routing_tokens", tokens)
         )
+        selected = round(top_k_docs * entry["chunks"] / entry["documents"])
+        formulas = {
+            "encode": encode_cost(shape, round(entry["tokens"] / entry["documents"])),
+            "route": routing,
+            "fetch": fetch_cost(shape, selected),
+            "prefill": prefill_cost(shape, tokens, selected, prefix=prefix),
+            "decode": decode_cost(shape, prefix + tokens, selected),
+        }
+        counts = {f"{step}_{name}": value for step, cost in formulas.items() for name, value in vars(cost).items()}
+        costs.append({**entry, **counts})
     return costs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msa.errors import EvaluationError
 from msa.evaluation.records import Record, RecordLog
@@ -48,29 +48,62 @@ def run_questions(
     *,
     size_tokens: int,
     max_new_tokens: int = 64,
-    prepare: bool = True,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Answer what ``log`` does not hold yet, and return the records of all questions in order.
+    """Take in a set's documents where a question is left to answer, then :func:`ask_questions`.
 
     Args:
         answerer: who answers.
-        questions: the set; its documents are taken in only where a question is left to answer.
-        log: where records are kept.
-        scorer: metric values of one answer.
-        size_tokens: tokens of the documents, for the record.
-        max_new_tokens: for questions that do not say.
-        prepare: hand the documents to the answerer first; False where it has them.
-        progress: called with questions done and questions in all.
+        questions: the set.
+        log, scorer, size_tokens, max_new_tokens, progress: see :func:`ask_questions`.
 
     Raises:
         EvaluationError: see :func:`check_questions` and :meth:`RecordLog.missing`.
     """
     check_questions(questions)
-    asked = (answerer.name, questions.name, size_tokens, questions.questions)
-    left, total = log.missing(*asked), len(questions.questions)
-    if left and prepare:
+    if log.missing(answerer.name, questions.name, size_tokens, questions.questions):
         answerer.prepare(questions.documents)
+        answerer.settle()
+    return ask_questions(
+        answerer,
+        questions.name,
+        questions.questions,
+        log,
+        scorer,
+        size_tokens=size_tokens,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+
+
+def ask_questions(
+    answerer: Answerer,
+    set_name: str,
+    questions: Sequence[Question],
+    log: RecordLog,
+    scorer: Scorer,
+    *,
+    size_tokens: int,
+    max_new_tokens: int = 64,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Answer what ``log`` does not hold yet, and return the records of all questions in order.
+
+    Args:
+        answerer: who answers, from the documents it has taken in.
+        set_name: name of the questions' set, for the record.
+        questions: what is asked.
+        log: where records are kept.
+        scorer: metric values of one answer.
+        size_tokens: tokens of the documents, for the record.
+        max_new_tokens: for questions that do not say.
+        progress: called with questions done and questions in all.
+
+    Raises:
+        EvaluationError: see :meth:`RecordLog.missing`.
+    """
+    asked = (answerer.name, set_name, size_tokens, questions)
+    left, total = log.missing(*asked), len(questions)
     for number, question in enumerate(left, start=total - len(left) + 1):
         prediction = answerer.answer(question, question.max_new_tokens or max_new_tokens)
         log.append(
@@ -78,7 +111,7 @@ def run_questions(
                 question,
                 prediction,
                 answerer=answerer.name,
-                set=questions.name,
+                set=set_name,
                 size_tokens=size_tokens,
                 resident_bytes=answerer.resident_bytes(),
                 scores=dict(scorer(question, prediction)),

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msa.evaluation.records import Record, RecordLog
-from msa.evaluation.ruler import GrowingMemory
 from msa.evaluation.runner import Scorer, run_questions
 from msa.evaluation.scoring import score_answer, score_ruler
-from msa.evaluation.types import Answerer, QuestionSet
-
-Make = Callable[[str], Answerer]
-Say = Callable[[str], None]
-
-
-@contextmanager
-def opened(make: Make, name: str) -> Iterator[Answerer]:
-    """A way of answering, closed at the end if it can be closed."""
-    answerer = make(name)
-    try:
-        yield answerer
-    finally:
-        close = getattr(answerer, "close", None)
-        if close is not None:
-            close()
+from msa.evaluation.side_by_side import Make, Say, opened
+from msa.evaluation.types import QuestionSet
 
 
 def run_samples(
@@ -46,40 +31,6 @@ def run_samples(
     return records, list(notes)
 
 
-def run_growing(make: Make, ways: Sequence[str], growing: GrowingMemory, log: RecordLog, say: Say) -> list[Record]:
-    """The questions of the first size, asked every way at every size; what a way has taken in stays.
-
-    A way is made, and documents are, only where it has a question left to answer.
-    """
-    records: list[Record] = []
-    task, questions = growing.task.name, growing.base_questions()
-    for name in ways:
-        with ExitStack() as stack:
-            answerer: Answerer | None = None
-            held: dict[str, str] = {}
-            waiting: list[int] = []
-            for size in growing.sizes:
-                waiting.append(size)
-                if log.missing(name, task, size, questions):
-                    say(f"{name}: {size:,} tokens")
-                    if answerer is None:
-                        answerer = stack.enter_context(opened(make, name))
-                    fresh = {document: text for part in waiting for document, text in growing.documents(part)}
-                    waiting, held = [], held | fresh
-                    answerer.prepare(fresh)
-                    run_questions(
-                        answerer,
-                        QuestionSet(name=task, documents=held, questions=questions),
-                        log,
-                        score_ruler,
-                        size_tokens=size,
-                        prepare=False,
-                        progress=_counting(say, f"{name}, {size:,} tokens"),
-                    )
-                records += log.of_questions(name, task, size, questions)
-    return sorted(records, key=lambda record: record.size_tokens)
-
-
 def run_sets(
     make: Make,
     ways: Sequence[str],
@@ -89,20 +40,23 @@ def run_sets(
     count: Callable[[str], int],
     max_new_tokens: int,
     say: Say,
+    limits: Mapping[str, int] | None = None,
 ) -> list[Record]:
     """Question sets, each over its own documents, every way; sizes are the documents' tokens.
 
-    A way is made anew for each set that it has a question of left to answer.
+    A way is made anew for each set that it has a question of left to answer. ``limits`` names ways that are asked only
+    so many questions of a set, the first ones.
     """
     records: list[Record] = []
     for questions in sets:
         size = sum(map(count, questions.documents.values()))
         for name in ways:
             progress = _counting(say, f"{name}, {questions.name}")
+            asked = replace(questions, questions=questions.questions[: (limits or {}).get(name)])
             records += _run_set(
                 make,
                 name,
-                questions,
+                asked,
                 log,
                 score_answer,
                 size_tokens=size,

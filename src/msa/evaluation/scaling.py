@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from msa.errors import EvaluationError
 from msa.evaluation.alternatives.prompts import answer_lead
-from msa.evaluation.line_file import BrokenLineError, LineFile
+from msa.evaluation.cost import counted_flops
+from msa.evaluation.growth import check_grown, check_not_beyond, note_growth, read_growth
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory, string_match_all
 from msa.evaluation.statistics import mean_interval
@@ -27,7 +27,6 @@ from msa.model.bundle import MSAModel
 from msa.routing import Tiers
 
 STAGES = ("routed", "read", "answered")
-GROWTH_NAME = "growth.jsonl"
 _WAY = "msa"
 
 Growing = Callable[[int, AddProgress], None]
@@ -72,8 +71,8 @@ def run_scaling(
             if left or len(memory) < growing.num_documents(size) or size not in noted:
                 cost = _grow(memory, growing, size, folder, on_growth)
                 if cost["encoded_tokens"] or size not in noted:
-                    with LineFile(folder / GROWTH_NAME) as file:
-                        file.append(cost)
+                    cost |= _counted(memory, questions[0], ask_options or {})
+                    note_growth(folder, cost)
             for number, question in enumerate(left, start=len(questions) - len(left) + 1):
                 log.append(_ask(memory, growing, size, question, ask_options or {}))
                 if on_question:
@@ -85,11 +84,7 @@ def run_scaling(
 def _grow(memory: Memory, growing: GrowingMemory, size: int, folder: Path, on_growth: Growing | None) -> dict[str, Any]:
     """Add what this size has beyond the one before, and say what that cost: nothing but a look for what is there."""
     wanted = growing.num_documents(size)
-    if len(memory) > wanted:
-        raise EvaluationError(
-            f"the memory in {folder} holds {len(memory):,} documents, more than the {wanted:,} of {size:,} tokens; "
-            "a size can only be asked before the memory grows beyond it. Give another --out"
-        )
+    check_not_beyond(folder, len(memory), wanted, size)
     encoded = 0
 
     def note(done: AddProgress) -> None:
@@ -101,14 +96,30 @@ def _grow(memory: Memory, growing: GrowingMemory, size: int, folder: Path, on_gr
     started = time.perf_counter()
     memory.add(({"id": name, "text": text} for name, text in growing.documents(size)), progress=note)
     seconds = time.perf_counter() - started
-    if len(memory) != wanted:
-        raise EvaluationError(
-            f"the memory in {folder} holds {len(memory):,} documents where {wanted:,} belong; "
-            "it was made for something else. Give another --out"
-        )
+    check_grown(folder, len(memory), wanted)
     stats = memory.stats()
     kept = {name: stats[name] for name in ("documents", "tokens", "chunks", "bytes_on_disk")}
     return {"size": size, **kept, "encoded_tokens": encoded, "encode_seconds": seconds}
+
+
+def _counted(memory: Memory, question: Question, options: dict[str, Any]) -> dict[str, int]:
+    """Operations of routing and of answering one question, as torch counts them, and what the formulas need for it."""
+    model, top_k = memory.model, memory.model.lm.config.top_k_docs
+    turn = model.protocol.question_turn(question.question)
+    memory.search(question.question, top_k=top_k)  # what is loaded and encoded once is not the question's
+    return {
+        "question_tokens": len(turn.ids),
+        "routing_tokens": sum(turn.marked),
+        "prefix_tokens": model.prefix.num_tokens,
+        "search_flops": counted_flops(lambda: memory.search(question.question, top_k=top_k)),
+        "question_flops": counted_flops(lambda: memory.ask(question.question, **_given(memory, question, options))),
+    }
+
+
+def _given(memory: Memory, question: Question, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of :meth:`Memory.ask` for a question."""
+    given = {"max_new_tokens": question.max_new_tokens or 64, "answer_lead": answer_lead(memory.model, question)}
+    return {**given, **options}
 
 
 def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, options: dict[str, Any]) -> Record:
@@ -117,8 +128,7 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
     hits = memory.search(question.question, top_k=memory.model.lm.config.top_k_docs)
     search_s = time.perf_counter() - started
     started = time.perf_counter()
-    given = {"max_new_tokens": question.max_new_tokens or 64, "answer_lead": answer_lead(memory.model, question)}
-    answer = memory.ask(question.question, **{**given, **options})
+    answer = memory.ask(question.question, **_given(memory, question, options))
     prediction = Prediction(
         text=answer.text,
         retrieved=tuple(hit.id for hit in hits),
@@ -179,21 +189,3 @@ def depth_rates(records: Sequence[Record], growing: GrowingMemory, stage: str) -
         found = [[by_key[size, q.id] for q in cell if (size, q.id) in by_key] for cell in cells]
         columns.append([sum(values) / len(values) if values else None for values in found])
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def read_growth(folder: Path) -> list[dict[str, Any]]:
-    """What each size cost to encode, in the order they were reached.
-
-    Raises:
-        EvaluationError: the file is damaged before its last line.
-    """
-    path = folder / GROWTH_NAME
-    entries = []
-    try:
-        for number, entry in LineFile(path).read():
-            if not isinstance(entry, dict) or "size" not in entry:
-                raise BrokenLineError(number, "it names no size")
-            entries.append(entry)
-    except BrokenLineError as error:
-        raise EvaluationError(f"{path} is damaged ({error}); remove the line that is not JSON") from error
-    return entries

@@ -8,8 +8,10 @@ from msa.evaluation.metrics import (
     contains_answer,
     exact_match,
     ndcg_at,
+    precision_at,
     recall_at,
     reciprocal_rank,
+    retrieval_f1,
     token_f1,
 )
 from msa.evaluation.metrics.longbench import TASKS, chosen_letter, longbench_score
@@ -52,6 +54,9 @@ def _retrieval(question: Question, prediction: Prediction) -> dict[str, float]:
         return {}
     retrieved, positives = prediction.retrieved, question.positives
     scores = {f"recall@{k}": recall_at(retrieved, positives, k) for k in RECALLS}
+    # of all that a way chose to retrieve, however many
+    scores["precision"] = precision_at(retrieved, positives)
+    scores["retrieval_f1"] = retrieval_f1(retrieved, positives)
     scores["mrr"] = reciprocal_rank(retrieved, positives)
     scores["ndcg@10"] = ndcg_at(retrieved, question.metadata.get("relevance") or positives)
     if len(question.hops) > 1:

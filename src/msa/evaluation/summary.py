@@ -10,6 +10,8 @@ from msa.errors import EvaluationError
 from msa.evaluation.records import Record
 from msa.evaluation.statistics import Difference, mean_interval, paired_difference
 
+_OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -20,6 +22,7 @@ class Row:
         size_tokens: tokens of the documents.
         questions: how many it was asked.
         unanswered: how many of them got no answer, for a reason in the record's note; they count as wrong.
+        reason: the first of these reasons; empty where every question was answered.
         score, low, high: mean of the metric and its 95 % interval.
         recall: share of the right documents among the first 10 it chose; None for ways that choose none.
         seconds, first_token_s: medians.
@@ -39,6 +42,7 @@ class Row:
     first_token_s: float
     tokens_seen: float
     resident_bytes: int
+    reason: str = ""
 
 
 def scored(records: Sequence[Record], metric: str) -> list[Record]:
@@ -71,11 +75,12 @@ def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
     interval = mean_interval(values)
     recalls = [record.scores["recall@10"] for record in records if "recall@10" in record.scores]
     chooses = any(record.retrieved for record in records)
+    reasons = [record.note for record in records if record.note and not record.text]
     return Row(
         answerer=name,
         size_tokens=size,
         questions=len(records),
-        unanswered=sum(bool(record.note) and not record.text for record in records),
+        unanswered=len(reasons),
         score=interval.mean,
         low=interval.low,
         high=interval.high,
@@ -84,6 +89,7 @@ def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
         first_token_s=median(record.first_token_s for record in records),
         tokens_seen=sum(record.tokens_seen for record in records) / len(records),
         resident_bytes=max(record.resident_bytes for record in records),
+        reason=reasons[0] if reasons else "",
     )
 
 
@@ -159,3 +165,30 @@ def rows_table(rows: Sequence[Row], metric: str) -> str:
         for row in rows
     ]
     return markdown_table(columns, cells)
+
+
+def reasons_list(rows: Sequence[Row]) -> str:
+    """Why questions got no answer, row by row; empty where all did."""
+    return "\n".join(
+        f"* {row.answerer} at {row.size_tokens:,} tokens, {row.unanswered} of {row.questions} unanswered: {row.reason}"
+        for row in rows
+        if row.reason
+    )
+
+
+def scores_table(records: Sequence[Record]) -> str:
+    """Means of every metric of every way and size as Markdown; each over the questions that have it.
+
+    A way that chooses no documents has no metrics of retrieval.
+    """
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.size_tokens, record.answerer), []).append(record)
+    metrics = list(dict.fromkeys(name for record in records for name in record.scores))
+    cells = []
+    for (size, name), group in groups.items():
+        chooses = any(record.retrieved for record in group)
+        has = [metric for metric in metrics if chooses or not metric.startswith(_OF_RETRIEVAL)]
+        found = [[one.scores[metric] for one in group if metric in has and metric in one.scores] for metric in metrics]
+        cells.append([name, f"{size:,}", *(f"{sum(values) / len(values):.3f}" if values else "–" for values in found)])
+    return markdown_table(["way", "tokens", *metrics], cells)

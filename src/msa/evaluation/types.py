@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,7 +80,16 @@ class Answerer(Protocol):
     name: str
 
     def prepare(self, documents: Mapping[str, str]) -> None:
-        """Take in further documents (id → text), encoding or indexing them; earlier ones stay."""
+        """Take in further documents (id → text), encoding them where each is encoded alone; earlier ones stay.
+
+        A large corpus comes in many calls; what depends on all documents waits for :meth:`settle`.
+        """
+
+    def settle(self) -> None:
+        """Finish what depends on all documents taken in, such as an index; nothing where nothing was taken in since.
+
+        Without it :meth:`answer` does so first, and its time would count as the answer's.
+        """
 
     def answer(self, question: Question, max_new_tokens: int) -> Prediction:
         """Answer one question from the documents taken in so far.
@@ -91,3 +100,29 @@ class Answerer(Protocol):
 
     def resident_bytes(self) -> int:
         """Bytes held for the documents between questions, in RAM or on the accelerator, by its own count."""
+
+
+class Growing(Protocol):
+    """Documents that grow from size to size, and the questions asked over each size.
+
+    Attributes:
+        name: of the set, for the records.
+        sizes: tokens of the documents, growing.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See the class."""
+
+    def num_documents(self, size: int) -> int:
+        """Documents of that size, those of the sizes before included."""
+
+    def documents(self, size: int) -> Iterator[tuple[str, str]]:
+        """What that size has beyond the one before: (id, text), the same each time."""
+
+    def asked(self, size: int) -> Sequence[Question]:
+        """What is asked at that size."""

@@ -20,9 +20,9 @@ class ContextAnswerer:
     """The backbone reads every document, then answers; an attention pattern decides which tokens see which.
 
     The whole prompt is processed for each question. With ``reuse_documents`` the documents' keys and values are
-    computed in :meth:`prepare` and kept: the strong version, possible where documents stand before the question (not
+    computed in :meth:`settle` and kept: the strong version, possible where documents stand before the question (not
     in the transcript of a checkpoint trained for the memory, whose question comes first). What is kept is exactly the
-    tokens that prompts of any two questions share. :meth:`prepare` computes them anew each time.
+    tokens that prompts of any two questions share. :meth:`settle` computes them anew after further documents.
 
     A prompt that does not fit is a prediction with a note: positions beyond the context (patterns that count positions
     in the text), or a KV cache beyond the memory.
@@ -55,6 +55,7 @@ class ContextAnswerer:
         self._texts: dict[str, str] = {}
         self._kept: list[int] = []
         self._cache: PatternCache | None = None
+        self._stale = False
         self._reuse = reuse_documents
         if reuse_documents and len(self._shared_ids({"": "text"})) == len(self._shared_ids({})):
             raise ValueError(
@@ -65,8 +66,13 @@ class ContextAnswerer:
     def prepare(self, documents: Mapping[str, str]) -> None:
         """See :class:`msa.evaluation.Answerer`."""
         self._texts.update(documents)
-        if not self._reuse:
+        self._stale = self._stale or bool(self._reuse and documents)
+
+    def settle(self) -> None:
+        """See :class:`msa.evaluation.Answerer`."""
+        if not self._stale:
             return
+        self._stale = False
         self._kept, self._cache = [], None
         shared = self._shared_ids(self._texts)
         if not self._refusal(len(shared)):
@@ -77,6 +83,7 @@ class ContextAnswerer:
     def answer(self, question: Question, max_new_tokens: int) -> Prediction:
         """See :class:`msa.evaluation.Answerer`."""
         started = time.perf_counter()
+        self.settle()
         prompt = self._prompt(self._texts, question)
         refusal = self._refusal(len(prompt.ids) + max_new_tokens)
         if refusal:

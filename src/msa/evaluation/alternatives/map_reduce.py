@@ -25,9 +25,9 @@ INSTRUCTION = "Summarise the text above. Keep every name, number and fact."
 class MapReduceAnswerer:
     """Documents are summarised in groups (map), summaries in groups again until they fit a budget (reduce).
 
-    Both happen in :meth:`prepare`, without knowing the questions; what the summaries left out cannot be answered. The
-    first summaries are kept, so further documents cost their own; the reduction is done anew. The backbone writes the
-    summaries with ``prefix`` and ``question_end`` of its transcript around text and instruction.
+    Both happen without knowing the questions, in :meth:`prepare` and :meth:`settle`; what the summaries left out cannot
+    be answered. The first summaries are kept, so further documents cost their own; the reduction is done anew. The
+    backbone writes the summaries with ``prefix`` and ``question_end`` of its transcript around text and instruction.
 
     Args:
         name: of the row.
@@ -50,7 +50,7 @@ class MapReduceAnswerer:
         group_tokens: int = 512,
         summary_tokens: int = 128,
         budget_tokens: int | None = None,
-        batch: int = 8,
+        batch: int = 16,
     ) -> None:
         context = model.lm.config.max_position_embeddings
         budget = context // 2 if budget_tokens is None else budget_tokens
@@ -77,7 +77,8 @@ class MapReduceAnswerer:
             budget,
             batch,
         )
-        self._texts: dict[str, str] = {}
+        self._taken: dict[str, bytes] = {}
+        self._stale = False
         self._mapped: list[str] = []
         self.summaries: list[str] = []
 
@@ -87,8 +88,15 @@ class MapReduceAnswerer:
         Raises:
             ValueError: it is given with another text.
         """
-        new = take_in(self._texts, documents)
+        new = take_in(self._taken, documents)
         self._mapped += self._summarised(self._groups([*new.values()]))
+        self._stale = self._stale or bool(new)
+
+    def settle(self) -> None:
+        """See :class:`msa.evaluation.Answerer`."""
+        if not self._stale:
+            return
+        self._stale = False
         summaries = self._mapped
         while len(summaries) > 1 and sum(map(self._size, summaries)) > self._budget:
             summaries = self._summarised(self._groups(summaries))
@@ -97,6 +105,7 @@ class MapReduceAnswerer:
     def answer(self, question: Question, max_new_tokens: int) -> Prediction:
         """See :class:`msa.evaluation.Answerer`."""
         started = time.perf_counter()
+        self.settle()
         free = free_tokens(self._model, question, max_new_tokens)
         if free < 0:
             context = self._model.lm.config.max_position_embeddings

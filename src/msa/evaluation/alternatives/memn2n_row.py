@@ -37,7 +37,7 @@ class MemN2NAnswerer:
         self.name = name
         self.network = network.eval()
         self._num_retrieved = num_retrieved
-        self._documents: dict[str, str] = {}
+        self._taken: dict[str, bytes] = {}
         self._sentences: list[list[str]] = [[NOT_IN_MEMORY]]
         self._owners: list[str] = [""]
         self._rows: Tensor | None = None
@@ -45,15 +45,22 @@ class MemN2NAnswerer:
 
     @torch.inference_mode()
     def prepare(self, documents: Mapping[str, str]) -> None:
-        """See :class:`msa.evaluation.Answerer`; embeddings are computed anew, because sentences have aged.
+        """See :class:`msa.evaluation.Answerer`.
 
         Raises:
             ValueError: a document taken in earlier is given with another text.
         """
-        for name, text in take_in(self._documents, documents).items():
+        for name, text in take_in(self._taken, documents).items():
             found = sentences_of(text)
             self._sentences += found
             self._owners += [name] * len(found)
+            self._rows = None
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """See :class:`msa.evaluation.Answerer`; all embeddings are computed anew, because sentences have aged."""
+        if self._rows is not None:
+            return
         self._rows = self.network.rows(self._sentences)
         self._memory = self.network.memory(self._rows)
 
@@ -64,8 +71,7 @@ class MemN2NAnswerer:
         words = words_of(question.question)
         if not words:
             raise ValueError(f"question {question.id!r} has no words; ask something")
-        if self._rows is None:
-            self.prepare({})
+        self.settle()
         assert self._rows is not None
         state, attention = self.network.attend(self.network.rows([words]), self._memory)
         if self.network.config.pointer:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from msa.evaluation.alternatives.prompts import answer_lead, counting_tokens
 from msa.evaluation.types import Prediction, Question
-from msa.memory import Memory
+from msa.memory import AddProgress, Memory
 from msa.model.bundle import MSAModel
 from msa.routing import Tiers
 
@@ -33,6 +34,10 @@ class MemoryAnswerer:
             alone (the paper's ablation); generative retrieval only.
         similarity: ``cosine`` or ``dot``; None: the checkpoint's own. A memory folder made with the other is not to be
             reused.
+        read_only: ask a folder that is there as it is; nothing can be taken in.
+
+    Attributes:
+        encoded_tokens: tokens that taking documents in has encoded so far.
         routing_keys: their tier, see :class:`msa.routing.Tiers`: ``exact``, ``half``, ``int8`` or ``mapped``.
 
     Raises:
@@ -51,6 +56,7 @@ class MemoryAnswerer:
         original_text: bool = True,
         similarity: str | None = None,
         routing_keys: str = "exact",
+        read_only: bool = False,
     ) -> None:
         if similarity not in (None, "cosine", "dot"):
             raise ValueError(f"similarity must be cosine or dot, got {similarity!r}")
@@ -63,7 +69,7 @@ class MemoryAnswerer:
             raise ValueError(
                 "original_text=False needs retrieval='generative': routed mode answers from the texts alone"
             )
-        self.name = name
+        self.name, self.encoded_tokens = name, 0
         self._model = model
         self._similarity = similarity or str(model.lm.config.routing_similarity)
         self._max_rounds = 0 if not original_text else max_rounds if interleave else 1
@@ -73,7 +79,7 @@ class MemoryAnswerer:
             folder = self._scratch.name
         self._tiers = Tiers(routing_keys=routing_keys)
         with self._scoring():
-            self._memory = Memory.open(folder, model, tiers=self._tiers)
+            self._memory = Memory.open(folder, model, tiers=self._tiers, read_only=read_only)
 
     def close(self) -> None:
         """Release the folder; a temporary one is removed."""
@@ -82,9 +88,18 @@ class MemoryAnswerer:
             self._scratch.cleanup()
 
     def prepare(self, documents: Mapping[str, str]) -> None:
-        """See :class:`msa.evaluation.Answerer`: appends to the memory and brings its routing keys where they belong."""
+        """See :class:`msa.evaluation.Answerer`: appends to the memory; what it holds already is not encoded again."""
+        before = self.encoded_tokens
+
+        def note(done: AddProgress) -> None:
+            self.encoded_tokens = before + done.tokens
+
         with self._scoring():
-            self._memory.add({"id": name, "text": text} for name, text in documents.items())
+            self._memory.add(({"id": name, "text": text} for name, text in documents.items()), progress=note)
+
+    def settle(self) -> None:
+        """See :class:`msa.evaluation.Answerer`: brings the routing keys where they belong."""
+        with self._scoring():
             if len(self._memory):
                 self._memory.search("ready", top_k=1)
 
@@ -109,6 +124,10 @@ class MemoryAnswerer:
             tokens_seen=seen,
             note="; ".join(answer.notes),
         )
+
+    def stats(self) -> dict[str, Any]:
+        """See :meth:`msa.Memory.stats`."""
+        return self._memory.stats()
 
     def resident_bytes(self) -> int:
         """Bytes of the routing keys in their tier; texts, content keys and values stay on disk."""

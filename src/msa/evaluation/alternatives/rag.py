@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from msa.documents.splitting import split_text
 from msa.evaluation.alternatives.prompts import (
@@ -17,20 +16,13 @@ from msa.evaluation.alternatives.prompts import (
 )
 from msa.evaluation.alternatives.retrievers import Found, Retriever
 from msa.evaluation.alternatives.taken_in import take_in
+from msa.evaluation.alternatives.text_file import TextFile
 from msa.evaluation.types import Prediction, Question
 from msa.generation.budget import Candidate, fit_documents
 from msa.generation.reread import question_likelihoods
 from msa.model.bundle import MSAModel
 
 _REREAD_TOKENS = 128  # what question_likelihoods reads of a text
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A document, or a part of one that is longer than the memory would encode in one piece."""
-
-    document: str
-    text: str
 
 
 class RagAnswerer:
@@ -66,8 +58,9 @@ class RagAnswerer:
         self.name = name
         self._model, self._retriever = model, retriever
         self._top_k, self._rerank_from = top_k, rerank_from
-        self._documents: dict[str, str] = {}
-        self._parts: list[_Part] = []
+        self._taken: dict[str, bytes] = {}
+        self._documents: list[str] = []  # the id of each part's document
+        self._texts = TextFile()
 
     def prepare(self, documents: Mapping[str, str]) -> None:
         """See :class:`msa.evaluation.Answerer`.
@@ -76,14 +69,20 @@ class RagAnswerer:
             ValueError: a document taken in earlier is given with another text.
         """
         protocol = self._model.protocol
-        new = []
-        for name, text in take_in(self._documents, documents).items():
+        new: list[str] = []
+        for name, text in take_in(self._taken, documents).items():
             spans = split_text(
                 text, max_tokens=protocol.strings.max_document_tokens, token_starts=protocol.plain_starts
             )
-            new += [_Part(name, text[start:end]) for start, end in spans]
-        self._retriever.add([part.text for part in new])
-        self._parts += new
+            new += [text[start:end] for start, end in spans]
+            self._documents += [name] * len(spans)
+        self._retriever.add(new)
+        for part in new:
+            self._texts.append(part)
+
+    def settle(self) -> None:
+        """See :class:`msa.evaluation.Answerer`."""
+        self._retriever.settle()
 
     def answer(self, question: Question, max_new_tokens: int) -> Prediction:
         """See :class:`msa.evaluation.Answerer`."""
@@ -105,11 +104,11 @@ class RagAnswerer:
             prompt = reading_prompt(self._model, fitted.documents, question, title)
             written = read_and_answer(self._model, prompt, max_new_tokens)
             seen = tokens_seen()
-        names = [self._parts[one.index].document for one in found]
+        names = [self._documents[one.index] for one in found]
         return Prediction(
             text=written.text,
             retrieved=tuple(dict.fromkeys(names)),
-            read=tuple(dict.fromkeys(self._parts[number].document for number, _ in fitted.documents)),
+            read=tuple(dict.fromkeys(self._documents[number] for number, _ in fitted.documents)),
             seconds=time.perf_counter() - started,
             first_token_s=written.first_token - started,
             tokens_seen=seen,
@@ -117,14 +116,17 @@ class RagAnswerer:
         )
 
     def resident_bytes(self) -> int:
-        """Bytes of the index and of the texts."""
-        return self._retriever.resident_bytes() + sum(len(part.text.encode()) for part in self._parts)
+        """Bytes of the index, and of where each text is found; the texts are on disk, as a memory's are."""
+        return self._retriever.resident_bytes() + self._texts.resident_bytes()
 
     def _candidate(self, found: Found) -> Candidate:
-        part = self._parts[found.index]
-        starts = self._model.protocol.plain_starts(part.text) if found.place else []
+        text = self._texts[found.index]
+        starts = self._model.protocol.plain_starts(text) if found.place else []
         return Candidate(
-            number=found.index, name=part.document, text=part.text, best_chunk=bisect_left(starts, found.place)
+            number=found.index,
+            name=self._documents[found.index],
+            text=text,
+            best_chunk=bisect_left(starts, found.place),
         )
 
     def _reranked(self, found: list[Found], question: str) -> list[Found]:
@@ -133,7 +135,7 @@ class RagAnswerer:
         pieces: list[str] = []
         owners: list[int] = []
         for rank, one in enumerate(found):
-            text = self._parts[one.index].text
+            text = self._texts[one.index]
             for start, end in split_text(text, max_tokens=_REREAD_TOKENS, token_starts=protocol.plain_starts):
                 pieces.append(text[start:end])
                 owners.append(rank)

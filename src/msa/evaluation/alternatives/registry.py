@@ -15,6 +15,7 @@ from msa.evaluation.alternatives.memn2n_row import MemN2NAnswerer
 from msa.evaluation.alternatives.memn2n_training import MemN2NTraining, train_memn2n
 from msa.evaluation.alternatives.memory_rows import MemoryAnswerer
 from msa.evaluation.alternatives.patterns import BigBird, FullAttention, Longformer, SlidingWindow, StreamingLLM
+from msa.evaluation.alternatives.prompts import is_generative
 from msa.evaluation.alternatives.rag import RagAnswerer
 from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever
 from msa.evaluation.types import Answerer
@@ -30,10 +31,13 @@ class Alternative:
     Attributes:
         description: one line, for lists.
         factory: (name, model, **options) → the row.
+        memory: name of the folder its documents are encoded into, which it shares with all rows of the same; empty for
+            rows without one. These rows take the option ``folder``.
     """
 
     description: str
     factory: Callable[..., Answerer]
+    memory: str = ""
 
 
 def _context(
@@ -41,20 +45,26 @@ def _context(
     name: str,
     model: MSAModel,
     *,
-    reuse_documents: bool = False,
+    reuse_documents: bool | None = None,
     allow_extrapolation: bool = False,
     max_cache_bytes: int | None = None,
     **options: Any,
 ) -> Answerer:
-    """A context row; what is left of the options is the pattern's."""
+    """A context row, documents read once where the transcript allows; what is left of the options is the pattern's."""
     return ContextAnswerer(
         name,
         model,
         pattern(**options),
-        reuse_documents=reuse_documents,
+        reuse_documents=not is_generative(model) if reuse_documents is None else reuse_documents,
         allow_extrapolation=allow_extrapolation,
         max_cache_bytes=max_cache_bytes,
     )
+
+
+def _memory(description: str, **options: Any) -> Alternative:
+    """A row of ours; those that score alike share a memory."""
+    folder = f"memory-{options['similarity']}" if "similarity" in options else "memory"
+    return Alternative(description, partial(MemoryAnswerer, **options), folder)
 
 
 def _bm25(name: str, model: MSAModel, **options: Any) -> Answerer:
@@ -85,22 +95,15 @@ def _memn2n(
 
 
 ALTERNATIVES: dict[str, Alternative] = {
-    "msa": Alternative("Memory Sparse Attention as the checkpoint is set up", MemoryAnswerer),
-    "msa-generative": Alternative(
-        "the model writes ids, reads texts, up to 4 rounds", partial(MemoryAnswerer, retrieval="generative")
+    "msa": _memory("Memory Sparse Attention as the checkpoint is set up"),
+    "msa-generative": _memory("the model writes ids, reads texts, up to 4 rounds", retrieval="generative"),
+    "msa-routed": _memory("the routers' best documents are read as text", retrieval="routed"),
+    "msa-one-round": _memory("generative without interleave", retrieval="generative", interleave=False),
+    "msa-latents": _memory(
+        "generative without original text: answers from latents", retrieval="generative", original_text=False
     ),
-    "msa-routed": Alternative(
-        "the routers' best documents are read as text", partial(MemoryAnswerer, retrieval="routed")
-    ),
-    "msa-one-round": Alternative(
-        "generative without interleave", partial(MemoryAnswerer, retrieval="generative", interleave=False)
-    ),
-    "msa-latents": Alternative(
-        "generative without original text: answers from latents",
-        partial(MemoryAnswerer, retrieval="generative", original_text=False),
-    ),
-    "msa-int8": Alternative("routing keys in eight bits", partial(MemoryAnswerer, routing_keys="int8")),
-    "msa-dot": Alternative("routing by dot product instead of cosine", partial(MemoryAnswerer, similarity="dot")),
+    "msa-int8": _memory("routing keys in eight bits", routing_keys="int8"),
+    "msa-dot": _memory("routing by dot product instead of cosine", similarity="dot"),
     "full": Alternative("all documents in the context, full attention", partial(_context, FullAttention)),
     "sliding-window": Alternative("all documents, each token sees the last 1024", partial(_context, SlidingWindow)),
     "streaming-llm": Alternative("attention sinks and a window of 1024", partial(_context, StreamingLLM)),

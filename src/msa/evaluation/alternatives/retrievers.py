@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from sys import getsizeof, intern
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +39,10 @@ class Retriever(Protocol):
     """Finds texts by a question; texts are counted in the order they were added."""
 
     def add(self, texts: Sequence[str]) -> None:
-        """Index further texts."""
+        """Take in further texts."""
+
+    def settle(self) -> None:
+        """Index what was added; :meth:`search` does so where it was not done."""
 
     def search(self, question: str, top_k: int) -> list[Found]:
         """Up to ``top_k`` texts, best first."""
@@ -50,7 +54,7 @@ class Retriever(Protocol):
 class BM25Retriever:
     """BM25 (bm25s, Lucene's variant, k1 1.5, b 0.75) with English stop words and stemming over whole texts.
 
-    bm25s cannot add to an index, so :meth:`add` builds it anew. Texts that share no word with the question are never
+    bm25s cannot add to an index, so :meth:`settle` builds it anew. Texts that share no word with the question are never
     found.
 
     Raises:
@@ -73,18 +77,25 @@ class BM25Retriever:
         }
         self._tokens: list[list[str]] = []
         self._index: Any = None
+        self._indexed = 0
 
     def add(self, texts: Sequence[str]) -> None:
         """See :class:`Retriever`."""
-        if not texts:
-            return
-        self._tokens += self._bm25s.tokenize(list(texts), **self._words)
-        if any(self._tokens):
-            self._index = self._bm25s.BM25()
-            self._index.index(self._tokens, show_progress=False)
+        if texts:
+            # a word is held once, however often it occurs
+            self._tokens += [[*map(intern, words)] for words in self._bm25s.tokenize(list(texts), **self._words)]
+
+    def settle(self) -> None:
+        """See :class:`Retriever`."""
+        if self._indexed < len(self._tokens):
+            self._indexed = len(self._tokens)
+            if any(self._tokens):
+                self._index = self._bm25s.BM25()
+                self._index.index(self._tokens, show_progress=False)
 
     def search(self, question: str, top_k: int) -> list[Found]:
         """See :class:`Retriever`."""
+        self.settle()
         words = self._bm25s.tokenize([question], **self._words)[0]
         if self._index is None or not words:
             return []
@@ -97,7 +108,8 @@ class BM25Retriever:
         if self._index is None:
             return 0
         arrays = sum(array.nbytes for array in self._index.scores.values() if isinstance(array, np.ndarray))
-        return arrays + sum(len(word.encode()) for words in self._tokens for word in words)
+        vocabulary = sum(len(word.encode()) for word in self._index.vocab_dict)
+        return arrays + vocabulary + sum(getsizeof(words) for words in self._tokens)
 
 
 class DenseRetriever:
@@ -149,6 +161,9 @@ class DenseRetriever:
                 self._places.append((start + end) // 2)
         if passages:
             self._index.add(self.embed(passages).numpy())
+
+    def settle(self) -> None:
+        """See :class:`Retriever`: a flat index is always whole."""
 
     def search(self, question: str, top_k: int) -> list[Found]:
         """See :class:`Retriever`."""

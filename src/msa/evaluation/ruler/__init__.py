@@ -1,7 +1,7 @@
 """RULER's needle tasks and variable tracking, as prompts, as files and as memories."""
 
 from msa.evaluation.ruler.documents import DOCUMENT_TOKENS, cut, question_set
-from msa.evaluation.ruler.files import read_folder, read_samples, write_samples
+from msa.evaluation.ruler.files import read_by_size, read_folder, read_samples, write_samples
 from msa.evaluation.ruler.generate import SampleMaker
 from msa.evaluation.ruler.growing import GRID, GrowingMemory, shared_memory, third
 from msa.evaluation.ruler.samples import Needle, Sample
@@ -27,6 +27,7 @@ __all__ = [
     "cut",
     "find_task",
     "question_set",
+    "read_by_size",
     "read_folder",
     "read_samples",
     "ruler_sets",

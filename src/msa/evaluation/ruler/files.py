@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from msa.errors import EvaluationError
 from msa.evaluation.ruler.documents import check_answers
-from msa.evaluation.ruler.samples import NotRulerError, Sample, split_prompt
+from msa.evaluation.ruler.samples import NotRulerError, Sample, sample_tokens, split_prompt
 from msa.evaluation.ruler.tasks import TASKS, find_task
 
 FILE = "validation.jsonl"
@@ -74,6 +74,27 @@ def read_folder(folder: Path) -> Iterator[Sample]:
     if not found:
         raise EvaluationError(f"{folder} holds no RULER task; expected <task>/{FILE} with a task of {', '.join(TASKS)}")
     return (sample for name, path in found for sample in read_samples(path, name))
+
+
+def read_by_size(folder: Path, count: Callable[[str], int]) -> Iterator[tuple[int, Iterator[Sample]]]:
+    """Samples of a folder of RULER's layout, by the length they were made for, shortest first; each with its tokens.
+
+    The tokens are those of the longest of them (:func:`~msa.evaluation.ruler.samples.sample_tokens`), counted: files of
+    NVIDIA's scripts do not say what length they were made for, and others were made with another tokenizer. The files
+    are read once to count, and again for each length.
+
+    Raises:
+        EvaluationError: as :func:`read_folder`.
+    """
+    longest: dict[int, int] = {}
+    for sample in read_folder(folder):
+        longest[sample.size] = max(longest.get(sample.size, 0), sample_tokens(sample, count))
+    for size, tokens in sorted(longest.items(), key=lambda item: item[1]):
+        yield tokens, _of_size(folder, size)
+
+
+def _of_size(folder: Path, size: int) -> Iterator[Sample]:
+    return (sample for sample in read_folder(folder) if sample.size == size)
 
 
 def read_samples(path: Path, task: str) -> Iterator[Sample]:

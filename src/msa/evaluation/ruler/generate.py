@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from msa.evaluation.haystack import NOISE_LINE, Essay, load_essay
-from msa.evaluation.ruler.samples import Sample
+from msa.evaluation.ruler.samples import Sample, sample_tokens
 from msa.evaluation.ruler.tasks import (
     VT_HEAD,
     NiahTask,
@@ -116,7 +116,7 @@ class SampleMaker:
 
     def _make(self, units: int, rng: random.Random, index: int) -> Sample:
         made = self._track(units, rng) if isinstance(self.task, VtTask) else self._hide(self.task, units, rng)
-        length = self._count(made.input + made.answer_prefix) + self.task.tokens_to_generate
+        length = sample_tokens(made, self._count)
         return replace(made, index=index, length=length, size=self.size, note=self._note(units))
 
     def _note(self, units: int) -> str:

@@ -119,6 +119,16 @@ class GrowingMemory:
         self._check_room(count, document_tokens)
         self.notes = self._notes(own_essay, own_words, document_tokens)
 
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    def asked(self, size: int) -> tuple[Question, ...]:
+        """What every way of answering is asked at that size: the questions of the first, whatever the size."""
+        self._stage(size)
+        return self.base_questions()
+
     def num_documents(self, size: int) -> int:
         """Documents of the memory of that size."""
         return self._num_documents[self._stage(size)]

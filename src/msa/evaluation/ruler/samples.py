@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msa.evaluation.ruler.tasks import VT_LABEL, NiahTask, Task, VtTask, find_task
@@ -91,6 +92,11 @@ class Sample:
             return [needle for needle in self.needles() if needle.key in self.answers]
         keys = asked_keys(self.question)
         return [needle for needle in self.needles() if needle.key in keys and needle.value in self.answers]
+
+
+def sample_tokens(sample: Sample, count: Callable[[str], int]) -> int:
+    """Tokens of a sample as RULER counts them: prompt, answer prefix, and those kept free for the answer."""
+    return count(sample.input + sample.answer_prefix) + find_task(sample.task).tokens_to_generate
 
 
 def find_needles(task: Task, context: str) -> list[Needle]:
