@@ -43,7 +43,7 @@ def score(memory: msa.Memory, samples: list[Sample], **options: Any) -> tuple[di
     started = time.perf_counter()
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        answers = memory.ask_many([s.query for s in batch], max_new_tokens=64, **options)
+        answers = memory.ask_many([s.query for s in batch], max_new_tokens=128, **options)
         for sample, answer in zip(batch, answers, strict=True):
             rounds = [tuple(found.retrieved) for found in answer.rounds if found.retrieved]
             read = {document for found in rounds for document in found}

@@ -86,25 +86,38 @@ MODELS = {
                 "Question: {question}" + _CHAT_END
             ),
             reader_document="{text}\n\n",
-            # measured: this backbone reads one document well and several badly
-            reader_lead="According to {title},",
+            # measured: with one document it answers more of 40 questions rightly than with two or three
             reader_documents=1,
-            # measured: puts the right document first for 31 of 40 questions instead of 24
-            reread_documents=8,
-            reread_prompt=("<|im_start|>user\n{text}\n\nWrite a question that this text answers." + _CHAT_END),
             max_document_tokens=512,
         ),
-        # made by recipes/router_warmup.py; shipped, so that every machine has the same routers and fingerprint
+        # made by recipes/gpu_run.py; shipped, so that every machine has the same weights and fingerprint
         adapter=Adapter(
-            file="smollm2-135m-trained.safetensors",
-            sha256="48b2a30d6fce70379a4621e844b80f8e804f7637f137a4e8587c6c4239a056d2",
+            file="smollm2-135m-lora.safetensors",
+            sha256="e247a5c3fecf02e8bba0830d7b183e7ae22597f96450a0312204a4c58c423689",
         ),
     )
 }
-# the same backbone before training: routers whitened by recipes/whitened_adapter.py, what training began with
+# the backbone as it came with routers alone laid over it, trained on a CPU by recipes/router_warmup.py
+ROUTERS_MODEL = f"{DEFAULT_MODEL}-routers"
+MODELS[ROUTERS_MODEL] = replace(
+    MODELS[DEFAULT_MODEL],
+    protocol=replace(
+        MODELS[DEFAULT_MODEL].protocol,
+        # its answers wander without one
+        reader_lead="According to {title},",
+        # measured: puts the right document first for 31 of 40 questions instead of 24
+        reread_documents=8,
+        reread_prompt=("<|im_start|>user\n{text}\n\nWrite a question that this text answers." + _CHAT_END),
+    ),
+    adapter=Adapter(
+        file="smollm2-135m-routers.safetensors",
+        sha256="48b2a30d6fce70379a4621e844b80f8e804f7637f137a4e8587c6c4239a056d2",
+    ),
+)
+# and before training: whitened by recipes/whitened_adapter.py, what training began with
 UNTRAINED_MODEL = f"{DEFAULT_MODEL}-whitened"
 MODELS[UNTRAINED_MODEL] = replace(
-    MODELS[DEFAULT_MODEL],
+    MODELS[ROUTERS_MODEL],
     adapter=Adapter(
         file="smollm2-135m-whitened.safetensors",
         sha256="f8ce8b206bb2481ab3c79a64040d8616c04ebb329a598101a378c2e681787d53",
