@@ -77,15 +77,22 @@ class Client:
         self._http = httpx.AsyncClient(base_url=url, timeout=120)
         self._added = 0
 
-    async def run(self, model: str, until: float) -> None:
-        """Work until the time is up."""
-        self.model = f"{model}@{self.memory}"
+    async def run(self, model: str, seconds: float) -> None:
+        """Work until the time is up; nothing that goes wrong ends the others' work."""
+        self.model, until = f"{model}@{self.memory}", time.monotonic() + seconds
         async with self._http:
-            await self.add()
+            await self._do("add")
             while time.monotonic() < until:
                 (name,) = self._random.choices([*WEIGHTS], [*WEIGHTS.values()])
                 if name in ("add", "look") or self.live:
-                    await getattr(self, name)()
+                    await self._do(name)
+
+    async def _do(self, name: str) -> None:
+        try:
+            await getattr(self, name)()
+        # an answer of any other shape than that of the API
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            self._tally.problem("an answer that cannot be read", f"{name}: {error!r}")
 
     async def _send(self, kind: str, method: str, url: str, body: Any = None, **options: Any) -> httpx.Response | None:
         """One request, again after a 429; None: it failed, which was noted."""
@@ -97,6 +104,7 @@ class Client:
                 response = await self._http.request(method, url, json=body, headers=headers)
             except httpx.HTTPError as error:
                 self._tally.problem("no answer", f"{kind}: {error!r}")
+                await asyncio.sleep(1)  # where nobody answers any more, asking at once is of no use
                 return None
             self._note(kind, response, time.monotonic() - started, request_id)
             if response.status_code == 429:

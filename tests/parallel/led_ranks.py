@@ -22,8 +22,10 @@ import pytest
 from engine_checks import QUESTIONS, RECORDS, assert_same_answers, assert_same_hits, writes_ids
 from in_ranks import LOST_AFTER_S, ended, start
 
-from msa import Memory
+from msa import Done, Memory
+from msa.engine import Batcher
 from msa.errors import BankCorruptError, ParallelError
+from msa.generation.decoding import Decoding
 from msa.parallel import Leader, LedMemories, follow_memories, init_from_environment
 from msa.routing import BankView, Tiers
 
@@ -162,6 +164,63 @@ def troubles(leader: Leader, root: Path) -> None:
         assert_answers_as_alone(led)
 
 
+def side_by_side(leader: Leader, root: Path) -> None:
+    """Questions that are decoded together; one fails on the other rank, one is called off, the memory changes."""
+    options = [{**asked, "max_new_tokens": 7 + 3 * number} for number, asked in enumerate(ASKED)]
+    with led_memory(leader, root) as led, Memory.open(root / "notes", MODEL) as alone:
+        asked = [(question, each) for each in options for question in QUESTIONS]
+        expected = [alone.ask(question, **each) for question, each in asked]
+        assert_same_answers([led.ask(question, **each) for question, each in asked], expected)
+        assert led.bank.fetched.total == alone.bank.fetched.total > 0, "all ranks together read what one reads"
+        steps: dict[Any, Any] = {number: led.steps(question, **each) for number, (question, each) in enumerate(asked)}
+        steps["called off"] = led.steps(QUESTIONS[0], **{**options[0], "max_new_tokens": 500})
+        steps["broken"] = led.steps(QUESTIONS[1], **options[0])
+        found = decoded_together(steps, root / "fail", alone)
+        assert str(found["broken"]) == "full (on rank 1)"
+        assert "called off" not in found
+        assert_same_answers([found[number] for number in range(len(asked))], expected)
+        assert_answers_as_alone(led)
+
+
+def decoded_together(questions: dict[Any, Any], fail: Path, writer: Memory) -> dict[Any, Any]:
+    """Each question's answer, or what it raised; while ``fail`` is there the other rank fails."""
+    batcher, results, rows = Batcher(MODEL.lm, 8), {}, [0]
+    waiting: dict[Any, Decoding] = {}
+    while questions:
+        for name in [name for name in questions if name not in waiting]:
+            if name == "broken":
+                fail.touch()
+            try:
+                while not isinstance(step := next(questions[name]), Decoding):
+                    if isinstance(step, Done):
+                        results[name] = step.answer
+                waiting[name] = step
+            except (StopIteration, MemoryError) as end:
+                results.setdefault(name, end)
+                del questions[name]
+            fail.unlink(missing_ok=True)
+        served = batcher.advance([*waiting.values()])
+        waiting = {name: decoding for name, decoding in waiting.items() if decoding not in served}
+        rows.append(len(batcher))
+        if len(rows) == 4:
+            questions.pop("called off").close()
+            waiting.pop("called off", None)
+            writer.add(MORE[:1])  # those that run stay with the version they began with
+    assert max(rows) > 3, "they were decoded together"
+    return results
+
+
+def failing_while(file: Path, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, which fails as long as there is the file."""
+
+    def call(*arguments: Any) -> Any:
+        if file.exists():
+            raise MemoryError("full")
+        return method(*arguments)
+
+    return call
+
+
 def failing(method: Callable[..., Any], *raised: Exception) -> Callable[..., Any]:
     """The method, which first fails once with each of these."""
     coming = list(raised)
@@ -196,6 +255,8 @@ def prepared(scenario: Callable[..., None], root: Path) -> Path:
         failures = BankCorruptError("the disk forgot"), ZeroDivisionError("a bug")
         BankView.route = failing(BankView.route, *failures)  # type: ignore[method-assign]
         BankView.fetch = failing(BankView.fetch, MemoryError("full"))  # type: ignore[method-assign]
+    if scenario is side_by_side:
+        BankView.fetch = failing_while(root / "fail", BankView.fetch)  # type: ignore[method-assign]
     return root.with_name("other") if scenario is copies else root
 
 
@@ -235,7 +296,7 @@ def main(folder: Path) -> None:
         if how == "stopped":
             os.kill(children[who], signal.SIGKILL)
         assert ended(children[who]) == -signal.SIGKILL, (who, how)
-    scenarios = ((as_alone, 3, 30.0), (copies, 2, 30.0), (troubles, 2, LOST_AFTER_S))
+    scenarios = ((as_alone, 3, 30.0), (copies, 2, 30.0), (side_by_side, 2, 30.0), (troubles, 2, LOST_AFTER_S))
     for number, (scenario, world, timeout_s) in enumerate(scenarios):
         own = folder / "data" / str(number)
         root = made(own / "root")

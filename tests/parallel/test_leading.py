@@ -7,7 +7,7 @@ import pytest
 from rank_checks import run_script
 
 SCRIPT = Path(__file__).with_name("led_ranks.py")
-SCENARIOS = {"as_alone-3": 3, "copies-2": 2, "troubles-2": 2}
+SCENARIOS = {"as_alone-3": 3, "copies-2": 2, "side_by_side-2": 2, "troubles-2": 2}
 
 
 @pytest.fixture(scope="module")

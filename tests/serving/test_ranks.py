@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,6 +154,35 @@ def test_answers_and_sources_are_those_of_one_process(servers):
     second = compare()
     assert "second" in [hit["id"] for hit in second[2]["data"]]
     assert second[3]["data"][0]["text"] == "Grass."
+
+
+def test_questions_side_by_side_get_the_answers_they_get_alone(servers):
+    asked = [
+        {**ASKED, "where": {"lang": "en"}},
+        {**LATER, "temperature": 0.9, "seed": 3, "max_tokens": 12},
+        {**ASKED, "retrieval": "routed", "max_tokens": 6},
+        {**ASKED, "max_rounds": 1, "stop": "9"},
+    ]
+    long = {**ASKED, "messages": [{"role": "user", "content": "word " * 6000}]}
+    with servers[2].http() as http, ThreadPoolExecutor(16) as clients:
+        alone = [http.post(CHAT, json=body).json() for body in asked]
+        with http.stream("POST", CHAT, json={**ENDLESS, "model": MODEL, "stream": True}) as endless:
+            lines = endless.iter_lines()  # kept: the connection is closed with it
+            next(lines)
+            too_long = clients.submit(http.post, CHAT, json=long)
+            replies = [clients.submit(http.post, CHAT, json=body) for body in asked * 3]
+            found = [reply.result(60).json() for reply in replies]
+            error_of(too_long.result(60), 400, "context_length_exceeded")
+            assert gauge(http, "num_requests_running") == 1, "the long one was there all the time"
+        for reply, expected in zip(found, alone * 3, strict=True):
+            assert_same(reply, expected)
+        until(lambda: gauge(http, "num_requests_running") == 0)
+        assert_same(http.post(CHAT, json=asked[0]).json(), alone[0])
+
+
+def gauge(http, name):
+    (value,) = re.findall(rf"^msa:{name}\{{.*\}} (.*)$", http.get("/metrics").text, re.MULTILINE)
+    return float(value)
 
 
 def test_a_client_that_goes_away_frees_the_model(servers):

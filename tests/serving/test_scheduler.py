@@ -181,6 +181,29 @@ def test_a_short_write_does_not_wait_for_a_queue_of_questions():
     assert scheduler.join(5)
 
 
+def test_short_writes_follow_each_other_until_they_are_a_long_one():
+    """Turns of one write each would make every write wait for as many questions as there are writes before it."""
+    scheduler = Scheduler(max_waiting=9, max_waiting_writes=9, long_s=0.3)
+    order = []
+
+    def noting(name, seconds=0.0):
+        def work(job):
+            order.append(name)
+            time.sleep(seconds)
+
+        return work
+
+    held = Held(scheduler)
+    jobs = [scheduler.submit(noting("ask")) for _ in range(2)]
+    jobs += [scheduler.submit(noting("write"), Lane.WRITE) for _ in range(3)]
+    jobs += [scheduler.submit(noting("slow", 0.3), Lane.WRITE), scheduler.submit(noting("late"), Lane.WRITE)]
+    held.free.set()
+    for job in jobs:
+        job.future.result(5)
+    assert order == ["write", "write", "write", "slow", "ask", "late", "ask"]
+    end(scheduler)
+
+
 def test_a_cancelled_write_ends_at_its_safe_point(scheduler):
     begun, go = threading.Event(), threading.Event()
 
@@ -298,7 +321,8 @@ def test_questions_run_side_by_side_each_beginning_and_ending_at_its_own_time():
     jobs = ask_together(scheduler, [counting("a", 3), counting("b", 1), counting("c", 2), counting("d", 2)])
     assert [job.future.result(5) for job in jobs] == ["a", "b", "c", "d"]
     # one begins a turn, so that those that run do not wait for many
-    assert baton.turns == [["a0"], ["a1", "b0"], ["a2", "c0"], ["c1", "d0"], ["d1"]]
+    # in the end there is nothing to do, which is said once
+    assert baton.turns == [["a0"], ["a1", "b0"], ["a2", "c0"], ["c1", "d0"], ["d1"], []]
     assert scheduler.running(Lane.ASK) == 0
     end(scheduler)
 

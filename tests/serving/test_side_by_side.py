@@ -1,11 +1,14 @@
 """Questions that the server answers side by side: each gets its own answer, and one ends when its client goes away."""
 
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving_helpers import ANSWER, ENDLESS, QUESTION, error_of, until
+from test_connections import asking
 
+from msa.generation.decoding import Decoding
 from msa.serving.scheduler import Lane
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
@@ -51,6 +54,27 @@ def test_a_client_that_goes_away_leaves_the_others_alone(server, http, slow):
             pieces.append(chunk.choices[0].delta.content or "")
     assert "".join(pieces) == ANSWER
     until(lambda: server.services.scheduler.running(Lane.ASK) == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_frees_the_memory_at_once(server, http, stream):
+    """Without the collector, which counts objects and not their bytes; the last ones too, after which nobody asks."""
+    gc.collect()
+    gc.disable()
+    try:
+        connections = [asking(http, stream) for _ in range(4)]
+        until(lambda: server.services.scheduler.running(Lane.ASK) == 4)
+        assert decodings() >= 4
+        for connection in connections:
+            connection.close()
+        until(lambda: server.services.scheduler.running(Lane.ASK) == 0)
+        until(lambda: decodings() == 0, seconds=10)
+    finally:
+        gc.enable()
+
+
+def decodings():
+    return sum(type(thing) is Decoding for thing in gc.get_objects())
 
 
 def test_a_question_that_cannot_be_answered_leaves_the_others_alone(server, http, slow):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa.bank.backup import copy_memory
+from msa.bank.byte_counter import ByteCounter
 from msa.bank.checks import check_creatable, check_fingerprint, check_put
 from msa.bank.commit import prune, publish, write_changes
 from msa.bank.compact import compact, merge_small
@@ -35,11 +36,15 @@ class MemoryBank:
 
     One writer and any number of readers may have a folder open, in any processes; a reader sees the commits of
     the writer as they happen, each call one consistent state. Methods may be called from several threads.
+
+    Attributes:
+        fetched: bytes of content keys and values that were read for questions since the memory was opened.
     """
 
     def __init__(self, path: Path, state: State, lock: WriterLock | None, max_bytes: int | None = None) -> None:
         self.path = path
         self.max_bytes = max_bytes
+        self.fetched = ByteCounter()
         self._lock = lock
         # threads can read while a segment is being written
         self._write_lock = threading.Lock()

@@ -7,7 +7,8 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msa.cli.console import (
@@ -44,8 +45,10 @@ from msa.cli.options import (
 if TYPE_CHECKING:
     from msa.generation.types import Answer, Event, Hit
     from msa.memory import Memory
+    from msa.serving.conversation import Turn
 
 _LEAVE = ("exit", "quit")
+_AFRESH = "new"
 
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
@@ -56,7 +59,8 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         run,
         summary="answer a question from a memory",
         details="The answer is streamed; the documents it was given and the rounds of retrieval follow. Without a\n"
-        "question it asks for one after another, until 'exit' or Ctrl-D; Ctrl-C ends the running answer.",
+        "question it asks for one after another, until 'exit' or Ctrl-D; Ctrl-C ends the running answer. On a\n"
+        "terminal that is a conversation: what was said stands before the next question, until 'new' begins another.",
         examples=[
             "msa ask mem/ 'When was the bridge opened?'",
             "msa ask mem/ 'Who wrote it?' --where lang=en --where year=2024 --json",
@@ -79,6 +83,19 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     group.add_argument(
         "--max-rounds", type=non_negative, default=4, metavar="N", help="rounds of generative retrieval (default: 4)"
     )
+    group = parser.add_argument_group("conversation, without a QUESTION")
+    group.add_argument(
+        "--history",
+        type=non_negative,
+        metavar="N",
+        help="tokens of the conversation so far given with a question (default: 512 on a terminal, else 0)",
+    )
+    group.add_argument(
+        "--routed-history",
+        type=non_negative,
+        metavar="N",
+        help="of these, the last ones that choose documents with the question (default: 64)",
+    )
     group = parser.add_argument_group("generation")
     group.add_argument(
         "--max-new-tokens", type=positive, default=256, metavar="N", help="tokens of the answer (default: 256)"
@@ -100,13 +117,15 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.question is not None:
         words(args.question, "question")
+        if args.history is not None or args.routed_history is not None:
+            raise UsageError("--history and --routed-history are for a conversation; leave the QUESTION out")
     elif is_shared():
         raise UsageError("several ranks cannot share one prompt: give the QUESTION on the command line")
     with open_for_questions(args) as memory:
         if args.question is not None:
             _answer(memory, args.question, options, as_json=args.json)
             return 0
-        return _converse(memory, options, as_json=args.json)
+        return _converse(_Conversation(memory, options, args), as_json=args.json)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,19 +151,21 @@ def _answer(
     *,
     as_json: bool,
     cancelled: Callable[[], bool] | None = None,
-) -> None:
-    """Answer one question on standard output."""
+    notes: Sequence[str] = (),
+) -> Answer:
+    """Answer one question on standard output; ``notes`` go before the answer's own."""
     events = memory.stream(question, cancelled=cancelled, **options)
+    answer = _last(events if as_json else _streamed(events))
+    answer = replace(answer, notes=[*notes, *answer.notes])
     if as_json:
-        answer = _last(events)
         write_json(answer_to_json(question, answer))
-        return
-    answer = _last(_streamed(events))
+        return answer
     _write_sources(answer.sources)
     write_line()
     write_line(_summary(answer), style="dim")
     for note in answer.notes:
         write_line(shown(f"note: {note}"), style="dim")
+    return answer
 
 
 def _last(events: Iterator[Event]) -> Answer:
@@ -218,14 +239,70 @@ def hit_to_json(hit: Hit) -> dict[str, Any]:
     return {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata}
 
 
-def _converse(memory: Memory, options: dict[str, Any], *, as_json: bool) -> int:
+class _Conversation:
+    """Questions and answers so far, which stand before the next question as they do before one of the server's.
+
+    Args:
+        memory: to answer from.
+        options: of ``Memory.stream``.
+        args: ``--history`` and ``--routed-history``; where they are not given, the server's defaults on a terminal, and
+            elsewhere no history: piped questions are answered each as if it were alone.
+    """
+
+    def __init__(self, memory: Memory, options: dict[str, Any], args: argparse.Namespace) -> None:
+        from msa.serving import ServerSettings
+
+        self.on_terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+        history = ServerSettings.history_tokens if self.on_terminal else 0
+        self._memory, self._options = memory, options
+        self._history: int = history if args.history is None else args.history
+        routed = args.routed_history
+        self._routed: int = ServerSettings.routed_history_tokens if routed is None else routed
+        self.remembers = self._history > 0
+        self._turns: list[Turn] = []
+
+    def ask(self, question: str, *, as_json: bool, cancelled: Callable[[], bool]) -> None:
+        """Answer one on standard output; what was answered belongs to the conversation.
+
+        Raises:
+            MSAError, ValueError: it cannot be answered; the conversation is as it was.
+        """
+        from msa.errors import ContextLengthError
+        from msa.serving.conversation import Composed, Turn, compose
+
+        asked = Turn("user", question)
+        composed = Composed(question)
+        if self.remembers:
+            composed = compose([*self._turns, asked], self._history, self._count, self._routed)
+        options = {**self._options, **composed.options}
+        try:
+            answer = _answer(
+                self._memory, question, options, as_json=as_json, cancelled=cancelled, notes=composed.notes
+            )
+        except ContextLengthError as error:
+            if not composed.context:
+                raise
+            raise ContextLengthError(f"{error}, or type {_AFRESH!r} to begin a new conversation") from error
+        self._turns += [asked, Turn("assistant", answer.text)]
+
+    def begin_afresh(self) -> None:
+        """Forget what was said."""
+        self._turns.clear()
+        if self.on_terminal:
+            write_note("a new conversation")
+
+    def _count(self, text: str) -> int:
+        return len(self._memory.model.protocol.plain_ids(text))
+
+
+def _converse(conversation: _Conversation, *, as_json: bool) -> int:
     """Ask for questions until there are no more."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() editing and a history
 
     from msa.errors import MSAError
 
-    prompt = "? " if is_terminal(sys.stdin) and is_terminal(sys.stdout) else ""
+    prompt = "? " if conversation.on_terminal else ""
     failed = False
     while True:
         try:
@@ -243,9 +320,12 @@ def _converse(memory: Memory, options: dict[str, Any], *, as_json: bool) -> int:
             continue
         if question.lower() in _LEAVE:
             break
+        if conversation.remembers and question.lower() == _AFRESH:
+            conversation.begin_afresh()
+            continue
         try:
             with _interruptible() as interrupted:
-                _answer(memory, question, options, as_json=as_json, cancelled=interrupted)
+                conversation.ask(question, as_json=as_json, cancelled=interrupted)
         except (MSAError, ValueError) as error:
             write_note(f"msa: {error}")
             failed = True

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msa.bank import MemoryBank, StoredPart
+from msa.bank import ByteCounter, MemoryBank, StoredPart
 from msa.bank.manifest import read_manifest
 from msa.bank.opening import open_state
 from msa.bank.state import State
@@ -86,7 +86,7 @@ class LedMemories:
             previous=None if last is None else last.number,
         )
         assert shares is not None, "where nothing went wrong there is a view"
-        return LedLibrary(self.leader, number, shares)
+        return LedLibrary(self.leader, number, shares, bank.fetched)
 
 
 class LedLibrary:
@@ -99,6 +99,7 @@ class LedLibrary:
         leader: of the ranks.
         number: the other ranks' name for it.
         shares: of all ranks.
+        fetched: counts the bytes of content that all ranks together have read.
 
     Attributes:
         local: this rank's share.
@@ -108,8 +109,8 @@ class LedLibrary:
         chunk_offsets: ``[N + 1]`` int64 of all documents.
     """
 
-    def __init__(self, leader: Leader, number: int, shares: _Shares) -> None:
-        self.number, self._leader, self._shares = number, leader, shares
+    def __init__(self, leader: Leader, number: int, shares: _Shares, fetched: ByteCounter) -> None:
+        self.number, self._leader, self._shares, self._fetched = number, leader, shares, fetched
         self.local = shares.view
         self.version = self.local.version
         self.numbers: np.ndarray = shares.together.numbers
@@ -163,13 +164,18 @@ class LedLibrary:
 
     def fetch(self, layer: int, doc_indices: Tensor) -> SelectedMemory:
         """See :class:`msa.MemoryView`."""
-        return self._leader.command(
+        selected = self._leader.command(
             "fetch",
             lambda _, attempt: self._shares.fetch(attempt, layer, doc_indices),
             view=self.number,
             layer=layer,
             doc_indices=doc_indices.tolist(),
         )
+        documents = doc_indices.to(self.chunk_offsets.device).unique()  # each was read once
+        documents = documents[documents >= 0]
+        chunks = int((self.chunk_offsets[documents + 1] - self.chunk_offsets[documents]).sum())
+        self._fetched.add(2 * chunks * selected.keys.element_size() * selected.keys.shape[2:].numel())
+        return selected
 
 
 def follow_memories(ranks: Ranks, root: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:

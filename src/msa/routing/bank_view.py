@@ -85,6 +85,7 @@ class BankView:
     ) -> None:
         self.state, self.spec, self.tiers = bank.state(), bank.spec, tiers or Tiers()
         self.device = torch.device(device)
+        self._fetched = bank.fetched
         self.version = self.state.manifest.version
         self.chunk_size = self.spec.chunk_size
         known = {} if previous is None else {segment.name: segment for segment in previous._segments}
@@ -178,15 +179,15 @@ class BankView:
         }
 
     def fetch(self, layer: int, doc_indices: Tensor) -> SelectedMemory:
-        """See :class:`msa.MemoryView`; reads only the selected chunks, many at a time."""
+        """See :class:`msa.MemoryView`; reads only the selected chunks, many at a time, and counts their bytes."""
         chunks, slot = chunks_of_documents(self.chunk_offsets, doc_indices)
-        rows = chunks.clamp(min=0).cpu()
-        owner = torch.searchsorted(self._segment_starts, rows, right=True) - 1
+        rows = chunks.cpu()
+        owner = torch.searchsorted(self._segment_starts, rows, right=True) - 1  # −1: padding, which stays zero
         on_gpu = self.device.type == "cuda"
         shape = (2, *rows.shape, self.spec.num_key_value_heads, self.spec.head_dim)
         both = torch.zeros(shape, dtype=self.spec.torch_dtype, pin_memory=on_gpu)
         places, jobs = [], []
-        for index in owner.unique().tolist():
+        for index in owner[owner >= 0].unique().tolist():
             here = owner == index
             places.append(here)
             jobs.append((self._segments[index], rows[here] - self._segment_starts[index]))
@@ -196,6 +197,7 @@ class BankView:
 
         for here, found in zip(places, on_threads(read, jobs, _READERS), strict=True):
             both[:, here] = found
+            self._fetched.add(found.nbytes)
         both = both.to(self.device, non_blocking=on_gpu)
         return SelectedMemory(keys=both[0], values=both[1], slot=slot)
 

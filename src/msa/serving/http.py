@@ -28,19 +28,25 @@ Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def services_of(request: Request) -> Services:
+# what routes depend on is async, for the rest would be given to a thread each time; none of it waits for anything
+
+
+async def services_of(request: Request) -> Services:
     """The server's services."""
     services: Services = request.app.state.services
     return services
 
 
-def key_of(request: Request) -> ApiKey:
+ServicesOf = Annotated[Services, Depends(services_of)]
+
+
+async def key_of(request: Request, services: ServicesOf) -> ApiKey:
     """The key of a request.
 
     Raises:
         ApiError: none, or an unknown one, where keys are needed: 401.
     """
-    keys = services_of(request).settings.keys
+    keys = services.settings.keys
     if not keys:
         return ANYBODY
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -52,11 +58,10 @@ def key_of(request: Request) -> ApiKey:
     return found
 
 
-ServicesOf = Annotated[Services, Depends(services_of)]
 KeyOf = Annotated[ApiKey, Depends(key_of)]
 
 
-def reading(name: str, key: KeyOf, services: ServicesOf) -> str:
+async def reading(name: str, key: KeyOf, services: ServicesOf) -> str:
     """The memory in the path, if the key opens it; it may not exist.
 
     Raises:
@@ -79,7 +84,7 @@ def check_may_write(key: ApiKey, services: Services) -> None:
         raise ApiError(403, "this API key may read only", "read_only_key")
 
 
-def writing(name: Annotated[str, Depends(reading)], key: KeyOf, services: ServicesOf) -> str:
+async def writing(name: Annotated[str, Depends(reading)], key: KeyOf, services: ServicesOf) -> str:
     """The memory in the path, if the key may change it; it may not exist."""
     check_may_write(key, services)
     return name
@@ -89,7 +94,7 @@ ReadableMemory = Annotated[str, Depends(reading)]
 WritableMemory = Annotated[str, Depends(writing)]
 
 
-def operations_of(services: ServicesOf) -> Operations:
+async def operations_of(services: ServicesOf) -> Operations:
     """The operations.
 
     Raises:

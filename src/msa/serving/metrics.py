@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from msa.errors import BankError
@@ -129,7 +129,7 @@ def _unfinished(operations: Operations | None) -> int:
 
 
 class _MemoryGauges(Collector):
-    """Counts and sizes of the memories that are open."""
+    """Counts and sizes of the memories that are open, and what was read of them."""
 
     def __init__(self, memories: Memories) -> None:
         self._memories = memories
@@ -139,6 +139,11 @@ class _MemoryGauges(Collector):
             name: GaugeMetricFamily(f"msa:memory_{name}", f"of an open memory: {text}", labels=("memory",))
             for name, text in _MEMORY_GAUGES.items()
         }
+        fetched = CounterMetricFamily(
+            "msa:memory_fetched_bytes",
+            "of an open memory: bytes of content keys and values read for selected documents since it was opened",
+            labels=("memory",),
+        )
         for memory_name, memory in self._memories.open_ones():
             try:
                 stats = memory.stats()
@@ -148,5 +153,7 @@ class _MemoryGauges(Collector):
             stats |= {"device_bytes": on_device, "host_bytes": in_ram}
             for name, family in families.items():
                 family.add_metric((memory_name,), stats[name])
+            fetched.add_metric((memory_name,), memory.bank.fetched.total)
         yield from families.values()
+        yield fetched
         yield GaugeMetricFamily("msa:memories", "memories in the served folder", len(self._memories.names()))

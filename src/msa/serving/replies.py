@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msa.bank import ByteCounter
 from msa.generation.types import Answer, DocumentRetrieved, Hit, RoundStarted, Usage
 from msa.serving.citations import citations_of, document_url, source_to_json
 
@@ -26,6 +27,7 @@ class Reply:
         memory: its name.
         base_url: of the server, as the client reached it.
         notes: what the server has to say beside the engine.
+        fetched: counts the bytes of selected documents' content that were read for it.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Reply:
     notes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
+    fetched: ByteCounter = field(default_factory=ByteCounter)
 
     def _url(self, hit: Hit) -> str:
         return document_url(self.base_url, self.memory, hit)
@@ -53,6 +56,7 @@ class Reply:
                 ],
                 "votes": votes_for(answer),
                 "timings": {name: round(seconds, 6) for name, seconds in answer.timings.items()},
+                "fetched_bytes": self.fetched.total,
                 "notes": [*self.notes, *answer.notes],
             },
         }

@@ -3,7 +3,8 @@
 A network must not be entered by two threads at a time, so everything that runs it is a job of this scheduler. Jobs
 that answer (``ASK``) wait in one queue, jobs that change a memory (``WRITE``) in another; the worker takes turns. A
 long write gives way at its own safe points (:meth:`Job.give_way`): the questions that wait then are answered first. A
-short one does not: if each waited for a full queue of questions, none of them would end under load.
+short one does not: if each waited for a full queue of questions, none of them would end under load. For the same reason
+short ones that wait follow each other, until together they have held the model for as long.
 
 Several jobs that answer can run side by side in that thread: those that are iterators of what they wait for. The worker
 brings each of them to its next wait, and has all waits ended together. While a write waits, no question begins but
@@ -133,7 +134,7 @@ class Scheduler:
         max_waiting: questions that may wait, besides those that run.
         max_waiting_writes: writes that may wait.
         name: of the thread.
-        long_s: seconds that a write may hold the model before it gives way.
+        long_s: seconds that a write, or several after each other, may hold the model before they give way.
         max_concurrent: questions that may run side by side.
         advance: does what running questions wait for, the longest running first, and returns those things that it has
             done (not all, if there is no room for so many). When it fails, the youngest question fails by its error.
@@ -157,12 +158,13 @@ class Scheduler:
         self._max_concurrent = max_concurrent
         self._advance = advance or (lambda things: things)
         self._open: list[Job] = []  # those side by side, the longest running first
-        self._crowded = False  # some of them wait for room
+        self._crowded = self._advanced = False  # some of them wait for room; the last pass was for somebody
         self._may_follow = 0  # questions that may still begin although a write waits
         self._service_s = dict.fromkeys(Lane, _FIRST_GUESS_S)
         self._wake = threading.Condition()
         self._closed = False
         self._last = Lane.WRITE
+        self._turn_began = -float("inf")  # of the lane that had the last one
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -286,13 +288,20 @@ class Scheduler:
             self._may_follow -= 1
             lane = Lane.ASK
         else:
-            other = Lane.WRITE if self._last is Lane.ASK else Lane.ASK
-            lane = other if self._queues[other] else self._last
+            lane = self._next_lane()
+            if lane is not self._last:
+                self._turn_began = time.monotonic()
             self._may_follow = min(len(asking), self._max_concurrent) - 1
         job = self._queues[lane].popleft()
         self._last = lane
         self._running.append(job)
         return job
+
+    def _next_lane(self) -> Lane:
+        """Lanes take turns; short writes follow each other until together they have been a long one."""
+        other = Lane.WRITE if self._last is Lane.ASK else Lane.ASK
+        stays = self._last is Lane.WRITE and time.monotonic() - self._turn_began < self._long_s
+        return self._last if self._queues[self._last] and (stays or not self._queues[other]) else other
 
     def _has_room(self) -> bool:
         return len(self._open) < self._max_concurrent and not self._crowded
@@ -323,14 +332,15 @@ class Scheduler:
             if job._waits_for is None or job.stop_reason is not None:
                 self._resume(job)
         waiting = [job for job in self._open if job._waits_for is not None]
-        if not waiting:
-            self._crowded = False
+        if not waiting and not self._advanced:
             return
+        self._advanced = bool(waiting)  # that nothing waits any more is said once, so that nothing is kept for it
         try:
             done = self._advance([job._waits_for for job in waiting])
         # whatever it is, the others may go on without this one
         except BaseException as error:
-            self._resume(waiting[-1], error)
+            if waiting:
+                self._resume(waiting[-1], error)
             return
         for job in waiting:
             if any(job._waits_for is thing for thing in done):
@@ -361,7 +371,7 @@ class Scheduler:
             job.future.set_exception(error)
 
     def _end(self, job: Job) -> None:
-        job.ended = time.monotonic()
+        job.ended, job._steps, job._waits_for = time.monotonic(), None, None
         took = job.ended - (job.started or job.ended)
         self._service_s[job.lane] += _SMOOTHING * (took - self._service_s[job.lane])
         with self._wake:

@@ -117,12 +117,13 @@ class RoundInfo(BaseModel):
 
 
 class Extras(BaseModel):
-    """What only this server says of an answer."""
+    """What only this server says of an answer; ``fetched_bytes``: selected documents' content read for it."""
 
     memory: str
     rounds: list[RoundInfo]
     votes: dict[str, list[str]]
     timings: dict[str, float]
+    fetched_bytes: int
     notes: list[str]
 
 

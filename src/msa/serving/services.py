@@ -90,13 +90,13 @@ class Services:
             max_open=settings.max_open_memories,
             open_view=BankView if self.leader is None else LedMemories(self.leader, self.root).view,
         )
-        # over several ranks together has not been tried
-        side_by_side = settings.max_concurrent if self.leader is None else 1
-        batcher = Batcher(self.model.lm, side_by_side, settings.max_batch_bytes)
+        # over several ranks as well: they route and fetch one question at a time, as the worker asks them to, and the
+        # passes between tokens, which are made for several questions together, need no other rank
+        batcher = Batcher(self.model.lm, settings.max_concurrent, settings.max_batch_bytes)
         self.scheduler = Scheduler(
             settings.max_waiting,
             settings.max_waiting_writes,
-            max_concurrent=side_by_side,
+            max_concurrent=settings.max_concurrent,
             advance=batcher.advance,
         )
         self.metrics = Metrics(self.model_id, self.scheduler, self.memories, lambda: self.operations)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from msa.bank import ByteCounter
 from msa.errors import ContextLengthError
 from msa.generation.decoding import Decoding
 from msa.generation.types import Answer, Done, Event
@@ -53,7 +55,7 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
             events.put(event)
 
     job = services.scheduler.submit(
-        lambda job: _answer(job, asked, composed, services), deadline=deadline, on_event=on_event
+        lambda job: _answer(job, asked, composed, services, reply.fetched), deadline=deadline, on_event=on_event
     )
     job.future.add_done_callback(lambda _: _finished(job, trace, services))
     if not asked.stream:
@@ -90,33 +92,55 @@ def check_target(model: str, memory: str, key: ApiKey, services: Services) -> No
         raise memory_not_found(memory)
 
 
-def _answer(job: Job, asked: Wanted, composed: Composed, services: Services) -> Generator[Decoding, None, Answer]:
+def _answer(
+    job: Job, asked: Wanted, composed: Composed, services: Services, fetched: ByteCounter
+) -> Generator[Decoding, None, Answer]:
     """In the worker thread: answer, event by event; what is yielded waits for a pass, made for all that run."""
     with services.memories.lease(asked.memory) as memory:
         if not len(memory):
             raise invalid(f"memory {asked.memory!r} holds no documents; add some first", "memory", "memory_empty")
         try:
             options = {**asked.options, **composed.options}
-            return (yield from _last(memory.steps(composed.question, cancelled=job.should_stop, **options), job))
+            steps = memory.steps(composed.question, cancelled=job.should_stop, **options)
+            return (yield from _last(_counted(steps, memory.bank.fetched, fetched), job))
         except ContextLengthError as error:
             raise invalid(str(error), "messages", "context_length_exceeded") from error
         except ValueError as error:
             raise invalid(str(error), "messages") from error
 
 
-def _last(events: Iterator[Event | Decoding], job: Job) -> Generator[Decoding, None, Answer]:
+def _counted(
+    steps: Generator[Event | Decoding, None, None], of_all: ByteCounter, mine: ByteCounter
+) -> Generator[Event | Decoding, None, None]:
+    """The same steps; what is fetched in one of them is the answer's own, because no two are made at the same time."""
+    with contextlib.closing(steps):
+        while True:
+            before = of_all.total
+            try:
+                step = next(steps, None)
+            finally:
+                mine.add(of_all.total - before)
+            if step is None:
+                return
+            yield step
+
+
+def _last(events: Generator[Event | Decoding, None, None], job: Job) -> Generator[Decoding, None, Answer]:
     """Hand the events on; returns the answer, unless the job was told to end."""
-    for event in events:
-        if isinstance(event, Decoding):
-            yield event
-            continue
-        if isinstance(event, Done):
-            if event.answer.finish_reason == "cancelled" and job.stop_reason is not None:
+    # closed at once: a reason to stop keeps this frame, which keeps the job, which keeps the reason, and the collector,
+    # which alone finds such garbage, does not know how large the keys and values of an answer are
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Decoding):
+                yield event
+                continue
+            if isinstance(event, Done):
+                if event.answer.finish_reason == "cancelled" and job.stop_reason is not None:
+                    raise job.stop_reason
+                return event.answer
+            job.emit(event)
+            if job.stop_reason is not None:
                 raise job.stop_reason
-            return event.answer
-        job.emit(event)
-        if job.stop_reason is not None:
-            raise job.stop_reason
     raise RuntimeError("the engine ended an answer without its last event")
 
 
