@@ -1,11 +1,14 @@
-"""The default model trained on one GPU, in stretches of minutes that go on from one another.
+"""The default model trained on one GPU in minutes: routers and LoRA over a backbone that stays as it is.
 
-    python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --minutes 8.5
+    python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --measure
+    python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --start ROUTERS.safetensors --seconds 520
 
-Warm-up → continual pre-training → SFT, as the phases of one run: routers and LoRA over a backbone that stays as it is.
-The same command again goes on from the last checkpoint, on the same or on another machine that has OUT. When the last
-phase is done it leaves in OUT/result the adapter and the curves, cut into numbered parts of at most 16 MB, and
-``metrics.json`` of held-out questions; ``--join`` puts the parts together.
+The first command takes a few steps of every phase and notes their time; the second divides ``--seconds`` by it, unless
+``--steps`` says otherwise. Phases: short chunks → middle chunks → continual pre-training with mined negatives → SFT.
+The same command again goes on from the last checkpoint, on the same or on another machine that has OUT. With every
+evaluation and at the end of a stretch it leaves in OUT/result the adapter as it is then and the curves, cut into
+numbered parts of at most 16 MB, and ``metrics.json`` of held-out questions; ``--join`` puts the parts together.
+recipes/gpu_evaluate.py measures the adapter.
 """
 
 from __future__ import annotations
@@ -13,37 +16,74 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import msa
-from msa.training.batches import Batches
+from msa.documents import Protocol
+from msa.model import MSAForCausalLM
+from msa.model.adapter import apply_adapter
+from msa.model.bundle import MSAModel, model_fingerprint
+from msa.training.batches import Batches, FileSource, SampleSource
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
+from msa.training.data.collate import TrainingBatch
+from msa.training.data.formats import read_training_set
+from msa.training.data.reading import reading_rows
+from msa.training.data.samples import TrainingSet
+from msa.training.log import draw_curves, read_log
 from msa.training.objective import LossWeights
-from msa.training.run import held_out_evaluation, sources_of, train, write_metrics
+from msa.training.parameters import save_trained
+from msa.training.prefetch import Prefetched
+from msa.training.run import held_out_evaluation, write_metrics
+from msa.training.trainer import Trainer
 
 PART_BYTES = 16 * 1000 * 1000
+# share of --seconds that steps are planned for; the rest is for evaluation, checkpoints and slower steps
+PLANNED_SHARE = 0.88
+# what every layer's routing bias begins at, and the temperature of the routing loss
+ROUTING_BIAS = 3.0
+ROUTING_TEMPERATURE = 0.05
+MOST_READ = 4  # documents in the prompt of a row that reads
+NEVER = 10**6  # steps, more than any run has
 log = logging.getLogger("gpu_run")
 
+# name, share of the time, chunk size (0: the model's), digits of ids, share of rows that answer, negatives mined
+PHASES = (
+    ("short chunks", 0.15, 16, 3, 0.0, 0),
+    ("middle chunks", 0.15, 32, 5, 0.1, 0),
+    ("continual pre-training", 0.35, 0, 5, 0.1, 1),
+    ("SFT", 0.35, 0, 5, 0.4, 2),
+)
 
-def config(args: argparse.Namespace) -> TrainConfig:
-    """The three phases; ``--steps`` scales with what the GPU does in the time."""
-    files = FileData(
-        paths=(str(args.data / "train.jsonl"),),
-        held_out_paths=(str(args.data / "validation.jsonl"),),
-        corpus=(str(args.data / "corpus.jsonl"),),
-        documents=args.documents,
-        questions=args.questions,
-    )
-    plan = (
-        ("warm-up", LossWeights(ids=0.1, answer=0.1, routing=1.0), 0.0),
-        ("continual pre-training", LossWeights(routing=0.5), 0.1),
-        ("SFT 8K", LossWeights(routing=0.5), 0.5),
-    )
+
+def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainConfig:
+    """The phases, of so many steps each; a step takes about ``seconds``."""
     phases = tuple(
-        Phase(name=name, steps=steps, learning_rate=args.learning_rate, weights=weights, files=files, final_share=final)
-        for (name, weights, final), steps in zip(plan, args.steps, strict=True)
+        Phase(
+            name=name,
+            steps=count,
+            learning_rate=args.learning_rate,
+            weights=LossWeights(ids=0.5, answer=0.3, routing=1.0, recall=0.5, id_probe=0.2),
+            files=FileData(
+                paths=(str(args.data / "train.jsonl"),),
+                held_out_paths=(str(args.data / "validation.jsonl"),),
+                corpus=(str(args.data / "corpus.jsonl"),),
+                documents=args.documents,
+                questions=args.questions,
+                mined_negatives=negatives,
+            ),
+            id_digits=digits,
+            final_share=final,
+            chunk_size=chunk_size,
+        )
+        for (name, _, chunk_size, digits, final, negatives), count in zip(PHASES, steps, strict=True)
     )
     on_gpu = torch.cuda.is_available()
     return TrainConfig(
@@ -53,16 +93,87 @@ def config(args: argparse.Namespace) -> TrainConfig:
         precision="bf16" if on_gpu else "no",
         trainable="lora",
         lora=LoraConfig(rank=args.rank, alpha=2 * args.rank),
-        bucket_tokens=32768 if on_gpu else 4096,
-        checkpoint_every=100,
-        evaluate_every=500,
-        stop_after_minutes=args.minutes,
+        bucket_tokens=args.bucket_tokens,
+        checkpoint_documents=args.checkpoint_documents,
+        max_document_tokens=1024,
+        router_rate=args.router_rate,
+        warmup_steps=max(1, min(60, sum(steps) // 10)),
+        min_learning_rate=0.03,
+        weight_decay=0.0,
+        refresh_every=max(1, -(-steps[-1] // 2)),
+        log_every=10 if sum(steps) > 100 else 2,
+        checkpoint_every=max(1, round(100 / seconds)),
+        evaluate_every=max(1, round(60 / seconds)),
+        stop_after_minutes=args.seconds / 60,
+    )
+
+
+def planned_steps(measured: dict[str, Any], seconds: float) -> list[int]:
+    """Steps of each phase that fill the time, by what a step of each was measured to take."""
+    times = [measured[name] for name, *_ in PHASES]
+    return [max(2, int(seconds * PLANNED_SHARE * phase[1] / took)) for phase, took in zip(PHASES, times, strict=True)]
+
+
+class ReadingBatches(Batches):
+    """Batches with rows beside them that answer from texts in the prompt; mines only for phases that ask for it."""
+
+    def __init__(
+        self, settings: TrainConfig, protocol: Protocol, sources: list[SampleSource | None], rows: int
+    ) -> None:
+        super().__init__(settings, protocol, sources)
+        self._rows = rows
+
+    def batch(self, step: int, micro: int) -> TrainingBatch:
+        """See :meth:`Batches.batch`."""
+        index, _ = self._config.phase_at(step)
+        seed = f"{self._config.seed} reading {step} {micro}"
+        return self._with_reading(super().batch(step, micro), self.sources[index], seed)
+
+    def held_out(self, source: SampleSource | None, phase: Phase, number: int) -> TrainingBatch:
+        """See :meth:`Batches.held_out`."""
+        return self._with_reading(super().held_out(source, phase, number), source, f"held out reading {number}")
+
+    def refresh(self, lm: MSAForCausalLM, step: int, folder: Path, *, writes: bool) -> None:
+        """See :meth:`Batches.refresh`."""
+        files = self._config.phase_at(step)[1].files
+        if files is not None and files.mined_negatives:
+            super().refresh(lm, step, folder, writes=writes)
+
+    def _with_reading(self, batch: TrainingBatch, source: SampleSource | None, seed: str) -> TrainingBatch:
+        if not self._rows or not isinstance(source, FileSource):
+            return batch
+        rng = random.Random(seed)
+        answered = source.answered
+        places = [answered[rng.randrange(len(answered))] for _ in range(self._rows)]
+        samples = [source.sample_at(place) for place in places]
+        return replace(batch, recalls=reading_rows(source.training_set, samples, self._protocol, MOST_READ, rng))
+
+
+def read_sources(settings: TrainConfig, folder: Path) -> tuple[list[SampleSource | None], list[SampleSource | None]]:
+    """Per phase the training and the validation data; no document of a validation or test question is in the former."""
+    corpus = [folder / "corpus.jsonl"]
+    held_out = read_training_set([folder / "validation.jsonl"], corpus=corpus)
+    # read apart, for their documents alone
+    tested = read_training_set([folder / "test.jsonl"], corpus=corpus)
+    training = read_training_set([folder / "train.jsonl"], corpus=corpus)
+    hidden = {name for part in (held_out, tested) for sample in part.samples for name in sample.positives}
+    seen = TrainingSet(
+        corpus={name: text for name, text in training.corpus.items() if name not in hidden},
+        samples=[sample for sample in training.samples if not hidden & set(sample.named)],
+    )
+    log.info("%d documents to train on of %d, %d questions", len(seen.corpus), len(training.corpus), len(seen.samples))
+    phases = [phase.files for phase in settings.phases if phase.files is not None]
+    return (
+        [FileSource(seen, files, settings.seed) for files in phases],
+        [FileSource(held_out, files, settings.seed) for files in phases],
     )
 
 
 def cut(path: Path, folder: Path) -> list[Path]:
-    """A file as numbered parts in ``folder``."""
+    """A file as numbered parts in ``folder``, in place of those of an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{path.name}.part-*"):
+        old.unlink()
     data = path.read_bytes()
     parts = []
     for number, start in enumerate(range(0, max(len(data), 1), PART_BYTES)):
@@ -73,60 +184,172 @@ def cut(path: Path, folder: Path) -> list[Path]:
 
 
 def join(folder: Path) -> list[Path]:
-    """Put the parts in ``folder`` together; the files that came of it."""
+    """Put the parts in ``folder`` together; the files that came of it.
+
+    Raises:
+        ValueError: no parts, or one is missing.
+    """
     names = sorted({part.name.rsplit(".part-", 1)[0] for part in folder.glob("*.part-*")})
+    if not names:
+        raise ValueError(f"expected numbered parts in {folder}, found none; train first, or name another --out")
     for name in names:
         parts = sorted(folder.glob(f"{name}.part-*"))
+        expected = [f"{name}.part-{number:03d}" for number in range(len(parts))]
+        if [part.name for part in parts] != expected:
+            raise ValueError(f"a part of {name} is missing in {folder}: found {', '.join(p.name for p in parts)}")
         (folder / name).write_bytes(b"".join(part.read_bytes() for part in parts))
     return [folder / name for name in names]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What a stretch of training needs.
+
+    Attributes:
+        model: with what it starts from; LoRA's weights are in it.
+        backbone: fingerprint of the weights that stay as they are.
+        trainer: exports the adapter with every evaluation, so that a run that is cut off leaves one.
+        batches: to be closed in the end.
+        held_out: network and steps done → metrics of held-out questions.
+    """
+
+    model: MSAModel
+    backbone: str
+    trainer: Trainer
+    batches: Prefetched
+    held_out: Callable[[MSAForCausalLM, int], dict[str, float]]
+
+
+def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
+    """Read model and data, and go on from the last checkpoint if there is one."""
+    started = time.monotonic()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it has no gradient of the routing bias
+    model = msa.load(str(args.backbone), dtype="float32")
+    backbone = model_fingerprint(model.lm, routers=False)
+    if args.start is not None:
+        apply_adapter(model.lm, args.start, backbone=backbone)
+    model.lm.add_routing_bias(ROUTING_BIAS)
+    model.lm.temperature.data.fill_(ROUTING_TEMPERATURE)
+    sources, held_out = read_sources(settings, args.data)
+    reading = ReadingBatches(settings, model.protocol, sources, args.reading)
+    batches = Prefetched(reading, settings, workers=args.workers)
+    measured = held_out_evaluation(model, settings, batches, held_out)
+
+    def evaluate(lm: MSAForCausalLM, step: int) -> dict[str, float]:
+        export(model, settings, backbone, args.out / "result")
+        return measured(lm, step)
+
+    trainer = Trainer(model, settings, batches, evaluate=evaluate)
+    if torch.cuda.is_available():
+        for parameter in model.lm.parameters():
+            if not parameter.requires_grad and parameter.ndim:
+                # frozen weights are bfloat16 in the checkpoint: nothing is lost, and nothing has to be cast
+                parameter.data = parameter.data.to(torch.bfloat16)
+    log.info("ready after %.1f s on %s", time.monotonic() - started, model.device)
+    return Stretch(model, backbone, trainer, batches, measured)
+
+
 def run(args: argparse.Namespace) -> bool:
     """One stretch; whether the training is complete."""
-    settings = config(args)
-    model = msa.load(str(args.backbone), dtype="float32")
-    adapter = train(model, settings)
-    if adapter is None:
-        log.info("not finished: run the same command again")
-        return False
-    sources, held_out = sources_of(model, settings)
-    batches = Batches(settings, model.protocol, sources)
-    metrics = held_out_evaluation(model, settings, batches, held_out)(model.lm, settings.total_steps)
-    result = args.out / "result"
-    for path in (adapter, args.out / "run" / "curves.png"):
-        if path.is_file():  # no picture without matplotlib
-            cut(path, result)
-    write_metrics(metrics, result / "metrics.json")
-    log.info("finished: %s", json.dumps(metrics))
-    return True
+    plan = args.out / "steps.json"
+    measured = json.loads(plan.read_text()) if plan.is_file() else {}
+    steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds))
+    if measured and not args.steps and "steps" not in measured:
+        plan.write_text(json.dumps(measured | {"steps": steps}, indent=1))  # a later stretch has the same schedule
+    settings = config(args, steps, sum(measured.get(name, 1.0) for name, *_ in PHASES) / len(PHASES))
+    log.info("steps of the phases: %s", steps)
+    stretch = prepared(args, settings)
+    model, trainer = stretch.model, stretch.trainer
+    result, folder = args.out / "result", args.out / "run"
+    try:
+        finished = trainer.run()
+    finally:
+        stretch.batches.close()
+        export(model, settings, stretch.backbone, result)
+    with trainer.accelerator.autocast():
+        metrics = stretch.held_out(model.lm, max(trainer.done, 1))
+    write_metrics({"step": trainer.done, **metrics}, result / "metrics.json")
+    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    if (folder / "curves.png").is_file():  # no picture without matplotlib
+        cut(folder / "curves.png", result)
+    log.info("%s at step %d of %d", "finished" if finished else "stopped", trainer.done, settings.total_steps)
+    return finished
+
+
+def export(model: MSAModel, settings: TrainConfig, backbone: str, result: Path) -> None:
+    """The adapter as it is now, whole and in parts."""
+    adapter = Path(settings.out) / "adapter.safetensors"
+    metadata = {"name": "smollm2-135m-gpu", "backbone": backbone, "config": settings.to_yaml()}
+    save_trained(model.lm, adapter, lora_scale=settings.lora.alpha / settings.lora.rank, metadata=metadata)
+    log.info("wrote %s, %.1f MB, in %d parts", adapter, adapter.stat().st_size / 1e6, len(cut(adapter, result)))
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Note in OUT/steps.json what a step of each phase takes; nothing of the training itself is kept."""
+    scratch = argparse.Namespace(**{**vars(args), "out": args.out / "measured"})
+    shutil.rmtree(scratch.out, ignore_errors=True)  # a checkpoint of an earlier measurement would be gone on from
+    settings = replace(
+        config(scratch, [args.measured_steps] * len(PHASES), 1.0),
+        log_every=max(1, args.measured_steps // 2),  # the first half of a phase is warm-up
+        checkpoint_every=NEVER,
+        evaluate_every=NEVER,
+        refresh_every=NEVER,  # but as a phase begins
+    )
+    stretch = prepared(scratch, settings)
+    try:
+        stretch.trainer.run()
+    finally:
+        stretch.batches.close()
+    records = read_log(Path(settings.out) / "log.jsonl")
+    times = {record["phase"]: record["seconds_per_step"] for record in records if "seconds_per_step" in record}
+    if torch.cuda.is_available():
+        log.info("most memory: %.1f GB", torch.cuda.max_memory_allocated() / 1e9)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "steps.json").write_text(json.dumps(times, indent=1))
+    log.info("seconds per step: %s", json.dumps(times))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
+    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", type=Path, help="an MSA model folder (msa convert writes one)")
-    parser.add_argument("--data", type=Path, help="corpus.jsonl, train.jsonl and validation.jsonl")
+    parser.add_argument("--data", type=Path, help="folder of recipes/build_data.py: corpus.jsonl and three splits")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.5, help="length of a stretch")
-    parser.add_argument("--steps", type=int, nargs=3, default=(500, 3000, 1500), metavar="N", help="of each phase")
-    parser.add_argument("--documents", type=int, default=256)
-    parser.add_argument("--questions", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--start", type=Path, help="adapter to begin with, for instance trained routers")
+    parser.add_argument("--seconds", type=float, default=520, help="length of a stretch")
+    parser.add_argument("--steps", type=int, nargs=len(PHASES), metavar="N", help="of each phase")
+    parser.add_argument("--measure", action="store_true", help="only measure a step of each phase")
+    parser.add_argument("--measured-steps", type=int, default=8, help="of each phase")
+    parser.add_argument("--documents", type=int, default=512, help="of a step")
+    parser.add_argument("--questions", type=int, default=128, help="of a step")
+    parser.add_argument("--reading", type=int, default=48, help="rows of a step that answer from texts in the prompt")
+    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of LoRA")
+    parser.add_argument("--router-rate", type=float, default=7.5, help="the routers' learning rate in multiples of it")
+    parser.add_argument("--rank", type=int, default=24)
+    parser.add_argument("--bucket-tokens", type=int, default=24576 if on_gpu else 4096)
+    parser.add_argument("--checkpoint-documents", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--workers", type=int, default=8 if on_gpu else 0, help="processes that prepare batches")
     parser.add_argument("--join", action="store_true", help="only put the parts in OUT/result together")
     args = parser.parse_args(arguments)
     if not args.join and (args.backbone is None or args.data is None):
         parser.error("--backbone and --data are needed to train")
+    if args.measure and args.measured_steps < 2:
+        parser.error(f"--measured-steps must be 2 or more, got {args.measured_steps}: the first half is warm-up")
+    if not (args.join or args.measure or args.steps or (args.out / "steps.json").is_file()):
+        parser.error("give --steps, or measure them first with --measure")
     return args
 
 
 def main() -> None:
-    """Train a stretch, or join the parts."""
+    """Measure, train a stretch, or join the parts."""
     args = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.join:
         for path in join(args.out / "result"):
             log.info("joined %s", path)
+    elif args.measure:
+        measure(args)
     else:
         run(args)
 

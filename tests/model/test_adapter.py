@@ -3,10 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import tiny_lm
+from tiny import random_tokens, tiny_lm
 
 from msa.errors import CheckpointError
+from msa.model import MSAForCausalLM
 from msa.model.adapter import apply_adapter, file_checksum
+from msa.training.parameters import is_router, save_trained
 
 LAYER = "model.layers.2.self_attn"
 WHOLE = f"{LAYER}.router_q_proj.0.weight"
@@ -158,3 +160,93 @@ def test_a_fused_network_is_adapted_too(lm, write):
             apply_adapter(each, write(fitting()))
         torch.testing.assert_close(fused(ids).logits, lm(ids).logits, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(fused(ids).logits, before)
+
+
+# the routing bias
+
+
+def biased():
+    """An adapter that brings a bias for both router layers."""
+    return {**fitting(), **{f"model.layers.{n}.self_attn.routing_alpha": torch.tensor(1.5 + n) for n in (2, 3)}}
+
+
+def outputs(lm):
+    """Logits and scores of a question over four documents."""
+    with torch.no_grad():
+        memory = lm.encode_documents(torch.tensor(random_tokens(9, 9, 9, 9)), torch.tensor([9, 5, 7, 8]))
+        out = lm(torch.tensor(random_tokens(6, seed=1)), memory=memory)
+    return [out.logits, *(layer.doc_scores for layer in out.routing.values())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_comes_with_the_adapter_where_the_network_has_none(write, tmp_path, dtype):
+    lm, with_bias = tiny_lm().to(dtype), tiny_lm().to(dtype)
+    with_bias.add_routing_bias(9.0)
+    path = write(biased())
+    for each in (lm, with_bias):
+        apply_adapter(each, path)
+    assert lm.config.routing_bias
+    assert {parameter.dtype for parameter in lm.parameters()} == {dtype}
+    expected = weights(with_bias)
+    assert set(weights(lm)) == set(expected)
+    assert_unchanged(lm, expected)
+    assert [lm.model.layers[n].self_attn.routing_alpha.item() for n in (2, 3)] == [3.5, 4.5]
+    lm.save_pretrained(tmp_path / "folder")
+    again = MSAForCausalLM.from_pretrained(tmp_path / "folder", dtype=dtype).eval()
+    assert all(torch.equal(a, b) for a, b in zip(outputs(again), outputs(lm), strict=True))
+
+
+def test_a_bias_changes_what_is_attended_to_and_nothing_of_what_is_routed(write):
+    plain, lm = tiny_lm(), tiny_lm()
+    apply_adapter(plain, write(fitting()))
+    apply_adapter(lm, write(biased()))
+    (logits, *scores), (others, *other_scores) = outputs(lm), outputs(plain)
+    assert not torch.allclose(logits, others)
+    torch.testing.assert_close(scores[0], other_scores[0])  # the first router layer is below every bias
+
+
+def test_a_network_that_has_a_bias_keeps_it_under_an_adapter_without(write):
+    lm = tiny_lm(routing_bias=True)
+    before = lm.get_parameter(f"{LAYER}.routing_alpha").item()
+    apply_adapter(lm, write(fitting()))
+    assert lm.get_parameter(f"{LAYER}.routing_alpha").item() == before
+
+
+BIAS_MISFITS = {
+    "of some layers": ({f"{LAYER}.routing_alpha": None}, r"no model\.layers\.2\.self_attn\.routing_alpha"),
+    "of no router layer": ({"model.layers.0.self_attn.routing_alpha": torch.ones(())}, "does not fit"),
+    "not a scalar": ({f"{LAYER}.routing_alpha": torch.ones(6)}, r"routing_alpha \[6\] does not fit"),
+    "beside a misfit": ({WHOLE: torch.zeros(2, 2)}, "does not fit"),
+}
+
+
+@pytest.mark.parametrize("misfit", BIAS_MISFITS)
+def test_a_bias_that_does_not_fit_changes_nothing(lm, write, misfit):
+    changes, message = BIAS_MISFITS[misfit]
+    before = weights(lm)
+    tensors = {name: tensor for name, tensor in {**biased(), **changes}.items() if tensor is not None}
+    with pytest.raises(CheckpointError, match=message):
+        apply_adapter(lm, write(tensors))
+    assert set(weights(lm)) == set(before)
+    assert_unchanged(lm, before)
+    assert not lm.config.routing_bias
+    assert not hasattr(lm.model.layers[2].self_attn, "routing_alpha")
+
+
+def test_what_was_trained_with_a_bias_comes_back(write, tmp_path):
+    lm = tiny_lm()
+    lm.add_routing_bias(3.0)
+    with torch.no_grad():
+        lm.model.layers[3].self_attn.routing_alpha.fill_(-0.5)
+    lm.add_routing_bias(9.0)  # there is one already
+    assert [lm.model.layers[n].self_attn.routing_alpha.item() for n in (2, 3)] == [3.0, -0.5]
+    assert not hasattr(lm.model.layers[1].self_attn, "routing_alpha")
+    round_trip = tiny_lm()
+    with torch.no_grad():
+        for each in (lm, round_trip):
+            for name, parameter in each.named_parameters():
+                if is_router(name):
+                    parameter.copy_(parameter.bfloat16())  # what an adapter's file keeps
+    save_trained(lm, tmp_path / "trained.safetensors", lora_scale=1.0, metadata={})
+    apply_adapter(round_trip, tmp_path / "trained.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(outputs(round_trip), outputs(lm), strict=True))

@@ -78,3 +78,17 @@ def test_causal_attention_hides_later_tokens(heads):
     bias = torch.full((9, 9), float("-inf")).triu(1)[None, None]
     expected = attend_memory_naive(query, keys, values, bias)
     torch.testing.assert_close(attend_causal(query, keys, values), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_gradients_of_groups_with_a_bias_on_a_gpu(heads):
+    """There keys and values of groups are repeated while gradients are asked for."""
+    query, keys, values = random_inputs(heads, tokens=7, columns=64, head_dim=16)
+    leaves = [tensor.cuda().requires_grad_() for tensor in (query, keys, values, torch.randn(3, 1, 7, 64))]
+    expected = torch.autograd.grad(attend_memory_naive(*leaves).square().sum(), leaves)
+    out = attend_memory(*leaves)
+    torch.testing.assert_close(out, attend_memory_naive(*leaves), rtol=1e-3, atol=1e-4)
+    for got, wanted in zip(torch.autograd.grad(out.square().sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)

@@ -175,3 +175,22 @@ def test_scores_never_exist_head_by_head(head_reduce):
 def test_unknown_words_are_refused(field):
     with pytest.raises(ValueError, match=f"{field} must be one of .*'median'"):
         RoutingSpec(**{field: "median"})
+
+
+@pytest.mark.parametrize("spec", SPECS[::7], ids=SPEC_NAMES[::7])
+def test_mixed_precision_does_not_round_scores(spec):
+    """Under autocast products are bfloat16's; those of routing are not, nor are their gradients."""
+    query, mask, keys, offsets = random_inputs()
+    outcomes = []
+    for mixed in (False, True):
+        leaves = [query.clone().requires_grad_(), keys.clone().requires_grad_()]
+        for leaf in (None, leaves):
+            given = leaf or [query, keys]
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                assert (given[0][0, :, 0] @ given[1][:, 0].T).dtype == (torch.bfloat16 if mixed else torch.float32)
+                routing = route(given[0], mask, given[1], offsets, spec, 3, tile_chunks=9)
+            outcomes.append([routing.chunk_scores.detach(), routing.doc_scores.detach()])
+        routing.chunk_scores[[0, 2, 3]].square().sum().backward()
+        outcomes[-1] += [leaf.grad for leaf in leaves]
+    for plain, under_autocast in zip(outcomes[:2], outcomes[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, under_autocast, strict=True))

@@ -1,7 +1,8 @@
-"""The GPU recipe's dry run on a CPU: stretches go on from one another, and the parts make the adapter again."""
+"""The GPU recipes on a CPU: stretches go on from one another, the parts make the adapter again, and it is measured."""
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,35 +12,55 @@ from tiny import tiny_model
 import msa
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import model_fingerprint
+from msa.training.batches import FileSource
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "gpu_run.py"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def recipe():
-    spec = importlib.util.spec_from_file_location("gpu_run", RECIPE)
+def recipe(name="gpu_run"):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _plain_log(monkeypatch):
+    """What test_training_log.py tests takes longer than these runs; the recipe draws its own picture in the end."""
+    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
+    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+
+
+@pytest.fixture
+def arguments(tmp_path):
     torch.manual_seed(0)
-    tiny_model().save_pretrained(tmp_path / "backbone")
-    documents = [{"id": str(n), "text": f"Item {n} costs {7 * n} euros."} for n in range(12)]
+    model = tiny_model()
+    strings = model.protocol.strings
+    # rows to read need a reader's prompt that begins with the prefix
+    model.lm.config.protocol = strings.to_config() | {"reader_prompt": strings.prefix + strings.reader_prompt}
+    model = msa.MSAModel(model.lm, model.tokenizer)
+    model.save_pretrained(tmp_path / "backbone")
+    documents = [{"id": str(n), "text": f"Item {n} costs {7 * n} euros."} for n in range(16)]
     samples = [
-        {"query": f"What does item {n} cost?", "positives": [str(n)], "answer": f"{7 * n} euros"} for n in range(12)
+        {"query": f"What does item {n} cost?", "positives": [str(n)], "answer": f"{7 * n} euros"} for n in range(16)
     ]
-    for name, lines in (("corpus", documents), ("train", samples[:8]), ("validation", samples[8:])):
+    splits = {"corpus": documents, "train": samples[:8], "validation": samples[8:12], "test": samples[12:]}
+    for name, lines in splits.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ["--backbone", str(tmp_path / "backbone"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    return [*given, "--documents", "4", "--questions", "2", "--reading", "2", "--rank", "2", "--workers", "1"]
+
+
+def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, arguments, monkeypatch):
     gpu_run = recipe()
     monkeypatch.setattr(gpu_run, "PART_BYTES", 20_000)
-    arguments = ["--backbone", str(tmp_path / "backbone"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    arguments += ["--steps", "1", "1", "1", "--documents", "4", "--questions", "2", "--rank", "2"]
     stretches = 1
-    while not gpu_run.run(gpu_run.parse([*arguments, "--minutes", "1e-6"])):
+    while not gpu_run.run(gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1", "--seconds", "1e-5"])):
         stretches += 1
-        assert stretches < 5
-    assert stretches == 3, "each stretch stops after its first step, the last one at the end"
+        assert (tmp_path / "out" / "result" / "metrics.json").is_file(), "a stretch that stops leaves results too"
+        assert stretches < 6
+    assert stretches == 4, "each stretch stops after its first step, the last one at the end"
 
     result = tmp_path / "out" / "result"
     parts = sorted(result.glob("adapter.safetensors.part-*"))
@@ -50,16 +71,165 @@ def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, monkeypatc
         tmp_path / "out" / "run" / "adapter.safetensors"
     ).read_bytes()
     metrics = json.loads((result / "metrics.json").read_text())
-    assert {"ids_exact", "answer_exact", "recall@1/mean"} <= set(metrics)
+    assert {"ids_exact", "answer_exact", "recall@1/mean", "recalled"} <= set(metrics)
 
     model = msa.load(tmp_path / "backbone", dtype="float32")
     before = model.fingerprint
     apply_adapter(model.lm, result / "adapter.safetensors", backbone=model_fingerprint(model.lm, routers=False))
+    assert model.lm.config.routing_bias
     assert msa.MSAModel(model.lm, model.tokenizer).fingerprint != before
 
 
-def test_a_stretch_without_a_backbone_is_refused(tmp_path, capsys):
+def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):
+    gpu_run = recipe()
+    mined = []
+    take = FileSource.take_snapshot
+    monkeypatch.setattr(
+        FileSource, "take_snapshot", lambda self, *given, **named: mined.append(given[3]) or take(self, *given, **named)
+    )
+    for _ in range(2):  # the second does not go on from the first
+        gpu_run.measure(gpu_run.parse([*arguments, "--measure", "--measured-steps", "2"]))
+    assert mined == [range(2)] * 4, "negatives are mined once in each phase that asks for them, for its own steps"
+    times = json.loads((tmp_path / "out" / "steps.json").read_text())
+    assert set(times) == {name for name, *_ in gpu_run.PHASES}
+    assert all(seconds > 0 for seconds in times.values())
+    steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0)
+    assert 0.8 * 100 <= sum(steps) * 0.5 <= 100
+
+
+def test_held_out_documents_are_no_training_documents(arguments):
+    gpu_run = recipe()
+    args = gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1"])
+    training, held_out = gpu_run.read_sources(gpu_run.config(args, [1, 1, 1, 1], 1.0), args.data)
+    assert set(training[0].training_set.corpus) == {str(n) for n in range(8)}
+    assert [sample.positives for sample in held_out[0].training_set.samples] == [("8",), ("9",), ("10",), ("11",)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "--backbone and --data are needed"),
+        (["--backbone", "b", "--data", "d"], "give --steps, or measure them first"),
+        (
+            ["--backbone", "b", "--data", "d", "--measure", "--measured-steps", "1"],
+            "--measured-steps must be 2 or more",
+        ),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, capsys, given, message):
     with pytest.raises(SystemExit) as stop:
-        recipe().parse(["--out", str(tmp_path)])
+        recipe().parse(["--out", str(tmp_path), *given])
     assert stop.value.code == 2
-    assert "--backbone" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
+    gpu_run = recipe()
+    monkeypatch.setattr(gpu_run, "PART_BYTES", 10)
+    file, parts = tmp_path / "file", tmp_path / "parts"
+    with pytest.raises(ValueError, match="expected numbered parts in .*parts, found none"):
+        gpu_run.join(parts)
+    file.write_bytes(b"x" * 35)
+    assert len(gpu_run.cut(file, parts)) == 4
+    file.write_bytes(b"y" * 25)  # smaller than before: no part of the earlier one may stay
+    assert len(gpu_run.cut(file, parts)) == 3
+    assert [path.read_bytes() for path in gpu_run.join(parts)] == [b"y" * 25]
+    (parts / "file.part-001").unlink()
+    with pytest.raises(ValueError, match=r"a part of file is missing .*found file\.part-000, file\.part-002"):
+        gpu_run.join(parts)
+
+
+@pytest.fixture
+def evaluated(tmp_path, arguments):
+    """Arguments of gpu_evaluate.py: an adapter, and questions that other retrievers answer rightly and wrongly."""
+    gpu_run = recipe()
+    settings = gpu_run.config(gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1"]), [1, 1, 1, 1], 1.0)
+    model = msa.load(tmp_path / "backbone", dtype="float32")
+    backbone = model_fingerprint(model.lm, routers=False)
+    model.lm.add_routing_bias(2.0)
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    gpu_run.export(model, settings, backbone, tmp_path / "out" / "result")
+    rows = [
+        {
+            "query": f"What does item {n} cost?",
+            "positives": [str(n)],
+            "answer": f"{7 * n} euros" if n % 2 else None,
+            "source": f"shop/{n % 2}" if n < 14 else "lone",
+            "bm25": [str(n), "0", "1"],
+            "minilm": ["0", "1", "2", "3", str(n)],
+        }
+        for n in range(10, 16)
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    adapter = tmp_path / "out" / "run" / "adapter.safetensors"
+    given = ["--backbone", str(tmp_path / "backbone"), "--data", str(tmp_path), "--tokens", "4", "--rows", "2"]
+    given += ["--questions", str(tmp_path / "questions.jsonl"), "--out", str(tmp_path / "results.json")]
+    return [*given, "--adapter", f"start={adapter}", "--adapter", f"trained={adapter}"]
+
+
+def test_an_adapter_is_evaluated_beside_other_retrievers(tmp_path, evaluated):
+    gpu_evaluate = recipe("gpu_evaluate")
+    gpu_evaluate.evaluate(gpu_evaluate.parse(evaluated))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not [name for name, part in results.items() if "failed" in part]
+    bm25, minilm = results["recall/bm25"], results["recall/minilm"]
+    assert set(bm25) == {"all", "shop", "shop/0", "shop/1", "lone"}
+    assert bm25["all"] == {"questions": 6, "recall@1": 1.0, "recall@5": 1.0, "recall@16": 1.0}
+    assert minilm["shop"] == {"questions": 4, "recall@1": 0.0, "recall@5": 1.0, "recall@16": 1.0}
+    assert results["recall/trained"] == results["recall/start"]
+    assert results["recall/trained"]["all"]["recall@16"] == 1.0, "16 documents are the whole corpus"
+    answers = results["answers/trained reads 3 routed"]
+    assert answers["all"]["questions"] == 3, "questions that have an answer"
+    assert all(example["given"] for example in answers["examples"])
+    ids = results["ids"]
+    assert ids["none, right document among the best 16"]["questions"] == 3
+    for text in [*ids["existing, examples"], *ids["selected, examples"]]:
+        assert not text.startswith("[") or int(text[1:].partition("]")[0]) in range(1, 17)
+
+
+def test_recall_is_what_the_memory_finds(tmp_path, evaluated):
+    """The same corpus, model and questions through msa.Memory, one question at a time."""
+    gpu_evaluate = recipe("gpu_evaluate")
+    args = gpu_evaluate.parse(evaluated)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    asked = gpu_evaluate.read_questions(args.questions)
+    found = gpu_evaluate.trained(args.backbone, args.adapter[-1][1], texts, asked, 200)
+    model = gpu_evaluate.load(args.backbone, args.adapter[-1][1])
+    with msa.Memory.open(tmp_path / "memory", model=model) as memory:
+        memory.add([{"id": str(n), "text": text} for n, text in enumerate(texts)])
+        for each, best in zip(asked, found.best, strict=True):
+            hits = memory.search(each.question.question, top_k=16)
+            scores = {int(hit.id): hit.score for hit in hits}
+            assert sorted(best) == sorted(scores)
+            # in bfloat16, and in batches of other sizes, near ties change places
+            ranked = [scores[index] for index in best]
+            assert ranked == pytest.approx(sorted(ranked, reverse=True), abs=0.02)
+
+
+def test_parts_there_is_no_time_for_are_named(tmp_path, evaluated):
+    gpu_evaluate = recipe("gpu_evaluate")
+    gpu_evaluate.evaluate(gpu_evaluate.parse([*evaluated, "--seconds", "-1"]))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"recall/bm25", "recall/trained", "answers/plain reads 1 of bm25"} <= set(results["left out"])
+    assert set(results) == {"device", "left out"}
+
+
+def test_a_part_that_fails_leaves_the_others(tmp_path, evaluated):
+    gpu_evaluate = recipe("gpu_evaluate")
+    (tmp_path / "broken").write_bytes(b"no adapter")
+    gpu_evaluate.evaluate(gpu_evaluate.parse([*evaluated, "--adapter", f"broken={tmp_path / 'broken'}"]))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "not a readable safetensors file" in results["recall/broken"]["failed"]
+    assert "recall@1" in results["recall/trained"]["all"]
+    assert "contains" in results["answers/plain reads 3 of bm25"]["all"]
+    assert not [name for name in results if name.startswith("answers/trained")], "of the last adapter or of none"
+
+
+def test_questions_that_lack_a_field_and_adapters_without_a_name_are_refused(tmp_path, evaluated, capsys):
+    gpu_evaluate = recipe("gpu_evaluate")
+    (tmp_path / "bad.jsonl").write_text('{"query": "Who?", "source": "a", "bm25": ["1"], "minilm": ["1"]}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1: expected positives, found query, source"):
+        gpu_evaluate.read_questions(tmp_path / "bad.jsonl")
+    with pytest.raises(SystemExit):
+        gpu_evaluate.parse([*evaluated, "--adapter", "nameless"])
+    assert "expected NAME=FILE, found 'nameless'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from tiny_training import CORPUS, ONE_HOP, TWO_HOPS, UNANSWERABLE, config, learn
 from msa.errors import TrainingError
 from msa.training.batches import Batches, FileSource
 from msa.training.config import FileData, Phase
+from msa.training.data.copies import CopyConfig
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.snapshot import Snapshot, take_snapshot
 from msa.training.trainer import Trainer
@@ -43,9 +44,11 @@ def snapshot_of(model, **changes):
     return take_snapshot(model.lm, model.protocol, SET, **options)
 
 
-def test_mined_negatives_are_the_best_wrong_documents_of_each_question_alone():
+@pytest.mark.parametrize("negatives", [1, 3, 99])
+@pytest.mark.parametrize("bucket_tokens", [1, 60, 10_000], ids="bucket-{}".format)
+def test_mined_negatives_are_the_best_wrong_documents_of_each_question_alone(negatives, bucket_tokens):
     model = learner()
-    snapshot = snapshot_of(model, negatives=3)
+    snapshot = snapshot_of(model, negatives=negatives, bucket_tokens=bucket_tokens)
     names = list(CORPUS)
     prefix = model.lm.encode_prefix(torch.tensor(model.protocol.prefix_ids))
     for place, sample in enumerate(SAMPLES):
@@ -61,7 +64,7 @@ def test_mined_negatives_are_the_best_wrong_documents_of_each_question_alone():
             )
         scores = torch.stack([layer.doc_scores[0] for layer in routing.values()]).mean(0)
         ranked = [names[index] for index in scores.argsort(descending=True).tolist()]
-        assert snapshot.mined[place] == tuple(name for name in ranked if name not in sample.positives)[:3]
+        assert snapshot.mined[place] == tuple(name for name in ranked if name not in sample.positives)[:negatives]
 
 
 def test_latents_are_those_of_documents_encoded_alone():
@@ -175,6 +178,27 @@ def test_old_snapshots_are_deleted(tmp_path):
     steps = [int(path.stem.removeprefix("step-")) for path in (tmp_path / "snapshots").iterdir()]
     assert max(steps) == 18
     assert min(steps) >= 10
+
+
+@pytest.mark.parametrize(("every", "expected"), [(10**6, {0: 12}), (4, {0: 8, 4: 4})])
+def test_no_negatives_are_mined_for_questions_after_the_phase(tmp_path, monkeypatch, every, expected):
+    asked = {}
+
+    def noting(*given, step, places, **options):
+        asked[step] = len(places)
+        return take_snapshot(*given, step=step, places=places, **options)
+
+    monkeypatch.setattr("msa.training.batches.take_snapshot", noting)
+    model = learner()
+    data = FileData(paths=("unused",), documents=3, questions=2, mined_negatives=1)
+    one = Phase(name="one", steps=6, learning_rate=3e-3, files=data, id_digits=2)
+    run = config(
+        tmp_path, one, Phase(name="none", steps=9, learning_rate=3e-3, copies=CopyConfig()), refresh_every=every
+    )
+    batches = Batches(run, model.protocol, [FileSource(SET, data, run.seed), None])
+    for step in range(run.total_steps):
+        batches.refresh(model.lm, step, tmp_path / "snapshots", writes=True)
+    assert asked == expected
 
 
 def test_mining_needs_to_know_how_often(tmp_path):

@@ -36,8 +36,22 @@ def test_steps_are_written_as_often_as_asked_and_the_last_always(tmp_path, netwo
     assert (first["phase"], first["loss"], first["loss/ids"], first["loss/answer"]) == ("main", 3.0, 2.0, 1.0)
     assert first["gradient_norm"] == 0.5
     assert first["tokens_per_second"] > 0
+    # of 4 steps, then of 2, 10 tokens each
+    for record in records:
+        assert record["tokens_per_second"] * record["seconds_per_step"] == pytest.approx(10)
     # 6 · parameters · tokens, over what the machine can do
     assert first["utilisation"] == pytest.approx(6 * 12 * first["tokens_per_second"] / log._peak)
+
+
+def test_an_evaluation_is_no_part_of_a_step_s_time(tmp_path, network):
+    log = open_log(tmp_path, network, log_every=3)
+    for step in range(1, 4):
+        log.step(step, "main", LOSSES, 0.5, 10)
+        if step == 2:
+            log.metrics(step, {"ids_exact": 0.5})
+    log.close()
+    (record,) = [record for record in read_log(tmp_path / "log.jsonl") if "loss" in record]
+    assert record["tokens_per_second"] * record["seconds_per_step"] == pytest.approx(10)
 
 
 def test_everything_is_on_disk_before_the_log_is_closed(tmp_path, network):

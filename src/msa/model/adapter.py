@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from msa.errors import CheckpointError
+from msa.model.modeling_msa import MSAForCausalLM
 
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
@@ -45,6 +46,8 @@ def apply_adapter(
 ) -> None:
     """Lay an adapter over a model's weights, in place.
 
+    A routing bias comes with the adapter where the model has none.
+
     Args:
         model: the model; every tensor of the adapter must fit one of its parameters or linear layers.
         path: the adapter's safetensors file.
@@ -73,16 +76,37 @@ def apply_adapter(
         scale = float(metadata.get("lora_scale", 1.0))
     except ValueError as error:
         raise CheckpointError(f"adapter {path}: lora_scale {metadata['lora_scale']!r} is not a number") from error
-    updates = _updates(dict(model.named_parameters()), tensors, scale, path)
-    for parameter, value in updates:
-        parameter.copy_(value)
+    added = _added_bias(model, tensors, path)
+    updates = _updates({**dict(model.named_parameters()), **added}, tensors, scale, path)
+    if added and isinstance(model, MSAForCausalLM):
+        model.add_routing_bias()
+    for name, value in updates.items():
+        model.get_parameter(name).copy_(value)
 
 
-def _updates(
-    parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], scale: float, path: Path
-) -> list[tuple[nn.Parameter, Tensor]]:
-    """New value of every parameter the adapter touches; all checked before any is written."""
-    updates = []
+def _added_bias(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The routing bias, name → scalar, that an adapter brings and the model has not.
+
+    Raises:
+        CheckpointError: it brings the bias of some router layers and not of all; the others' would be made up.
+    """
+    if not isinstance(model, MSAForCausalLM) or model.config.routing_bias:
+        return {}
+    names = [f"model.layers.{layer}.self_attn.routing_alpha" for layer in model.config.router_layers]
+    missing = [name for name in names if name not in tensors]
+    if len(missing) == len(names):
+        return {}
+    if missing:
+        raise CheckpointError(
+            f"adapter {path} has a routing bias for some router layers, but no {', '.join(missing)}; this model has "
+            f"none of its own"
+        )
+    return {name: torch.zeros(()) for name in names}
+
+
+def _updates(parameters: dict[str, Tensor], tensors: dict[str, Tensor], scale: float, path: Path) -> dict[str, Tensor]:
+    """New value of every parameter the adapter touches, by name; all checked before any is written."""
+    updates = {}
     for name, tensor in tensors.items():
         if name.endswith(_LORA_B):
             if name.removesuffix(_LORA_B) + _LORA_A not in tensors:
@@ -101,8 +125,9 @@ def _updates(
             shape = [other.shape[0], tensor.shape[1]] if multiplies else []
         if target not in parameters or list(parameters[target].shape) != shape:
             raise CheckpointError(f"adapter {path}: {name} {list(tensor.shape)} does not fit this model")
-        parameter = parameters[target]
         if other is not None:
-            tensor = parameter.float() + scale * (other.float() @ tensor.float()).to(parameter.device)
-        updates.append((parameter, tensor))
+            parameter = parameters[target]
+            # exact in float64, so that every machine's matrix product gives the same weights and fingerprint
+            tensor = parameter.double() + scale * (other.double() @ tensor.double()).to(parameter.device)
+        updates[target] = tensor
     return updates

@@ -178,6 +178,15 @@ class MSAForCausalLM(PreTrainedModel):
         elif module is self:
             nn.init.constant_(self.temperature, float(self.config.routing_temperature))
 
+    def add_routing_bias(self, start: float = 1.0) -> None:
+        """Give every router layer a routing bias that begins at ``start``; one that has it already keeps its own."""
+        self.config.routing_bias = True
+        for index in self.config.router_layers:
+            attention = self.model.layer(index).self_attn
+            if not hasattr(attention, "routing_alpha"):
+                like = attention.q_proj.weight
+                attention.routing_alpha = nn.Parameter(torch.full((), start, device=like.device, dtype=like.dtype))
+
     def fuse_projections(self) -> None:
         """Join q/k/v and gate/up of every layer for faster inference; outputs and tensor names stay the same."""
         for index in range(len(self.model.layers)):

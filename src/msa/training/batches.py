@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from typing import Protocol as TypingProtocol
@@ -74,6 +75,16 @@ class FileSource:
         self.snapshot: Snapshot | None = None
         self._epoch, self._order = -1, list(range(len(training_set.samples)))
 
+    @property
+    def training_set(self) -> TrainingSet:
+        """What was read."""
+        return self._set
+
+    @cached_property
+    def answered(self) -> list[int]:
+        """Places in the set of the samples that have an answer."""
+        return [place for place, sample in enumerate(self._set.samples) if sample.answer is not None]
+
     def draw(self, number: int, seed: str) -> TrainingSet:
         """See :class:`SampleSource`."""
         rng = random.Random(seed)
@@ -115,7 +126,10 @@ class FileSource:
         return self._order[within]
 
     def _sample(self, number: int) -> Sample:
-        place = self._place(number)
+        return self.sample_at(self._place(number))
+
+    def sample_at(self, place: int) -> Sample:
+        """A sample of the set with the negatives mined for it."""
         sample = self._set.samples[place]
         mined = self.snapshot.mined.get(place, ()) if self.snapshot is not None else ()
         return replace(sample, documents=tuple(dict.fromkeys((*sample.documents, *mined)))) if mined else sample
@@ -136,6 +150,11 @@ class Batches:
         self._config, self._protocol, self._sources = config, protocol, list(sources)
         control = set(protocol.tokenizer.get_added_vocab().values())
         self._vocabulary = [index for index in range(len(protocol.tokenizer)) if index not in control]
+
+    @property
+    def sources(self) -> list[SampleSource | None]:
+        """One per phase."""
+        return self._sources
 
     def batch(self, step: int, micro: int) -> TrainingBatch:
         """Micro-batch ``micro`` of optimiser step ``step``, both counted from 0."""
@@ -170,11 +189,13 @@ class Batches:
             source.snapshot = Snapshot.load(path, lm.device)
             return
         rng = random.Random(f"{config.seed} snapshot {due}")
+        # the next snapshot, or the next phase's data, takes over there
+        stop = min(due + config.refresh_every, first + phase.steps)
         source.take_snapshot(
             lm,
             self._protocol,
             due,
-            range((due - first) * config.micro_batches, (due - first + config.refresh_every) * config.micro_batches),
+            range((due - first) * config.micro_batches, (stop - first) * config.micro_batches),
             numbers=draw_numbers(source.num_documents, phase.id_digits, rng),
             bucket_tokens=config.bucket_tokens,
             keep_latents=config.freeze_documents,

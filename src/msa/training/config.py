@@ -150,6 +150,7 @@ class TrainConfig:
         checkpoint_layers: the same for the rows, layer by layer.
         max_document_tokens: longer documents are refused.
         bucket_tokens: tokens of a bucket of similar lengths.
+        router_rate: learning rate of routers and routing bias, as a multiple of a phase's; None: as all others.
         warmup_steps: of the learning rate. min_learning_rate: share of the peak the cosine ends at.
         decay_steps: steps the cosine takes; 0: as many as the phases have.
         optimizer: ``adamw``, or ``muon`` for the matrices inside the layers (see training/optimizers.py).
@@ -174,6 +175,7 @@ class TrainConfig:
     checkpoint_layers: bool = False
     max_document_tokens: int = 2048
     bucket_tokens: int = 4096
+    router_rate: float | None = None
     warmup_steps: int = 100
     min_learning_rate: float = 0.1
     decay_steps: int = 0
@@ -200,6 +202,8 @@ class TrainConfig:
         for name in ("micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.router_rate is not None and not 0 < self.router_rate < math.inf:
+            raise ValueError(f"router_rate must be a positive number, got {self.router_rate}")
         if self.refresh_every < 0:
             raise ValueError(f"refresh_every must be 0 or more, got {self.refresh_every}")
         mining = [phase.name for phase in self.phases if phase.files is not None and phase.files.mined_negatives]

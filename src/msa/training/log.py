@@ -34,35 +34,37 @@ class TrainingLog:
         self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
         device = next(network.parameters()).device
         self._peak = matmul_peak(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-        self._since, self._tokens = time.monotonic(), 0
+        self._begin()
 
     def step(self, step: int, phase: str, losses: dict[str, float], norm: float, tokens: int) -> None:
         """Note one optimiser step; written every ``log_every`` steps."""
+        self._steps += 1
         self._tokens += tokens
         if step % self._every and step != self._total:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
-        rate = self._tokens / seconds
+        rate, per_step = self._tokens / seconds, seconds / self._steps
         record = {
             "step": step,
             "phase": phase,
             **{f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()},
             "gradient_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": rate,
+            "seconds_per_step": per_step,
             "utilisation": 6 * self._parameters * rate / self._peak,
         }
         self._write(record)
         parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        left = (self._total - step) * seconds / self._every / 60
-        log.info("%d/%d %s: %s, %.0f tokens/s, %.0f min left", step, self._total, phase, parts, rate, left)
-        self._since, self._tokens = time.monotonic(), 0
+        left = (self._total - step) * per_step / 60
+        log.info("%d/%d %s: %s, %.0f tokens/s, %.1f min left", step, self._total, phase, parts, rate, left)
+        self._begin()
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Note an evaluation on held-out data."""
         self._write({"step": step, **{f"held_out/{name}": value for name, value in metrics.items()}})
-        shown = ("copied", "ids_exact", "answer_exact", "recall@1/mean")
+        shown = ("copied", "ids_exact", "answer_exact", "recall@1/mean", "recall@16/mean", "recalled")
         log.info("%d held out: %s", step, " ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
-        self._since, self._tokens = time.monotonic(), 0
+        self._begin()
 
     def close(self) -> None:
         """Finish the files and draw the curves."""
@@ -70,6 +72,10 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
         draw_curves(self._folder / "log.jsonl", self._folder / "curves.png")
+
+    def _begin(self) -> None:
+        """What is measured next begins now."""
+        self._since, self._steps, self._tokens = time.monotonic(), 0, 0
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -89,14 +95,18 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Best of a few square products, in floating-point operations per second."""
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Best of a few products of matrices ``[size, size]``, in floating-point operations per second."""
+    on_gpu = device.type == "cuda"
+    size = size or (8192 if on_gpu else 1024)  # a GPU takes longer to start a small product than to compute it
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(4):
+        if on_gpu:
+            torch.cuda.synchronize()
         started = time.perf_counter()
         a @ a
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best

@@ -3,21 +3,21 @@
 It serves two things: hard negatives (what the network then mistakes for the answer), and latents to read while the
 document side is frozen.
 
-Axes: N documents.
+Axes: B questions, N documents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from msa.documents import Protocol
 from msa.documents.batching import length_buckets, pad_left, pad_right
@@ -112,23 +112,38 @@ def take_snapshot(
     was_training = lm.training
     lm.eval()
     number_of = dict(zip(training_set.corpus, numbers, strict=True))
-    memory = _encode(lm, protocol, training_set.corpus, number_of, bucket_tokens)
+    memory = encode_corpus(lm, protocol, list(training_set.corpus.values()), numbers, bucket_tokens)
     wanted = sorted(set(places)) if negatives else []
     mined = _mine(lm, protocol, training_set, memory, wanted, negatives, bucket_tokens)
     lm.train(was_training)
     return Snapshot(step, number_of, memory if keep_latents else None, mined)
 
 
-def _encode(
-    lm: MSAForCausalLM, protocol: Protocol, corpus: Mapping[str, str], number_of: Mapping[str, int], bucket_tokens: int
+def encode_corpus(
+    lm: MSAForCausalLM, protocol: Protocol, texts: Sequence[str], numbers: Sequence[int], bucket_tokens: int
 ) -> DocumentMemory:
-    encoded = [protocol.document_ids(number_of[name], text) for name, text in corpus.items()]
+    """Latents of all texts in their order, each under its number, buckets of similar lengths at a time."""
+    encoded = [protocol.document_ids(number, text) for number, text in zip(numbers, texts, strict=True)]
     parts, order = [], []
     for group in length_buckets([len(ids) for ids in encoded], bucket_tokens):
         input_ids, lengths = pad_right([encoded[i] for i in group], lm.device)
         parts.append(lm.encode_documents(input_ids, lengths))
         order += group
     return DocumentMemory.concatenate(parts).select(torch.tensor(order, device=lm.device).argsort())
+
+
+def mean_scores(
+    lm: MSAForCausalLM, protocol: Protocol, memory: DocumentMemory, queries: Sequence[str], bucket_tokens: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Some of the questions at a time: which, and the mean of the router layers' document scores ``[B, N]``."""
+    prefix_ids = torch.tensor(protocol.prefix_ids, dtype=torch.long, device=lm.device)
+    prefix = lm.encode_prefix(prefix_ids) if len(prefix_ids) else None
+    turns = [protocol.question_turn(query) for query in queries]
+    for group in length_buckets([len(turn.ids) for turn in turns], bucket_tokens):
+        ids, mask = pad_left([turns[i].ids for i in group], lm.device)
+        routes, _ = pad_left([[int(m) for m in turns[i].marked] for i in group], lm.device)
+        routing = lm.route(ids, memory, attention_mask=mask, routing_mask=routes, prefix=prefix)
+        yield group, torch.stack([layer.doc_scores for layer in routing.values()]).mean(0)
 
 
 def _mine(
@@ -142,19 +157,16 @@ def _mine(
 ) -> dict[int, tuple[str, ...]]:
     names = list(training_set.corpus)
     place_of = {name: index for index, name in enumerate(names)}
-    prefix_ids = torch.tensor(protocol.prefix_ids, dtype=torch.long, device=lm.device)
-    inputs: dict[str, Any] = {"prefix": lm.encode_prefix(prefix_ids) if len(protocol.prefix_ids) else None}
-    turns = [protocol.question_turn(training_set.samples[place].query) for place in places]
+    asked = [training_set.samples[place] for place in places]
     mined: dict[int, tuple[str, ...]] = {}
-    for group in length_buckets([len(turn.ids) for turn in turns], bucket_tokens):
-        ids, mask = pad_left([turns[i].ids for i in group], lm.device)
-        routes, _ = pad_left([[int(m) for m in turns[i].marked] for i in group], lm.device)
-        routing = lm.route(ids, memory, attention_mask=mask, routing_mask=routes, **inputs)
-        scores = torch.stack([layer.doc_scores for layer in routing.values()]).mean(0)
-        for row, i in enumerate(group):
-            scores[row, [place_of[name] for name in training_set.samples[places[i]].positives]] = float("-inf")
+    for group, scores in mean_scores(lm, protocol, memory, [sample.query for sample in asked], bucket_tokens):
+        positives = [(row, place_of[name]) for row, i in enumerate(group) for name in asked[i].positives]
+        if positives:
+            rows, columns = zip(*positives, strict=True)
+            scores[list(rows), list(columns)] = float("-inf")
         best = scores.topk(min(count, len(names)), dim=1)
-        for row, i in enumerate(group):
-            kept = best.indices[row][best.values[row] > float("-inf")].tolist()
+        # one copy for all rows: tens of thousands of questions are mined for at a time
+        for i, indices, values in zip(group, best.indices.tolist(), best.values.tolist(), strict=True):
+            kept = [index for index, value in zip(indices, values, strict=True) if value > float("-inf")]
             mined[places[i]] = tuple(names[index] for index in kept)
     return mined

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -134,19 +134,20 @@ class Trainer:
             TrainingLog(Path(self.config.out), self.config, self._lm) if self.accelerator.is_main_process else None
         )
         try:
-            for step in range(self.done, total):
-                parts, norm, tokens = self._optimise(step)
-                self.done = step + 1
-                if journal is not None:
-                    journal.step(self.done, self.config.phase_at(step)[1].name, parts, norm, tokens)
-                if self.done % self.config.evaluate_every == 0 or self.done == total:
-                    self._report(journal)
-                stopping = self._should_stop(started) and self.done < total
-                if self.done % self.config.checkpoint_every == 0 or self.done == total or stopping:
-                    self._checkpoints.save(self.accelerator, self.done, self._save_more)
-                if stopping:
-                    log.info("stopped at step %d of %d; run it again to go on", self.done, total)
-                    return False
+            with _uncast(self._lm, self.config):
+                for step in range(self.done, total):
+                    parts, norm, tokens = self._optimise(step)
+                    self.done = step + 1
+                    if journal is not None:
+                        journal.step(self.done, self.config.phase_at(step)[1].name, parts, norm, tokens)
+                    if self.done % self.config.evaluate_every == 0 or self.done == total:
+                        self._report(journal)
+                    stopping = self._should_stop(started) and self.done < total
+                    if self.done % self.config.checkpoint_every == 0 or self.done == total or stopping:
+                        self._checkpoints.save(self.accelerator, self.done, self._save_more)
+                    if stopping:
+                        log.info("stopped at step %d of %d; run it again to go on", self.done, total)
+                        return False
         finally:
             if journal is not None:
                 journal.close()
@@ -171,7 +172,7 @@ class Trainer:
         accelerator, config = self.accelerator, self.config
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
+                group["lr"] = config.learning_rate_at(step) * group.get("rate", 1.0)
         phase = config.phase_at(step)[1]
         self._lm.config.chunk_size = phase.chunk_size or self._chunk_size
         if step and config.phase_at(step - 1)[1].chunk_size != phase.chunk_size:
@@ -183,8 +184,9 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         tokens = 0
         for count, micro in enumerate(mine, start=1):
-            batch = self._batches.batch(step, micro).to(accelerator.device)
+            batch = self._batches.batch(step, micro)
             tokens += batch.num_tokens
+            batch = batch.to(accelerator.device)
             syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
             with accelerator.autocast(), syncing:
                 total, parts = self._step(batch, phase.weights, phase.past_documents)
@@ -192,7 +194,9 @@ class Trainer:
                 accelerator.backward(total / len(mine))
             for name, loss in {"loss": total, **parts}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach().float() / len(mine)
-        means = {name: float(accelerator.reduce(value, reduction="mean")) for name, value in sorted(sums.items())}
+        names = sorted(sums)
+        reduced = accelerator.reduce(torch.stack([sums[name] for name in names]), reduction="mean")
+        means = dict(zip(names, reduced.tolist(), strict=True))
         norm = float(accelerator.clip_grad_norm_(self._step.parameters(), config.max_grad_norm))
         if not all(map(math.isfinite, means.values())) or not (math.isfinite(norm) or self._loss_scale_too_large()):
             for optimizer in self._optimizers:
@@ -219,3 +223,13 @@ class Trainer:
             metrics = self._evaluate(self._lm, self.done)
         if journal is not None:
             journal.metrics(self.done, metrics)
+
+
+def _uncast(lm: MSAForCausalLM, config: TrainConfig) -> AbstractContextManager[None]:
+    """In mixed precision: PEFT does not cast what LoRA reads to float32, which autocast would only cast back."""
+    if config.trainable != "lora" or config.precision == "no":
+        return nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+
+    casting: AbstractContextManager[None] = disable_input_dtype_casting(lm)
+    return casting

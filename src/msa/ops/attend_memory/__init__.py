@@ -33,6 +33,10 @@ def attend_memory(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | No
         out = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
         return out.reshape(query.shape[0], 1, num_heads, query.shape[3])
     grouped = num_heads != num_kv_heads
+    if grouped and bias is not None and query.is_cuda and torch.is_grad_enabled():
+        # CUDA's memory-efficient kernel takes a bias but no groups; without it every layer's float32 scores stay
+        keys, values = (x.repeat_interleave(num_heads // num_kv_heads, dim=1) for x in (keys, values))
+        grouped = False
     out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, enable_gqa=grouped)
     return out.transpose(1, 2)
 

@@ -52,9 +52,11 @@ def score_chunks(
 
     def score(run: Sequence[Pieces]) -> list[Tensor]:
         scratch = None if grad else q.new_empty(tile, *blocks[0].keys.shape[1:])
-        return [
-            score_tile(query, mask, _join(pieces, spec.similarity, scratch).to(dtype), spec).float() for pieces in run
-        ]
+        with torch.autocast(q.device.type, enabled=False):  # mixed-precision training would round the scores
+            return [
+                score_tile(query, mask, _join(pieces, spec.similarity, scratch).to(dtype), spec).float()
+                for pieces in run
+            ]
 
     scores = on_tiles(score, tiles_of(blocks, tile), q.device, alone=grad)
     chunk_scores = torch.cat(scores, dim=1) if scores else q.new_zeros(q.shape[0], 0)

@@ -1,0 +1,59 @@
+"""LoRA in mixed precision: nothing is cast twice, and nothing changes by it."""
+
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from peft.tuners.lora import LoraLayer
+from tiny_training import config, learner, phase, trainer, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from msa.training.config import LoraConfig
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+    """What test_training_log.py tests takes longer than these runs; accelerate keeps the first precision for good."""
+    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
+    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def trained(folder, precision):
+    """Weights after two steps of LoRA, operations of these steps, and the network."""
+    model = learner()
+    running = trainer(model, config(folder, phase(2), trainable="lora", precision=precision, lora=LoraConfig(rank=2)))
+    for parameter in model.lm.parameters():
+        if not parameter.requires_grad and parameter.ndim and precision != "no":
+            parameter.data = parameter.data.bfloat16()  # as recipes/gpu_run.py keeps them
+    with Operations() as operations:
+        assert running.run()
+    return weights(model.lm), operations.counts, model.lm
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_lora_reads_is_cast_once_at_most(tmp_path, monkeypatch, precision):
+    ours, few, lm = trained(tmp_path / "ours", precision)
+    monkeypatch.setattr("msa.training.trainer._uncast", lambda *_: nullcontext())
+    pefts, many, _ = trained(tmp_path / "peft", precision)
+    assert all(torch.equal(value, pefts[name]) for name, value in ours.items())
+    casts = [counts["aten._to_copy.default"] for counts in (few, many)]
+    assert casts[0] == casts[1] if precision == "no" else casts[0] < 0.8 * casts[1]
+    # outside of training LoRA's float32 weights still need PEFT's cast
+    assert all(module.cast_input_dtype_enabled for module in lm.modules() if isinstance(module, LoraLayer))
