@@ -181,7 +181,20 @@ class Report:
             yield markdown_table(columns, cells)
 
     def training(self) -> Iterator[str]:
-        """Routers of the default model, and what the tiny model needs."""
+        """The default model, its routers alone, and what the tiny model needs."""
+        adapter = self.benchmark("gpu_run", "recipes/gpu_evaluate.py")
+        if adapter is not None:
+            names = {"start": "routers alone", "trained": "routers and LoRA", "bm25": "BM25", "minilm": "MiniLM"}
+            sources = ("debian", "wordnet", "foldoc", "python", "all")
+            cells = [
+                [shown, *(f"{adapter[f'recall/{key}'][source]['recall@16']:.3f}" for source in sources)]
+                for key, shown in names.items()
+            ]
+            questions = adapter["recall/trained"]["all"]["questions"]
+            yield "### The default model: routers and LoRA trained on one GPU"
+            origin = _origin({**adapter, "machine": f"{adapter['device']}, torch {adapter['torch']}"})
+            yield f"{origin}, {questions:,} held-out questions over {adapter['documents']:,} documents"
+            yield markdown_table(["recall@16, chosen by", *sources], cells)
         routers = self.benchmark("router_warmup", "recipes/router_warmup.py")
         if routers is not None:
             test = routers["test"]
