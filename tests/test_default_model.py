@@ -1,6 +1,7 @@
 """The default model end to end on real documents; fetched and converted once, then cached."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_control_strings_are_single_tokens(default_model):
 
 
 def test_questions_about_real_documents(default_model, tmp_path):
-    """Among 60 package descriptions: far above chance without training, and the answer names its source."""
+    """Among 60 package descriptions the right one comes first, and the answers are in its words."""
     questions = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()][20:32]
     asked = {question["document"] for question in questions}
     documents = list(read_documents([EXAMPLES / "packages.jsonl"]))
@@ -38,6 +39,9 @@ def test_questions_about_real_documents(default_model, tmp_path):
     with msa.Memory.open(tmp_path / "mem", model=default_model) as memory:
         memory.add(chosen)
         answers = memory.ask_many([question["question"] for question in questions], max_new_tokens=12)
-    found = [q["document"] in [hit.id for hit in a.sources] for q, a in zip(questions, answers, strict=True)]
-    assert sum(found) >= 10
-    assert all(answer.sources[0].title in answer.text for answer in answers)
+    best = [answer.sources[0] for answer in answers]
+    assert sum(q["document"] == hit.id for q, hit in zip(questions, best, strict=True)) >= 10
+    for answer, hit in zip(answers, best, strict=True):
+        words = re.findall(r"\w+", answer.text.lower())
+        assert words
+        assert sum(word in hit.text.lower() for word in words) >= 0.8 * len(words), answer.text

@@ -61,14 +61,15 @@ def test_who_leaves_frees_the_memory_at_once(server, http, stream):
     """Without the collector, which counts objects and not their bytes; the last ones too, after which nobody asks."""
     gc.collect()
     gc.disable()
+    others = decodings()  # what other tests of this process keep alive
     try:
         connections = [asking(http, stream) for _ in range(4)]
         until(lambda: server.services.scheduler.running(Lane.ASK) == 4)
-        assert decodings() >= 4
+        assert decodings() >= others + 4
         for connection in connections:
             connection.close()
         until(lambda: server.services.scheduler.running(Lane.ASK) == 0)
-        until(lambda: decodings() == 0, seconds=10)
+        until(lambda: decodings() <= others, seconds=10)
     finally:
         gc.enable()
 

@@ -115,8 +115,8 @@ def _result(args: argparse.Namespace, model: MSAModel, figures: dict[str, list[F
 
     return {
         "what": "seconds, best and median of some rounds; every ratio is one of best times",
-        "command": _command(args),
         **environment(),
+        "command": _command(args),
         "model": repr(model),
         "settings": {name: getattr(args, name) for name in ("what", "tokens", "published", "quick")},
         **{part: [figure.to_json() for figure in found] for part, found in figures.items()},

@@ -367,6 +367,8 @@ class Scheduler:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         self._end(job)
+        if error is job.stop_reason:
+            error.__traceback__ = None  # it was told to end; the frames would keep what all open questions wait for
         with contextlib.suppress(InvalidStateError):
             job.future.set_exception(error)
 
