@@ -12,6 +12,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from msa.documents import Protocol
 from msa.documents.batching import length_buckets, pad_right
@@ -288,3 +289,18 @@ def _row_bucket(
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     width = max(len(row) for row in rows)
     return torch.tensor([[*map(int, row), *[fill] * (width - len(row))] for row in rows])
+
+
+def rows_alone(rows: Sequence[tuple[list[int], list[int]]], sources: Sequence[str]) -> RowBucket:
+    """Rows that see no memory, as token ids and the labels of what is learnt; right padded."""
+    input_ids, lengths = pad_right([ids for ids, _ in rows])
+    return RowBucket(
+        input_ids=input_ids,
+        attention_mask=(torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+        routing_mask=torch.zeros_like(input_ids),
+        id_labels=torch.full_like(input_ids, IGNORED),
+        answer_labels=pad_sequence([torch.tensor(labels) for _, labels in rows], True, IGNORED),
+        selectable=torch.ones(len(rows), 0, dtype=torch.bool),
+        positives=[[] for _ in rows],
+        sources=list(sources),
+    )

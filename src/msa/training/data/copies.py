@@ -12,9 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from msa.training.data.collate import RowBucket
+from msa.training.data.collate import RowBucket, rows_alone
 from msa.training.data.steps import IGNORED
 
 
@@ -50,28 +48,17 @@ def copy_rows(config: CopyConfig, vocabulary: Sequence[int], seed: str) -> RowBu
     """Rows over the token ids in ``vocabulary``; learnt are all but the first token of every quoted span."""
     rng = random.Random(seed)
     width = config.tokens + config.quoted_tokens
-    ids = torch.zeros(config.questions, width, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for row in range(config.questions):
+    rows = []
+    for _ in range(config.questions):
         alphabet = rng.sample(vocabulary, min(rng.randint(10, 20), len(vocabulary)))
         pool = alphabet if rng.random() < config.few_tokens else vocabulary
         original = [rng.choice(pool) for _ in range(rng.randint(config.tokens // 2, config.tokens))]
-        tokens, learnt = list(original), [False] * len(original)
-        while len(tokens) < width:
+        ids, labels = list(original), [IGNORED] * len(original)
+        while len(ids) < width:
             size = rng.randint(config.min_span, config.max_span)
             start = rng.randrange(len(original) - size + 1)
-            tokens += original[start : start + size]
-            learnt += [False] + [True] * (size - 1)
-        ids[row] = torch.tensor(tokens[:width])
-        labels[row] = torch.where(torch.tensor(learnt[:width]), ids[row], IGNORED)
-    nothing = torch.full_like(ids, IGNORED)
-    return RowBucket(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        routing_mask=torch.zeros_like(ids),
-        id_labels=nothing,
-        answer_labels=labels,
-        selectable=torch.ones(config.questions, 0, dtype=torch.bool),
-        positives=[[] for _ in range(config.questions)],
-        sources=["copy"] * config.questions,
-    )
+            span = original[start : start + size]
+            ids += span
+            labels += [IGNORED, *span[1:]]
+        rows.append((ids[:width], labels[:width]))
+    return rows_alone(rows, ["copy"] * config.questions)

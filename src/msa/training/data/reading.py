@@ -9,13 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from msa.documents import Protocol
-from msa.documents.batching import pad_right
 from msa.errors import TrainingDataError
-from msa.training.data.collate import RowBucket
+from msa.training.data.collate import RowBucket, rows_alone
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.steps import IGNORED
 
@@ -44,17 +40,7 @@ def reading_rows(
     for sample in samples:
         given = _documents(sample, names, rng.randint(1, most_documents), rng)
         rows.append(_row(sample, [training_set.corpus[name] for name in given], protocol))
-    input_ids, lengths = pad_right([ids for ids, _ in rows])
-    return RowBucket(
-        input_ids=input_ids,
-        attention_mask=(torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-        routing_mask=torch.zeros_like(input_ids),
-        id_labels=torch.full_like(input_ids, IGNORED),
-        answer_labels=pad_sequence([torch.tensor(labels) for _, labels in rows], True, IGNORED),
-        selectable=torch.ones(len(rows), 0, dtype=torch.bool),
-        positives=[[] for _ in rows],
-        sources=[sample.source for sample in samples],
-    )
+    return rows_alone(rows, [sample.source for sample in samples])
 
 
 def _documents(sample: Sample, names: Sequence[str], count: int, rng: random.Random) -> list[str]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-import torch
-
 from msa.documents import Protocol
-from msa.training.data.collate import RowBucket, draw_numbers
+from msa.training.data.collate import RowBucket, draw_numbers, rows_alone
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.steps import IGNORED, answer_ids, refusal_step, tokenize_step
 
@@ -61,19 +59,7 @@ def recall_rows(
         hard_negatives=config.hard_negatives,
     )
     rows = [_row(worlds, config, alone, protocol, id_digits, f"{seed} recall {row}") for row in range(config.rows)]
-    width = max(len(ids) for ids, _ in rows)
-    input_ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows])
-    lengths = torch.tensor([len(ids) for ids, _ in rows])
-    return RowBucket(
-        input_ids=input_ids,
-        attention_mask=(torch.arange(width) < lengths[:, None]).long(),
-        routing_mask=torch.zeros_like(input_ids),
-        id_labels=torch.full_like(input_ids, IGNORED),
-        answer_labels=torch.tensor([[*learnt, *[IGNORED] * (width - len(learnt))] for _, learnt in rows]),
-        selectable=torch.ones(config.rows, 0, dtype=torch.bool),
-        positives=[[] for _ in rows],
-        sources=["recall"] * config.rows,
-    )
+    return rows_alone(rows, ["recall"] * config.rows)
 
 
 def _row(
