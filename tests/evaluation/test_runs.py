@@ -2,9 +2,8 @@
 
 import pytest
 
-from msa.evaluation.records import RecordLog
 from msa.evaluation.runs import run_samples, run_sets
-from msa.evaluation.types import Prediction, Question, QuestionSet
+from msa.evaluation.types import Question, QuestionSet
 
 SETS = [
     QuestionSet(
@@ -16,52 +15,6 @@ SETS = [
     for name in ("first", "second")
 ]
 WAYS = ("one", "two")
-
-
-class Way:
-    """Answers with the ids of all documents it has taken in; once closed, it cannot."""
-
-    def __init__(self, name):
-        self.name, self.documents, self.closed = name, {}, False
-
-    def prepare(self, documents):
-        assert not self.documents.keys() & documents.keys()
-        self.documents |= documents
-
-    def settle(self):
-        self.settled = len(self.documents)
-
-    def answer(self, question, max_new_tokens):
-        assert not self.closed
-        assert self.settled == len(self.documents)
-        return Prediction(text=" ".join(self.documents))
-
-    def resident_bytes(self):
-        return 0
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def made():
-    """Every way that was made."""
-    return []
-
-
-@pytest.fixture
-def make(made):
-    def way(name):
-        made.append(Way(name))
-        return made[-1]
-
-    return way
-
-
-@pytest.fixture
-def log(tmp_path):
-    with RecordLog(tmp_path / "records.jsonl", {}) as log:
-        yield log
 
 
 def run_questions_of_sets(make, ways, sets, log):

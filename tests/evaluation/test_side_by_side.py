@@ -9,60 +9,11 @@ from msa.errors import EvaluationError
 from msa.evaluation import growth
 from msa.evaluation.alternatives import make as make_row
 from msa.evaluation.growth import read_growth
-from msa.evaluation.records import RecordLog
 from msa.evaluation.ruler import GrowingMemory
 from msa.evaluation.side_by_side import SideBySide
-from msa.evaluation.types import Prediction
 from msa.memory import Memory
 
 WAYS = ("one", "two")
-
-
-class Way:
-    """Answers with the ids of all documents it has taken in; once closed, it cannot."""
-
-    def __init__(self, name):
-        self.name, self.documents, self.batches, self.closed = name, {}, [], False
-
-    def prepare(self, documents):
-        assert not self.documents.keys() & documents.keys()
-        self.documents |= documents
-        self.batches.append(len(documents))
-
-    def settle(self):
-        self.settled = len(self.documents)
-
-    def answer(self, question, max_new_tokens):
-        assert not self.closed
-        assert self.settled == len(self.documents)
-        return Prediction(text=" ".join(self.documents))
-
-    def resident_bytes(self):
-        return 0
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def made():
-    """Every way that was made."""
-    return []
-
-
-@pytest.fixture
-def make(made):
-    def way(name):
-        made.append(Way(name))
-        return made[-1]
-
-    return way
-
-
-@pytest.fixture
-def log(tmp_path):
-    with RecordLog(tmp_path / "records.jsonl", {}) as log:
-        yield log
 
 
 def count(text):
