@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from children import ended, fork
 from tiny import tiny_model
 
 from msa.evaluation.alternatives import make
@@ -79,19 +80,6 @@ def killed_at(write: int) -> list[int]:
     return seen
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """The exit code of a child that does it, negative for a signal."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        work()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
-
-
 def contents(model: Any, folder: Path) -> dict[str, Any]:
     """Records without their times, documents of every memory, and what is damaged."""
     _, records = read_records(folder / "records.jsonl")
@@ -116,7 +104,7 @@ def main(task: str, folder: Path, seed: int) -> None:
         run(model, folder / "whole")
         (folder / "writes").write_text(str(seen[0]))
 
-    if in_child(whole):
+    if ended(fork(whole)):
         sys.exit("the whole run failed")
     writes, rng, kills = int((folder / "writes").read_text()), random.Random(seed), 0
 
@@ -126,7 +114,7 @@ def main(task: str, folder: Path, seed: int) -> None:
 
     while True:
         write = rng.randint(1, writes // 2)
-        code = in_child(lambda write=write: attempt(write))  # type: ignore[misc]
+        code = ended(fork(lambda write=write: attempt(write)))  # type: ignore[misc]
         if code == 0:
             break
         if code != -signal.SIGKILL:

@@ -11,10 +11,10 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from children import ended, fork
 from safetensors.torch import save_file
 from tiny_training import SETS, Recorded, config, learner, phase
 
@@ -60,24 +60,6 @@ def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
         save_file({name: value.detach().clone() for name, value in model.lm.named_parameters()}, result)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Do something in a child process; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
-
-
-def ended(child: int) -> int:
-    """The exit code of a child, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_and_resume(folder: Path, seed: int) -> None:
