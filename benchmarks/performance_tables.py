@@ -21,8 +21,10 @@ COMMANDS = {
 }
 CPU_SIZE, GPU_SIZE = "4194304 tokens", "100000000 tokens"
 LENGTHS = ("8 tokens", "32 tokens", "64 tokens")
+CPU_SHAPES = ("default", "published")
 CPU_FORMS, GPU_FORMS = ("exact", "half", "int8"), ("exact", "half", "float8", "int8")
 WAYS = ("as written", "folded")
+PEERS = ("faiss flat", "maxsim-cpu (another score)")  # only where the stored measurement has them
 LAYERS, CHUNKS = 15, 65536  # router layers of the default model; chunks of the stored CPU measurement
 # SmolLM2-135M in bfloat16: embeddings (the output's too), and 30 layers of attention, feed-forward network and norms
 WEIGHT_BYTES = 2 * (49152 * 576 + 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576) + 576)
@@ -79,7 +81,8 @@ def routing_cpu() -> str:
     """Each form of key and question length, for both shapes."""
     name = "routing_scorer_2cpu_202611"
     content, rows = load(name), []
-    for shape in ("default", "published"):
+    ways = [*WAYS, *(peer for peer in PEERS if all(peer in content[shape][CPU_SIZE] for shape in CPU_SHAPES))]
+    for shape in CPU_SHAPES:
         sizes = content[shape][CPU_SIZE]
         for form in CPU_FORMS:
             for length in LENGTHS:
@@ -90,12 +93,12 @@ def routing_cpu() -> str:
                         ms(ours["best"]),
                         f"{ms(stream)} / {ms(ours['product'])}",
                         times(ours["/ floor"]),
-                        *(f"{ms(sizes[way][length]['best'])} ({times(ours[f'{way}: times as long'])})" for way in WAYS),
+                        *(f"{ms(sizes[way][length]['best'])} ({times(ours[f'{way}: times as long'])})" for way in ways),
                         f"{ours['peak_added_mib']:.1f} / {sizes['as written'][length]['peak_added_mib']:.0f}",
                     ]
                 )
     header = ["shape, keys, question", "ms", "floors: read / multiply, ms", "of the larger"]
-    header += ["as written, ms (slower)", "folded, ms (slower)", "memory added: here / as written, MiB"]
+    header += [*(f"{way}, ms (slower)" for way in ways), "memory added: here / as written, MiB"]
     return f"{table(header, rows)}\n\n{above_the_product()}\n\n{origin(name)}"
 
 

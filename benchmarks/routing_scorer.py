@@ -8,12 +8,17 @@ Keys are SYNTHETIC (random: the best lie close together, the hardest case). One 
 ``msa.ops.route``, up to ``--plain-chunks``:
 
 * ``as written``: head by head with one broadcast product over slices of 16,384 chunks, as the authors' code does it;
-* ``folded``: the query heads of a group folded into rows of one product, over the same slices.
+* ``folded``: the query heads of a group folded into rows of one product, over the same slices;
+* ``faiss flat``: faiss' exact search for each token; as many of its best chunks as make the selection exact;
+* ``maxsim-cpu (another score)``: multiplies as many numbers but reduces them in another way, to MaxSim: the sum over
+  tokens of the best chunk of a document, where routing takes the maximum over tokens. A peer in work, not in result.
+
+The last two, in float32, where they are installed (``pip install 'memory-sparse-attention[bench]'``) and on CPUs only.
 
 Floors, from the same process: ``stream`` reads the keys once; ``product`` multiplies the question with as many keys of
 the form's dtype, all in cache, and reduces nothing; ``peak`` is the time that many operations take at the speed of a
 large square product. Ratios are best times: ``/ floor`` to the larger of stream and product, ``/ peak floor`` to the
-larger of stream and peak. Every form, and every plain scorer, runs in a process of its own; peak memory is what scoring
+larger of stream and peak. Every form, and every other scorer, runs in a process of its own; peak memory is what scoring
 adds to it.
 
 On a GPU (``--device cuda``) the scorer is the Triton kernel: ``select`` is a call that selects documents, ``replayed``
@@ -37,6 +42,7 @@ import torch
 from torch import Tensor
 
 from msa.bench.floors import in_cache, reading, seconds_per_operation
+from msa.bench.peers import MAXSIM, PEERS, peers_here
 from msa.bench.routing import (
     CHUNK_TOKENS,
     FORMS,
@@ -49,6 +55,7 @@ from msa.bench.routing import (
     draw_keys,
     draw_query,
     offsets_of,
+    peer_selectors,
     plain_scorer,
     plain_selector,
     prepare,
@@ -129,15 +136,19 @@ def measure_gpu(
     return result
 
 
-def measure_plain(
+def measure_other(
     method: str, shape: Shape, num_chunks: int, question_tokens: list[int], repeats: int
 ) -> dict[str, Any]:
-    """One of the plain scorers, for questions of several lengths."""
+    """One of the plain scorers or other libraries, for questions of several lengths."""
     keys, offsets = ready_keys(draw_keys(num_chunks, shape), shape.similarity), offsets_of(num_chunks)
     torch.ones(512, 512) @ torch.ones(512, 512)  # the library's own buffers
     result: dict[str, Any] = {}
     for tokens in question_tokens:
-        work = plain_selector(plain_scorer(method, draw_query(tokens, shape), keys, shape), offsets)
+        query = draw_query(tokens, shape)
+        if method in PEERS:
+            work = peer_selectors(query, keys, shape, [method])[method]
+        else:
+            work = plain_selector(plain_scorer(method, query, keys, shape), offsets)
         start = reset_peak()
         found = work()
         added = peak_mib() - start
@@ -158,23 +169,25 @@ def in_own_process(args: argparse.Namespace, shape: str, chunks: int, what: str)
 
 
 def measure_size(args: argparse.Namespace, shape: str, chunks: int) -> dict[str, Any]:
-    """All forms and, where that is not too much, the plain scorers; and how they compare."""
+    """All forms and, where that is not too much, the other scorers; and how they compare."""
     forms = {form: in_own_process(args, shape, chunks, form) for form in args.forms}
-    methods = PLAIN if chunks <= args.plain_chunks and args.device == "cpu" else ()
-    plain = {method: in_own_process(args, shape, chunks, method) for method in methods}
+    beside = chunks <= args.plain_chunks and args.device == "cpu"
+    peers, missing = peers_here() if beside else ([], {})
+    methods = (*PLAIN, *peers) if beside else ()
+    others = {method: in_own_process(args, shape, chunks, method) for method in methods}
     for tokens in args.question_tokens:
         key = f"{tokens} tokens"
         exact = set(forms["exact"][key]["selected"]) if "exact" in forms else None
         for form in forms.values():
             ours = form[key]
-            for method, theirs in plain.items():
+            for method, theirs in others.items():
                 ours[f"{method}: times as long"] = theirs[key]["best"] / ours["best"]
                 ours[f"{method}: times the memory"] = theirs[key]["peak_added_mib"] / max(ours["peak_added_mib"], 0.1)
-        for each in (*forms.values(), *plain.values()):
+        for name, each in {**forms, **others}.items():
             selected = set(each[key].pop("selected"))
-            if exact is not None:
+            if exact is not None and name != MAXSIM:  # whose best are others
                 each[key][f"of the best {TOP_K}"] = len(selected & exact)
-    return {"chunks": chunks, **forms, **plain}
+    return {"chunks": chunks, **forms, **others, **({"not measured": missing} if missing else {})}
 
 
 def main() -> None:
@@ -186,11 +199,11 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--forms", nargs="+", choices=GPU_FORMS, help="float8: on a GPU; all of a device's by default")
     parser.add_argument(
-        "--plain-chunks", type=int, default=PLAIN_CHUNKS, help="the plain scorers run on up to so many chunks"
+        "--plain-chunks", type=int, default=PLAIN_CHUNKS, help="the other scorers run on up to so many chunks"
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--measure", choices=(*GPU_FORMS, *PLAIN), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=(*GPU_FORMS, *PLAIN, *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--chunks", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -203,7 +216,7 @@ def main() -> None:
         if args.device == "cuda":
             print(json.dumps(measure_gpu(*ask, args.plain_chunks)))
         else:
-            print(json.dumps((measure_ours if args.measure in FORMS else measure_plain)(*ask)))
+            print(json.dumps((measure_ours if args.measure in FORMS else measure_other)(*ask)))
         return
     result: dict[str, Any] = {
         "what": "one router layer, SYNTHETIC keys; seconds, unless it says otherwise",

@@ -42,3 +42,12 @@ def test_a_row_for_each_baseline():
 def test_a_figure_without_a_baseline_is_not_lost():
     _, row = table_rows([figure(baselines={}, amount=10, unit="tokens")])
     assert row == ["routing, tokens/s", "5,000", "", "", "", "product", "2.00"]
+
+
+def test_what_was_not_measured_is_said_once():
+    missing = {"peer": "not installed: pip install peer"}
+    assert figure(missing=missing).to_json()["not measured"] == missing
+    assert "not measured" not in figure().to_json()
+    rows = table_rows([figure(missing=missing), figure(missing=missing), figure()])
+    assert rows[-1] == ["peer", "", "not installed: pip install peer", "", "", "", ""]
+    assert len(rows) == 1 + 3 * 2 + 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from msa.bench.peers import PEERS
 from msa.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,33 @@ def test_numbers_come_from_the_files(scripts):
     best = exact["4194304 tokens"]["exact"]["32 tokens"]["best"]
     assert f"| published, exact, 32 tokens | {1000 * best:.1f} |" in PAGE
     assert pytest.approx(270e6, rel=0.01) == tables.WEIGHT_BYTES
+
+
+def test_other_libraries_appear_once_they_are_measured(scripts, monkeypatch, tmp_path):
+    tables, _ = scripts
+    assert tuple(PEERS) == tables.PEERS
+    name = "routing_scorer_2cpu_202611"
+    content = tables.load(name)
+    for shape in tables.CPU_SHAPES:
+        sizes = content[shape][tables.CPU_SIZE]
+        for peer in tables.PEERS:
+            sizes.pop(peer, None)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(content))
+    assert not any(peer in tables.routing_cpu() for peer in tables.PEERS)
+    peer = tables.PEERS[-1]
+    for shape in tables.CPU_SHAPES:
+        sizes = content[shape][tables.CPU_SIZE]
+        sizes[peer] = {length: {"best": 0.5} for length in tables.LENGTHS}
+        for form in tables.CPU_FORMS:
+            for length in tables.LENGTHS:
+                sizes[form][length][f"{peer}: times as long"] = 20.0
+    file.write_text(json.dumps(content))
+    header, _, *rows = tables.routing_cpu().split("\n\n")[0].splitlines()
+    assert f"| folded, ms (slower) | {peer}, ms (slower) | memory added" in header
+    assert all("| 500 (20.0×) |" in row for row in rows)
+    assert {header.count("|"), *(row.count("|") for row in rows)} == {9}
 
 
 def test_what_is_missed_is_said(scripts):

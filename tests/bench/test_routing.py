@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from msa.bench import Shape, bench_routing
+from msa.bench.peers import FAISS, MAXSIM, peers_here
 from msa.bench.routing import (
     FORMS,
     PLAIN,
     TOP_K,
     draw_keys,
     draw_query,
-    faiss_selector,
     offsets_of,
+    peer_selectors,
     plain_scorer,
     plain_selector,
     prepare,
@@ -47,7 +48,7 @@ def test_all_do_the_same_work(similarity):
     for method in PLAIN:
         found = plain_selector(plain_scorer(method, query, ready, shape), offsets)()
         assert len(set(found) & set(wanted)) >= TOP_K - (similarity == "cosine"), method  # its keys were rounded
-    flat = faiss_selector(query, ready, shape)
+    flat = peer_selectors(query, ready, shape, [FAISS])[FAISS]
     assert len(set(flat()) & set(wanted)) >= TOP_K - (similarity == "cosine")
 
 
@@ -75,19 +76,27 @@ def test_every_form_beside_every_baseline():
         f"routing, {tokens} tokens, {form} keys" for tokens in (2, 3) for form in FORMS
     ]
     for figure in figures:
-        assert set(figure.baselines) == {*PLAIN, "faiss flat"}
+        assert set(figure.baselines) == {*PLAIN, *peers_here()[0]}
+        assert {FAISS, MAXSIM} == ({*figure.baselines, *figure.missing} - {*PLAIN})
         assert set(figure.floors) == {"reading", "product", "peak"}
         assert figure.details["chunks"] == CHUNKS
     by_form = [figure.details["key bytes"] for figure in figures[:3]]
     assert by_form == [CHUNKS * 32, CHUNKS * 64, CHUNKS * 64]
 
 
-def test_without_faiss_and_above_what_plain_scorers_are_asked(monkeypatch):
+def test_without_other_libraries_and_above_what_they_are_asked(monkeypatch):
     shape = question("dot")[0]
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    assert set(bench_routing(shape, CHUNKS, (2,), 1, CPU)[0].baselines) == set(PLAIN)
+    for module in ("faiss", "maxsim_cpu"):
+        monkeypatch.setitem(sys.modules, module, None)
+    figure = bench_routing(shape, CHUNKS, (2,), 1, CPU)[0]
+    assert set(figure.baselines) == set(PLAIN)
+    assert figure.missing == {
+        FAISS: "not installed: pip install faiss-cpu",
+        MAXSIM: "not installed: pip install maxsim-cpu",
+    }
     monkeypatch.setattr("msa.bench.routing.PLAIN_CHUNKS", CHUNKS - 1)
-    assert bench_routing(shape, CHUNKS, (2,), 1, CPU)[0].baselines == {}
+    figure = bench_routing(shape, CHUNKS, (2,), 1, CPU)[0]
+    assert (figure.baselines, figure.missing) == ({}, {})
 
 
 def test_a_memory_of_fewer_documents_than_are_selected():

@@ -22,6 +22,7 @@ class Figure:
         floors: name → seconds of what no way can do without.
         amount: tokens or questions that were worked on.
         unit: what ``amount`` counts, such as ``tokens``; empty: only the time is of interest.
+        missing: name of another way → why it could not be measured.
         details: more to report, such as sizes.
     """
 
@@ -31,6 +32,7 @@ class Figure:
     floors: Mapping[str, Times]
     amount: float = 1.0
     unit: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def faster(self, baseline: str) -> float:
@@ -56,6 +58,7 @@ class Figure:
             "baselines": {
                 name: {**times, "times as fast here": self.faster(name)} for name, times in self.baselines.items()
             },
+            **({"not measured": dict(self.missing)} if self.missing else {}),
             "floors": {name: dict(times) for name, times in self.floors.items()},
             "highest floor": self.highest_floor(),
             "/ floor": self.of_floor(),
@@ -63,9 +66,13 @@ class Figure:
 
 
 def table_rows(figures: Iterable[Figure]) -> list[list[str]]:
-    """A header, then a row for each baseline of each figure; milliseconds, or what is done in a second."""
-    rows = [list(HEADER)]
+    """A header, then a row for each baseline of each figure; milliseconds, or what is done in a second.
+
+    What could not be measured follows, once.
+    """
+    rows, missing = [list(HEADER)], dict[str, str]()
     for figure in figures:
+        missing.update(figure.missing)
         first = [
             f"{figure.what}, {figure.unit}/s" if figure.unit else f"{figure.what}, ms",
             _shown(figure, figure.times),
@@ -76,7 +83,7 @@ def table_rows(figures: Iterable[Figure]) -> list[list[str]]:
             first, last = ["", ""], ["", ""]
         if not figure.baselines:
             rows.append([*first, "", "", "", *last])
-    return rows
+    return rows + [[name, "", why, "", "", "", ""] for name, why in missing.items()]
 
 
 def _shown(figure: Figure, times: Times) -> str:

@@ -1,11 +1,11 @@
-"""The routing scorer over synthetic keys, beside plain scorers and faiss, and its floors.
+"""The routing scorer over synthetic keys, beside plain scorers and other libraries, and its floors.
 
 Axes: T tokens, Hq query heads, Hkv key/value heads, g query heads of a group, D head_dim, C chunks, N documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msa.bench.figures import Figure
 from msa.bench.floors import in_cache, reading, seconds_per_operation
+from msa.bench.peers import peer_search, peers_here
 from msa.bench.timing import Times, scaled, timed, timer_of
 from msa.model import MSAConfig
 from msa.ops import KeyBlock, RoutingSpec, halve_keys, quantize_keys
@@ -24,7 +25,8 @@ CHUNK_TOKENS, CHUNKS_PER_DOCUMENT, TOP_K, PIECE, SLICE = 64, 8, 16, 65536, 16384
 FORMS = ("int8", "half", "exact")
 PLAIN = ("as written", "folded")
 PLAIN_CHUNKS = 65536
-"""The plain scorers and faiss are asked about so many chunks at most; they need several times the keys' memory."""
+"""Plain scorers and other libraries are asked about so many at most; they need several times the keys' memory."""
+Selector = Callable[[], list[int]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def plain_scorer(method: str, query: Tensor, keys: Tensor, shape: Shape) -> Call
     return lambda: torch.cat([score(part) for part in keys.split(SLICE, dim=1)])
 
 
-def plain_selector(scorer: Callable[[], Tensor], offsets: Tensor) -> Callable[[], list[int]]:
+def plain_selector(scorer: Callable[[], Tensor], offsets: Tensor) -> Selector:
     """A call that selects the best documents by a plain scorer's chunk scores."""
 
     def best() -> list[int]:
@@ -124,38 +126,21 @@ def plain_selector(scorer: Callable[[], Tensor], offsets: Tensor) -> Callable[[]
     return best
 
 
-def faiss_selector(query: Tensor, keys: Tensor, shape: Shape) -> Callable[[], list[int]] | None:
-    """A call that selects the best documents by faiss' flat inner product; None where faiss is not installed.
+def peer_selectors(query: Tensor, keys: Tensor, shape: Shape, names: Iterable[str]) -> dict[str, Selector]:
+    """Calls that select the best documents by other libraries that are not missing, a document having 8 chunks.
 
-    Each token is searched for by itself, with its heads summed as here (one product of Hkv·D numbers per chunk); as
-    many of its best chunks are asked for as make the selection exact.
+    Heads are summed before, as here: one product of Hkv·D numbers per token and chunk.
 
     Args:
         query: ``[1, T, Hq, D]``.
         keys: ``[Hkv, C, D]`` of :func:`ready_keys`.
         shape: of both.
+        names: among :data:`~msa.bench.peers.PEERS`.
     """
-    try:
-        import faiss
-    except ImportError:
-        return None
     mask = torch.ones(query.shape[:2], dtype=torch.bool)
-    rows = prepare_query(query, mask, shape.kv_heads, RoutingSpec(similarity=shape.similarity))[0][0].numpy()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatIP(shape.kv_heads * shape.head_dim)
-    index.add(keys.transpose(0, 1).flatten(1).float().numpy())
-    enough = min(TOP_K * CHUNKS_PER_DOCUMENT, keys.shape[1])
-
-    def best() -> list[int]:
-        scores, chunks = (torch.from_numpy(found).flatten() for found in index.search(rows, enough))
-        documents: dict[int, None] = {}
-        for chunk in chunks[scores.argsort(descending=True)].tolist():
-            documents[chunk // CHUNKS_PER_DOCUMENT] = None
-            if len(documents) == TOP_K:
-                break
-        return list(documents)
-
-    return best
+    rows = prepare_query(query, mask, shape.kv_heads, RoutingSpec(similarity=shape.similarity))[0][0]
+    flat = keys.transpose(0, 1).flatten(1).float()
+    return {name: peer_search(name, rows, flat, CHUNKS_PER_DOCUMENT, TOP_K) for name in names}
 
 
 def bench_routing(
@@ -168,21 +153,22 @@ def bench_routing(
         num_chunks: size of the memory.
         question_tokens: lengths.
         repeats: rounds of each.
-        device: where it runs; faiss is measured on CPUs only.
+        device: where it runs; other libraries are measured on CPUs only.
     """
     timer = timer_of(device)
     keys, offsets = draw_keys(num_chunks, shape, device), offsets_of(num_chunks).to(device)
     blocks = {form: prepare(form, keys, shape.similarity) for form in FORMS}
     few = num_chunks <= PLAIN_CHUNKS
     ready = ready_keys(keys.clone(), shape.similarity) if few else keys[:0]
+    peers, missing = peers_here() if few and device.type == "cpu" else ([], {})
     streams = {form: timer(reading(block.keys), repeats) for form, block in blocks.items()}
     dtypes = {torch.bfloat16 if device.type == "cuda" else block.keys.dtype for block in blocks.values()}
     operations = {dtype: seconds_per_operation(dtype, device) for dtype in dtypes}
     figures = []
     for tokens in question_tokens:
         query = draw_query(tokens, shape).to(device)
-        plain = _baselines(query, ready, offsets, shape) if few else {}
-        baselines = {name: timer(work, repeats) for name, work in plain.items()}
+        others = _baselines(query, ready, offsets, shape, peers) if few else {}
+        baselines = {name: timer(work, repeats) for name, work in others.items()}
         for form, block in blocks.items():
             work = _selector(query, block, offsets, shape)
             figures.append(
@@ -191,6 +177,7 @@ def bench_routing(
                     times=timer(work, repeats),
                     baselines=baselines,
                     floors={"reading": streams[form], **_products(block.keys, tokens, operations, repeats)},
+                    missing=missing,
                     details={"chunks": num_chunks, "heads": str(shape), "key bytes": block.keys.nbytes},
                 )
             )
@@ -202,11 +189,12 @@ def _selector(query: Tensor, block: KeyBlock, offsets: Tensor, shape: Shape) -> 
     return lambda: select(query, mask, [block], offsets, spec, TOP_K)
 
 
-def _baselines(query: Tensor, ready: Tensor, offsets: Tensor, shape: Shape) -> dict[str, Callable[[], list[int]]]:
-    """Plain scorers, and faiss where it is."""
+def _baselines(
+    query: Tensor, ready: Tensor, offsets: Tensor, shape: Shape, peers: Sequence[str]
+) -> dict[str, Selector]:
+    """Plain scorers, and other libraries."""
     works = {name: plain_selector(plain_scorer(name, query, ready, shape), offsets) for name in PLAIN}
-    faiss_work = faiss_selector(query, ready, shape) if ready.device.type == "cpu" else None
-    return works if faiss_work is None else {**works, "faiss flat": faiss_work}
+    return {**works, **peer_selectors(query, ready, shape, peers)} if peers else works
 
 
 def _products(keys: Tensor, tokens: int, operations: Mapping[torch.dtype, Times], repeats: int) -> dict[str, Times]:
