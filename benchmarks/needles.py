@@ -24,7 +24,7 @@ import torch
 
 import msa
 from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds, keys_of
-from msa.training.data.samples import Sample
+from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
 
 BATCH = 20
@@ -83,29 +83,67 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class GrowingMemory:
+    """The documents asked about, in a memory that grows around them; nothing is encoded twice."""
+
+    def __init__(self, memory: msa.Memory, args: argparse.Namespace) -> None:
+        self.memory = memory
+        self.tokens, self.encode_seconds = 0, 0.0
+        self._args = args
+        self._worlds = NeedleWorlds(*needle_words(held_out=True), haystack_sentences(held_out=True))
+        asked = self._world(2 * args.questions, args.questions, args.seed, set())
+        self.questions = asked.samples
+        self._keys = keys_of(asked)
+        self._add([{"id": name, "text": text} for name, text in asked.corpus.items()])
+
+    def grow(self, size: int) -> None:
+        """Add documents, with other keys than those asked for, until there are ``size`` tokens."""
+        more = 0
+        while self.tokens < size:
+            per_document = self.tokens / max(len(self.memory), 1)
+            count = max(1, min(2000, int((size - self.tokens) / per_document) + 1))
+            filled = self._world(count, 0, f"{self._args.seed} {size} {more}", self._keys)
+            self._add([{"id": f"{size}-{more}-{n}", "text": text} for n, text in filled.corpus.items()])
+            more += 1
+
+    def _world(self, documents: int, questions: int, seed: str, avoid: set[str]) -> TrainingSet:
+        kinds = tuple(self._args.kinds)
+        config = NeedleConfig(
+            documents=documents,
+            questions=questions,
+            max_filler=self._args.max_filler,
+            key_kinds=kinds,
+            value_kinds=kinds,
+            hard_negatives=self._args.twins,
+        )
+        return self._worlds.world(config, seed, avoid)
+
+    def _add(self, documents: list[dict[str, str]]) -> None:
+        protocol = self.memory.model.protocol
+        self.tokens += sum(len(protocol.document_ids(100_000, document["text"])) for document in documents)
+        started = time.perf_counter()
+        self.memory.add(documents)
+        self.encode_seconds += time.perf_counter() - started
+
+
+def measure(growing: GrowingMemory, args: argparse.Namespace) -> dict[str, Any]:
+    """The questions asked of the memory as it is."""
+    rates, per_question = score(
+        growing.memory, growing.questions, constrain_ids=args.constrain_ids, max_rounds=args.max_rounds
+    )
+    return {
+        "tokens": growing.tokens,
+        "documents": len(growing.memory),
+        "encode_seconds": growing.encode_seconds,
+        "seconds_per_question": per_question,
+        "rates": rates,
+    }
+
+
 def main() -> None:
     """Measure and report."""
     args = arguments()
     model = msa.load(args.model, dtype=args.dtype)
-    worlds = NeedleWorlds(*needle_words(held_out=True), haystack_sentences(held_out=True))
-    kinds = tuple(args.kinds)
-
-    def world(documents: int, questions: int, seed: str, avoid: set[str]) -> Any:
-        return worlds.world(
-            NeedleConfig(
-                documents=documents,
-                questions=questions,
-                max_filler=args.max_filler,
-                key_kinds=kinds,
-                value_kinds=kinds,
-                hard_negatives=args.twins,
-            ),
-            seed,
-            avoid,
-        )
-
-    asked = world(2 * args.questions, args.questions, args.seed, set())
-    keys = keys_of(asked)
     result: dict[str, Any] = {
         "what": "needles in a memory, rates per kind of question",
         "model": repr(model),
@@ -117,39 +155,13 @@ def main() -> None:
         "sizes": [],
     }
     with tempfile.TemporaryDirectory() as folder, msa.Memory.open(folder, model=model) as memory:
-        documents = [{"id": name, "text": text} for name, text in asked.corpus.items()]
-        tokens, seconds = 0, 0.0
+        growing = GrowingMemory(memory, args)
         for size in sorted(args.tokens):
-            more = 0
-            while True:
-                tokens += sum(len(model.protocol.document_ids(100_000, document["text"])) for document in documents)
-                started = time.perf_counter()
-                memory.add(documents)
-                seconds += time.perf_counter() - started
-                if tokens >= size:
-                    break
-                per_document = tokens / max(len(memory), 1)
-                count = max(1, min(2000, int((size - tokens) / per_document) + 1))
-                filled = world(count, 0, f"{args.seed} {size} {more}", keys)
-                documents = [{"id": f"{size}-{more}-{n}", "text": text} for n, text in filled.corpus.items()]
-                more += 1
-            documents = []
-            rates, per_question = score(
-                memory, asked.samples, constrain_ids=args.constrain_ids, max_rounds=args.max_rounds
-            )
-            result["sizes"].append(
-                {
-                    "tokens": tokens,
-                    "documents": len(memory),
-                    "encode_seconds": seconds,
-                    "seconds_per_question": per_question,
-                    "rates": rates,
-                }
-            )
+            growing.grow(size)
+            result["sizes"].append(measure(growing, args))
             print(json.dumps(result["sizes"][-1]))
-    text = json.dumps(result, indent=2)
     if args.out:
-        args.out.write_text(text + "\n")
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from msa.model.cache import KVCache, LayerCache
 from msa.model.configuration_msa import MSAConfig
 from msa.model.fusion import FusedLinear
 from msa.model.memory_view import DocumentMemory, MemoryView, SelectedMemory
-from msa.model.positions import apply_rope
+from msa.model.positions import apply_rope, question_positions
 from msa.ops import Routing, RoutingSpec, attend_memory
 from msa.ops.attend_memory import attend_causal
 
@@ -169,44 +169,69 @@ class PrefixReader:
         return attend_causal(q, k, v)
 
 
+@dataclass(kw_only=True, eq=False)
 class QuestionReader:
-    """Stages 2 and 3: routes over the memory in router layers and attends to [prefix | selected | local].
+    """Stages 2 and 3: routes over the memory in router layers and attends to [prefix | selected | local] (Eq. 3-4).
 
-    Args:
-        attention_mask: bool ``[B, T]``, False on padding; None: no padding.
-        routing_mask: bool ``[B, T]``, True on the tokens that route.
+    Attributes:
+        spec, top_k, doc_mask: see :func:`msa.ops.route`.
+        attention_mask: ``[B, T]``, 0 on padding; None: no padding.
+        routing_mask: ``[B, T]``, 1 on the tokens that route; None: every real token.
         memory, prefix: what there is to attend to; both optional.
         cache: state of earlier tokens of the same rows; then nothing is routed and no prefix is added again.
-        keep_cache: whether to leave a cache behind.
+        keep_cache: whether to leave a cache behind, in ``new_cache`` where there was none.
         attend_selected: False: route, but attend to prefix and local only (a routing pass).
-        spec, top_k, doc_mask: see :func:`msa.ops.route`.
+        routing: router layer → what it selected.
     """
 
-    def __init__(
-        self,
-        *,
-        attention_mask: Tensor | None,
-        routing_mask: Tensor | None,
-        memory: MemoryView | None,
-        prefix: PrefixMemory | None,
-        cache: KVCache | None,
-        keep_cache: bool,
-        attend_selected: bool,
-        spec: RoutingSpec,
-        top_k: int,
-        doc_mask: Tensor | None,
-    ) -> None:
-        self.attention_mask = attention_mask
-        self.routing_mask = routing_mask
-        self.memory = memory if cache is None else None
-        self.prefix = prefix if cache is None else None
-        self.cache = cache
-        self.new_cache = KVCache() if keep_cache and cache is None else None
-        self.attend_selected = attend_selected
-        self.spec, self.top_k, self.doc_mask = spec, top_k, doc_mask
-        self.routing: dict[int, Routing] = {}
-        self._local_bias: Tensor | None = None
-        self._bias_by_context: dict[int, Tensor | None] = {}
+    spec: RoutingSpec
+    top_k: int
+    doc_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
+    routing_mask: Tensor | None = None
+    memory: MemoryView | None = None
+    prefix: PrefixMemory | None = None
+    cache: KVCache | None = None
+    keep_cache: bool = True
+    attend_selected: bool = True
+    routing: dict[int, Routing] = field(init=False, default_factory=dict)
+    new_cache: KVCache | None = field(init=False)
+    _local_bias: Tensor | None = field(init=False, default=None)
+    _bias_by_context: dict[int, Tensor | None] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.attention_mask is not None:
+            mask = self.attention_mask.bool()
+            self.attention_mask = None if bool(mask.all()) else mask
+        if self.routing_mask is not None:
+            real = True if self.attention_mask is None else self.attention_mask
+            self.routing_mask = self.routing_mask.bool() & real
+        self.new_cache = KVCache() if self.keep_cache and self.cache is None else None
+        if self.cache is not None:  # both are in it already
+            self.memory = self.prefix = None
+
+    def positions(self, input_ids: Tensor) -> Tensor:
+        """Global positions ``[B, T]``: from T0 + k over a memory, from T0 without one, on from the cache (§3.2)."""
+        real = torch.ones_like(input_ids) if self.attention_mask is None else self.attention_mask
+        if self.cache is not None:
+            return question_positions(real, 0) + self.cache.next_position[:, None]
+        before = 0 if self.prefix is None else self.prefix.num_tokens
+        return question_positions(real, before + (self.top_k if self.memory is not None else 0))
+
+    def cache_after(self, positions: Tensor) -> KVCache | None:
+        """The cache once all layers have read ``positions`` ``[B, T]``; None unless ``keep_cache``."""
+        cache = self.cache if self.cache is not None else self.new_cache
+        if cache is None or not self.keep_cache:
+            return None
+        mask, num_tokens = self.attention_mask, positions.shape[1]
+        if mask is not None or cache.local_mask is not None:
+            earlier = cache.layers[0].length - cache.layers[0].num_context - num_tokens
+            cache.local_mask = self._local_columns(earlier, num_tokens, positions.device)
+        # rows end at their last real token's position: padding repeats its neighbour's
+        cache.next_position = positions.amax(1) + 1
+        if mask is not None:  # a row that only got padding stays where it was
+            cache.next_position = torch.where(mask.any(1), cache.next_position, positions[:, 0])
+        return cache
 
     def attend(self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See :class:`Reader`."""

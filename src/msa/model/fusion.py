@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -99,3 +100,9 @@ class OneRowProducts:
             OneRowProducts._open -= 1
             if OneRowProducts._open == 0:
                 torch._C._set_mkldnn_enabled(OneRowProducts._before)
+
+
+def few_row_products(input_ids: Tensor, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """How a pass over ``[B, T]`` tokens computes its products: in bf16 on a CPU one or two have faster kernels."""
+    few_rows = input_ids.numel() <= 2 and input_ids.device.type == "cpu" and dtype == torch.bfloat16
+    return OneRowProducts() if few_rows and not torch.is_grad_enabled() else nullcontext()

@@ -1,15 +1,64 @@
-"""Training losses on a forward pass's outputs: next token, and routing averaged over layers and samples.
+"""Training losses on a forward pass's outputs: next token, routing over layers and samples, and their weighted sum.
 
-Axes: B rows, T tokens, V vocabulary, N documents.
+Axes: B rows, T tokens, H hidden, V vocabulary, N documents.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from msa.ops import Routing, routing_loss
+
+if TYPE_CHECKING:
+    from msa.model.modeling_msa import MSAForCausalLM, MSAOutput
+
+
+def with_losses(
+    lm: MSAForCausalLM,
+    states: Tensor,
+    out: MSAOutput,
+    labels: Tensor | None,
+    answer_labels: Tensor | None,
+    positives: list[list[int]] | None,
+) -> MSAOutput:
+    """``out`` with the losses that were asked for and their weighted sum, L = α·L_LLM + β·L_aux (paper §3.4).
+
+    Args:
+        lm: the network that made the pass.
+        states: its final states ``[B, T, H]``.
+        out: its output; without logits the token losses compute those of labelled tokens from ``states``.
+        labels, answer_labels: ``[B, T]``, each for a loss of its own weight; None: no such loss.
+        positives: per row the indices of its relevant documents; None: no routing loss.
+
+    Raises:
+        ValueError: see :func:`routing_loss_over_layers`.
+    """
+    config, terms = lm.config, []
+
+    def token_loss(targets: Tensor) -> Tensor:
+        if out.logits is None:
+            return labelled_token_loss(states, lm.lm_head, targets)
+        return next_token_loss(out.logits, targets)
+
+    if labels is not None:
+        out.lm_loss = token_loss(labels)
+        terms.append(config.lm_loss_weight * out.lm_loss)
+    if answer_labels is not None:
+        out.answer_loss = token_loss(answer_labels)
+        terms.append(config.answer_loss_weight * out.answer_loss)
+    if positives is not None:
+        assert out.routing is not None
+        # routers in the lower half get no routing loss, as in the published trainer (docs/deviations.md)
+        upper = {layer: routing for layer, routing in out.routing.items() if layer >= config.num_hidden_layers // 2}
+        out.aux_loss = routing_loss_over_layers(upper, positives, lm.temperature, config.routing_loss)
+        terms.append(config.routing_loss_weight * out.aux_loss)
+    if terms:
+        out.loss = torch.stack(terms).sum()
+    return out
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +103,7 @@ def labelled_token_loss(states: Tensor, head: nn.Module, labels: Tensor, chunk: 
 def routing_loss_over_layers(
     routing: dict[int, Routing], positives: list[list[int]], temperature: Tensor, method: str
 ) -> Tensor:
-    """L_aux: the routing loss averaged over router layers and over the rows that have positives.
+    """L_aux: the routing loss (Eq. 5) averaged over router layers and over the rows that have positives.
 
     Args:
         routing: router layer → routing of the batch.

@@ -37,6 +37,18 @@ class LowerLayers:
         """Whether this prompt is the beginning of a longer one."""
         return len(self.ids) < len(ids) and ids[: len(self.ids)] == self.ids
 
+    def to_go_on(self, prefix: PrefixMemory | None) -> KVCache:
+        """A copy of the columns of prefix and prompt, that what follows them can be added to."""
+        columns = len(self.ids) + (0 if prefix is None else prefix.num_tokens)
+        return KVCache(
+            layers=[
+                LayerCache.start(
+                    layer.keys[:, :, :columns], layer.values[:, :, :columns], layer.num_context, layer.context_bias
+                )
+                for layer in self.layers
+            ]
+        )
+
 
 @dataclass
 class Prefilled:
@@ -67,56 +79,47 @@ def prefill_after(
         memory, prefix, doc_mask: as there.
         earlier: of a prompt over the same prefix; used if ``ids`` begin with it.
     """
-    tokens, first = torch.tensor([ids], device=lm.device), lm.config.router_layers[0]
-    mask = torch.tensor([routes], device=lm.device)
-    reader, positions = lm._question_reader(
-        tokens,
-        attention_mask=None,
-        routing_mask=mask,
-        position_ids=None,
+    tokens = torch.tensor([ids], device=lm.device)
+    reader = QuestionReader(
+        spec=lm.config.routing_spec(),
+        top_k=lm.config.top_k_docs,
+        doc_mask=doc_mask,
+        routing_mask=torch.tensor([routes], device=lm.device),
         memory=memory,
         prefix=prefix,
-        cache=None,
-        top_k=None,
-        doc_mask=doc_mask,
-        keep_cache=True,
-        attend_selected=True,
-        training=False,
     )
+    positions = reader.positions(tokens)
+    if earlier is not None and not earlier.begins(ids):
+        earlier = None
+    hidden, begun = _through_lower(lm, tokens, positions, reader, earlier)
+    x, rope = hidden, lm.model.rope(positions, hidden.dtype)
+    first = lm.config.router_layers[0]
+    for layer in lm.model.layers[first:]:
+        x = layer(x, rope, reader)
     assert reader.new_cache is not None
-    known = len(earlier.ids) if earlier is not None and earlier.begins(ids) else 0
-    begun = KVCache()
-    lower_reader = reader
-    if earlier is not None and known:
-        columns = known + (0 if prefix is None else prefix.num_tokens)
-        for layer in earlier.layers:
-            keys, values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
-            begun.layers.append(LayerCache.start(keys, values, layer.num_context, layer.context_bias))
-        lower_reader = QuestionReader(
-            attention_mask=None,
-            routing_mask=None,
-            memory=None,
-            prefix=None,
-            cache=begun,
-            keep_cache=True,
-            attend_selected=True,
-            spec=reader.spec,
-            top_k=reader.top_k,
-            doc_mask=None,
-        )
-    x = lm.model.embed_tokens(tokens[:, known:])
-    rope = lm.model.rope(positions[:, known:], x.dtype)
-    for decoder_layer in lm.model.layers[:first]:
-        x = decoder_layer(x, rope, lower_reader)
-    hidden = x if earlier is None or not known else torch.cat((earlier.hidden, x), dim=1)
-    rope = lm.model.rope(positions, x.dtype)
-    x = hidden
-    for decoder_layer in lm.model.layers[first:]:
-        x = decoder_layer(x, rope, reader)
-    layers = [*begun.layers, *reader.new_cache.layers]
+    layers = [*begun, *reader.new_cache.layers]
     return Prefilled(
         logits=lm.lm_head(lm.model.norm(x[:, -1])),
         cache=KVCache(layers=layers, next_position=positions[:, -1] + 1),
         routing=reader.routing,
         lower=LowerLayers([*ids], hidden, layers[:first]),
     )
+
+
+def _through_lower(
+    lm: MSAForCausalLM, tokens: Tensor, positions: Tensor, reader: QuestionReader, earlier: LowerLayers | None
+) -> tuple[Tensor, list[LayerCache]]:
+    """Input ``[1, T, H]`` of the first router layer, and the lower layers' caches where ``reader`` did not keep them.
+
+    After an earlier prompt only the tokens ``[1, T]`` behind it are computed, by a reader that goes on from there.
+    """
+    begun = KVCache()
+    known = 0
+    if earlier is not None:
+        known, begun = len(earlier.ids), earlier.to_go_on(reader.prefix)
+        reader = QuestionReader(spec=reader.spec, top_k=reader.top_k, cache=begun)
+    x = lm.model.embed_tokens(tokens[:, known:])
+    rope = lm.model.rope(positions[:, known:], x.dtype)
+    for layer in lm.model.layers[: lm.config.router_layers[0]]:
+        x = layer(x, rope, reader)
+    return (x if earlier is None else torch.cat((earlier.hidden, x), dim=1)), begun.layers

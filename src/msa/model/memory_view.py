@@ -152,6 +152,23 @@ class DocumentMemory:
         )
 
 
+def selectable_documents(doc_mask: Tensor | None, doc_sample: Tensor | None, num_rows: int) -> Tensor | None:
+    """Which documents each row may select: those of its own that the mask allows.
+
+    Args:
+        doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected; None: all may.
+        doc_sample: ``[N]`` the row each document belongs to; None: all documents are every row's.
+        num_rows: rows B.
+
+    Returns:
+        Bool ``[N]`` or ``[B, N]``; None: all.
+    """
+    if doc_sample is None:
+        return doc_mask
+    own = doc_sample[None, :] == torch.arange(num_rows, device=doc_sample.device)[:, None]
+    return own if doc_mask is None else own & doc_mask
+
+
 def chunks_of_documents(chunk_offsets: Tensor, doc_indices: Tensor) -> tuple[Tensor, Tensor]:
     """Chunk numbers of each row's documents, documents in the order given.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msa.model.attention import NEG_INF, MemorySparseAttention
 from msa.model.cache import KVCache, LayerCache
+from msa.model.fusion import few_row_products
 from msa.ops import attend_memory
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class RunningCache:
         ids = torch.tensor(tokens, device=self._positions.device)[:, None]
         ends = self._ends[:, :rows]
         self._bias[:, :rows].scatter_(2, ends[..., None], 0.0)
-        with lm._products(ids):
+        with few_row_products(ids, lm.dtype):
             states = lm.model(ids, self._positions[:rows, None], self)
             logits: Tensor = lm.lm_head(states[:, -1])
         ends += 1

@@ -78,6 +78,25 @@ class _Owners:
     slots: dict[tuple[tuple[int, int, int], ...], Tensor] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
+class _Selection:
+    """Where the kernel leaves candidates instead of scores, and what it has to know for it.
+
+    Attributes:
+        candidates: ``[B, P · (kept + 1)]`` int64: ``kept`` of each program, then a slot of each.
+        documents: of :class:`_Owners`; slots: of :func:`_slots`.
+        doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected; None: all may.
+        first_slot: column of the first program's slot, behind all candidates.
+    """
+
+    candidates: Tensor
+    documents: Tensor
+    slots: Tensor
+    doc_mask: Tensor | None
+    kept: int
+    first_slot: int
+
+
 _known = WeakTensorKeyDictionary()
 
 
@@ -143,13 +162,13 @@ def select(
         shape = q.shape[0], top_k
         return torch.full(shape, -1, device=q.device), torch.full(shape, float("-inf"), device=q.device)
     runs = _runs(blocks, q, tiling)
-    queries, slots = _Queries(q, mask, spec, tiling), _slots(owners, runs)
+    queries = _Queries(q, mask, spec, tiling)
     programs, kept = sum(run.programs for run in runs), max(2, next_power_of_2(top_k))
-    shape = (q.shape[0], programs * (kept + 1))
+    candidates = torch.full((q.shape[0], programs * (kept + 1)), _NOTHING, dtype=torch.int64, device=q.device)
     visible = None if doc_mask is None else doc_mask.contiguous()
-    candidates = torch.full(shape, _NOTHING, dtype=torch.int64, device=q.device)
+    selection = _Selection(candidates, owners.documents, _slots(owners, runs), visible, kept, programs * kept)
     for run in runs:
-        _launch(run, queries, num_chunks, owners, slots, visible, candidates, kept, programs * kept)
+        _launch(run, queries, num_chunks, selection=selection)
     found = candidates.topk(top_k, dim=1).values  # kept for one program are as many already
     missing = found < _LEAST_FOUND
     ordered = (found >> 32).to(torch.int32)
@@ -178,15 +197,10 @@ def _launch(
     run: _Run,
     queries: _Queries,
     all_chunks: int,
-    owners: _Owners | None = None,
-    slots: Tensor | None = None,
-    doc_mask: Tensor | None = None,
-    candidates: Tensor | None = None,
-    kept: int = 2,
-    first_slot: int = 0,
     chunk_scores: Tensor | None = None,
+    selection: _Selection | None = None,
 ) -> None:
-    """Score one block, into chunk scores ``[B, C]`` or candidates ``[B, width]``."""
+    """Score one block, into chunk scores ``[B, C]`` or for a selection."""
     block, spec, tiling = run.block, queries.spec, queries.tiling
     normalize = spec.similarity == "cosine" and isinstance(block, ExactKeys)
     # what was prepared for another similarity is refused
@@ -197,31 +211,32 @@ def _launch(
     members = queries.q.shape[3] if head_max else 1
     length = block.keys.shape[1] * block.keys.shape[2]
     unused = query.factor
+    doc_mask = None if selection is None else selection.doc_mask
     score_kernel[(query.parts.shape[0], run.programs)](
         block.keys,
         unused if block.scale is None else block.scale.contiguous(),
         query.parts,
         query.factor,
-        unused if owners is None else owners.documents,
+        unused if selection is None else selection.documents,
         unused if doc_mask is None else doc_mask,
-        unused if slots is None else slots,
+        unused if selection is None else selection.slots,
         unused if chunk_scores is None else chunk_scores,
-        unused if candidates is None else candidates,
+        unused if selection is None else selection.candidates,
         block.keys.shape[0],
         length,
         run.first_chunk,
         all_chunks,
         run.per_program,
         run.first_program,
-        first_slot,
-        0 if candidates is None else candidates.shape[1],
+        0 if selection is None else selection.first_slot,
+        0 if selection is None else selection.candidates.shape[1],
         doc_mask.shape[1] if doc_mask is not None and doc_mask.dim() == 2 else 0,
         groups,
         WRITE=chunk_scores is not None,
-        SELECT=candidates is not None,
+        SELECT=selection is not None,
         SCALED=block.scale is not None,
         MASKED=doc_mask is not None,
-        KEPT=kept,
+        KEPT=2 if selection is None else selection.kept,
         STEPS=steps,
         WIDTH=query.width,
         EVEN=query.width == width and steps * width == length * members,

@@ -1,0 +1,1 @@
+"""The four kinds of calibration text that build_calibration.py mixes."""
