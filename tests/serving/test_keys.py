@@ -66,6 +66,9 @@ def test_files_that_cannot_be_trusted(tmp_path, caplog):
 def test_the_environment():
     keys = keys_from_environment({"MSA_API_KEYS": " sk-first-key, ,sk-second-key"})
     assert [key.is_unrestricted for key in keys] == [True, True]
-    assert keys_from_environment({}) == ()
+    assert keys_from_environment({}) == keys_from_environment({"MSA_API_KEYS": ""}) == ()
+    for listed in (" ", " , "):
+        with pytest.raises(ServingError, match="MSA_API_KEYS holds no key"):
+            keys_from_environment({"MSA_API_KEYS": listed})
     with pytest.raises(ServingError, match="MSA_API_KEYS: a key needs"):
         keys_from_environment({"MSA_API_KEYS": "x"})

@@ -91,6 +91,15 @@ def test_documents_are_added_changed_listed_and_removed(http, memory):
         http.patch(f"{memory}/documents/notes/ages.md", json={"text": "x"}),
     ):
         error_of(response, 404, "document_not_found")
+    for doc_id, path in (("two\nlines", "two%0Alines"), ("ends\n", "ends%0A")):
+        add(http, memory, {"id": doc_id, "text": "odd"})
+        assert http.patch(f"{memory}/documents/{path}", json={"text": "still"}).json()["id"] == doc_id
+        assert http.get(f"{memory}/documents/{path}").json()["text"] == "still"
+        assert http.delete(f"{memory}/documents/{path}").json() == {
+            "id": doc_id,
+            "object": "document.deleted",
+            "deleted": True,
+        }
     several = http.post(f"{memory}/documents/delete", json={"ids": ["one", "nothing", "one"]}).json()
     assert (several["deleted"], several["unknown"]) == (["one"], ["nothing"])
     error_of(http.get(f"{memory}/documents", params={"after": "gone"}), 400, "document_not_found")

@@ -71,11 +71,13 @@ def keys_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[
     """Keys in ``MSA_API_KEYS``, separated by commas; each opens everything.
 
     Raises:
-        ServingError: a key that is too short.
+        ServingError: a key that is too short, or none where the variable is not empty.
     """
-    secrets = [secret.strip() for secret in environment.get(VARIABLE, "").split(",")]
-    found = enumerate(filter(None, secrets), start=1)
-    return tuple(_key(secret, f"{VARIABLE} {number}", VARIABLE) for number, secret in found)
+    listed = environment.get(VARIABLE, "")
+    secrets = list(filter(None, (secret.strip() for secret in listed.split(","))))
+    if listed and not secrets:  # whoever sets it wants a closed server
+        raise ServingError(f"{VARIABLE} holds no key; list keys separated by commas, or unset it for an open server")
+    return tuple(_key(secret, f"{VARIABLE} {number}", VARIABLE) for number, secret in enumerate(secrets, start=1))
 
 
 def read_keys(path: str | Path) -> tuple[ApiKey, ...]:

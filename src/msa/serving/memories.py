@@ -27,16 +27,18 @@ from msa.serving.errors import ApiError, invalid, memory_not_found
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".msa-server"  # no memory can have this name
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
+# names of devices, which Windows takes for them with any ending
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
 
 def is_name(name: str) -> bool:
     """Whether a memory can have this name.
 
-    >>> is_name("notes-2.1"), is_name(".."), is_name(".msa-server")
-    (True, False, False)
+    >>> is_name("notes-2.1"), is_name(".."), is_name(".msa-server"), is_name("aux.old")
+    (True, False, False, False)
     """
-    return bool(_NAME.fullmatch(name)) and ".." not in name
+    return bool(_NAME.fullmatch(name)) and ".." not in name and not _DEVICE.fullmatch(name)
 
 
 def check_name(name: str) -> str:
@@ -47,8 +49,8 @@ def check_name(name: str) -> str:
     """
     if not is_name(name):
         raise invalid(
-            f"a memory's name has 1 to 64 letters, digits, '_', '-' and '.', begins with a letter or digit and has no "
-            f"'..'; got {name[:80]!r}",
+            f"a memory's name has 1 to 64 letters, digits, '_', '-' and '.', begins with a letter or digit, does not "
+            f"end with '.', has no '..' and is no device of Windows such as 'con'; got {name[:80]!r}",
             param="name",
             code="invalid_memory_name",
         )

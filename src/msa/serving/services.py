@@ -28,6 +28,7 @@ from msa.serving.metrics import Metrics
 from msa.serving.operations import Operation, Operations
 from msa.serving.scheduler import Job, Lane, QueueFullError, Scheduler
 from msa.serving.settings import ServerSettings
+from msa.serving.shape_caches import bound_shape_caches
 from msa.serving.snapshots import Snapshots
 from msa.serving.tracing import tracing_from_environment
 from msa.zoo import load
@@ -57,6 +58,7 @@ class Services:
     """
 
     def __init__(self, settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
+        bound_shape_caches()
         self.settings = settings
         self.leader = leader
         self.root = settings.folder

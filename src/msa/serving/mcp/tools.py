@@ -18,6 +18,7 @@ from msa.serving.intake import Limits, documents_of_body
 from msa.serving.mcp.settings import McpSettings
 from msa.serving.queries import check_query
 from msa.serving.scheduler import Job, Scheduler
+from msa.serving.shape_caches import bound_shape_caches
 from msa.zoo import load
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class MemoryTools:
     """
 
     def __init__(self, settings: McpSettings, model: MSAModel | None = None) -> None:
+        bound_shape_caches()
         self.settings = settings
         self.folder = settings.folder
         self.name = settings.name

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from starlette.convertors import Convertor, register_url_convertor
 
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
@@ -44,6 +45,20 @@ from msa.serving.schemas import (
 from msa.serving.services import Services
 from msa.serving.waiting import answer_operation
 
+
+class _DocumentId(Convertor[str]):
+    """The rest of the path, newlines included, which Starlette's own ``path`` leaves out."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("document_id", _DocumentId())
 router = APIRouter(prefix="/v1/memories/{name}/documents", tags=["documents"])
 
 _UPLOADS = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "multipart/form-data")
@@ -255,14 +270,14 @@ async def _delete(name: str, ids: list[str], request: Request, services: Service
     return deleted
 
 
-@router.get("/{doc_id:path}", **described({200: DocumentInfo}))
+@router.get("/{doc_id:document_id}", **described({200: DocumentInfo}))
 def get_document(name: ReadableMemory, doc_id: str, services: ServicesOf) -> dict[str, Any]:
     """One document as it was added."""
     with services.memories.lease(name) as memory:
         return _to_json(_found(memory, doc_id))
 
 
-@router.put("/{doc_id:path}", **described({200: DocumentInfo}, body=PutRequest, errors=(429, 504, 507)))
+@router.put("/{doc_id:document_id}", **described({200: DocumentInfo}, body=PutRequest, errors=(429, 504, 507)))
 async def put_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Add a document, or replace it."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
@@ -271,7 +286,7 @@ async def put_document(name: WritableMemory, doc_id: str, request: Request, serv
     return await _store(name, lambda: document, request, services)
 
 
-@router.patch("/{doc_id:path}", **described({200: DocumentInfo}, body=PatchRequest, errors=(429, 504, 507)))
+@router.patch("/{doc_id:document_id}", **described({200: DocumentInfo}, body=PatchRequest, errors=(429, 504, 507)))
 async def patch_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Change the text or the metadata of a document; new metadata alone cost no encoding."""
     body, _ = await read_json(request, services.settings.max_json_bytes, services)
@@ -306,7 +321,7 @@ async def _store(name: str, document: Callable[[], Document], request: Request, 
     return _to_json(await result_of(job, request, services))
 
 
-@router.delete("/{doc_id:path}", **described({200: DocumentDeleted}, errors=(429, 504, 507)))
+@router.delete("/{doc_id:document_id}", **described({200: DocumentDeleted}, errors=(429, 504, 507)))
 async def delete_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Remove a document."""
     if not await _delete(name, [doc_id], request, services):
