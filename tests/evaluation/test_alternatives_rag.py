@@ -197,7 +197,7 @@ def test_changed_documents_and_impossible_numbers_are_refused(routed, encoder):
 
 
 def test_what_is_missing_is_named(routed, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="needs encoder=FOLDER"):
+    with pytest.raises(ValueError, match="needs an encoder, the folder of"):
         make("rag-minilm@1", routed)
     if "faiss" in sys.modules or pytest.importorskip("faiss"):
         with pytest.raises(ModelNotFoundError, match="no folder"):

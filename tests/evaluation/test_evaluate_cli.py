@@ -175,6 +175,8 @@ def test_the_ways_are_listed(capsys):
         (["eval", "compare", "--ways", "oracle", "--out", "x"], 2, "no way of answering is called 'oracle'"),
         (["eval", "scaling", "--sizes", "0", "--out", "x"], 2, "expected tokens such as 16K"),
         (["eval", "qa", "nowhere.jsonl", "--out", "x"], 1, "nowhere.jsonl cannot be found"),
+        (["eval", "compare", "--ways", "rag-minilm@1", "--out", "x"], 2, "rag-minilm@1 needs --encoder"),
+        (["eval", "ruler", "--sizes", "10", "--model", "msa-tiny", "--out", "x"], 1, "expected a size of at least"),
         (["eval", "scaling", "--task", "niah_9", "--model", "msa-tiny", "--out", "x"], 1, "niah_9"),
         (["eval", "scaling", "--sizes", "9K", "6K", "--model", "msa-tiny", "--out", "x"], 1, "growing sizes"),
     ],
@@ -194,6 +196,16 @@ def test_other_settings_in_the_same_folder_are_refused(question_set, tmp_path, c
     code, _, error = run(capsys, *common, "--max-new-tokens", 8)
     assert code == 1
     assert "max_new_tokens is 64 there, 8 now" in error
+    for name, there, now, message in (
+        ("questions.jsonl", '"ids": ["quiet-lamp"]', '"ids": ["other-0"]', "another question 'quiet-lamp'"),
+        ("corpus.jsonl", "The sky is blue.", "The sea is blue.", "contents is {'set': "),
+    ):
+        before = (question_set / name).read_text()
+        (question_set / name).write_text(before.replace(there, now))
+        code, _, error = run(capsys, *common)
+        assert (code, message in error) == (1, True), error
+        (question_set / name).write_text(before)
+    assert run(capsys, *common)[0] == 0
 
 
 def test_progress_is_shown_on_a_terminal_only(monkeypatch):

@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -42,7 +43,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = body["messages"][0]["content"]
         self.server.asked.append(prompt)
-        answer = next(r.text for r in RECORDS if r.question in prompt)
+        answer = next(r.text for r in self.server.answers if r.question in prompt)
         score = "I would rather not say." if answer in self.server.broken else "5" if "Paris" in answer else "0"
         message = {"choices": [{"message": {"content": score}, "finish_reason": "stop"}]}
         data = json.dumps(message).encode()
@@ -58,7 +59,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def judge():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.asked, server.broken = [], set()
+    server.asked, server.broken, server.answers = [], set(), RECORDS
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -93,6 +94,19 @@ def test_prose_stops_the_run_and_loses_nothing(judge, tmp_path):
     assert len(judge.asked) == 4
 
 
+def test_another_answer_to_the_same_question_is_judged_anew(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    right, wrong = record("a", "Paris", 1.0), replace(RECORDS[1], question_id="a", question=RECORDS[0].question)
+    assert right.key == wrong.key
+    for given, score, asked in ((right, 1.0, 1), (wrong, 0.0, 2), (right, 1.0, 2), (wrong, 0.0, 2)):
+        judge.answers = [given]
+        (judged,), _ = judge_records([given], path, settings(judge))
+        assert (judged.scores["judge"], len(judge.asked)) == (score, asked)
+    other = replace(right, answers=("Paris", "Paname"))
+    judge_records([other], path, settings(judge))
+    assert len(judge.asked) == 3
+
+
 def test_a_torn_line_is_judged_again(judge, tmp_path):
     path = tmp_path / "judge.jsonl"
     judged, _ = judge_records(RECORDS, path, settings(judge))
@@ -109,6 +123,7 @@ def test_a_torn_line_is_judged_again(judge, tmp_path):
         (1, '{"key": 1}', "line 2"),
         (1, '{"score": 3}', "line 2"),
         (1, '{"key": ["msa", "capitals", [], "a"], "score": 3}', "line 2"),
+        (1, '{"key": ["msa", "capitals", 10, "a"], "score": 3}', r"line 2, is damaged \(it does not say which answer"),
     ],
 )
 def test_damage_is_named(judge, tmp_path, line, text, message):
@@ -117,18 +132,18 @@ def test_damage_is_named(judge, tmp_path, line, text, message):
     lines = path.read_text().splitlines()
     lines[line] = text
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(EvaluationError, match=f"{message}, is damaged"):
+    with pytest.raises(EvaluationError, match=f"{message}.*remove it to judge anew"):
         judge_records(RECORDS, path, settings(judge))
 
 
 @pytest.mark.parametrize("content", ["{", '{"judge": {}'])
-def test_a_file_that_ends_within_its_first_line_is_left_alone(judge, tmp_path, content):
-    path = tmp_path / "judge.jsonl"
+def test_a_file_that_ends_within_its_first_line_has_not_begun(judge, tmp_path, content):
+    path, whole = tmp_path / "judge.jsonl", tmp_path / "whole.jsonl"
     path.write_text(content)
-    with pytest.raises(EvaluationError, match="ends within its first line"):
-        judge_records(RECORDS, path, settings(judge))
-    assert path.read_text() == content
-    assert not judge.asked
+    assert judge_records(RECORDS, path, settings(judge, concurrency=1)) == judge_records(
+        RECORDS, whole, settings(judge, concurrency=1)
+    )
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_another_rubric_is_not_mixed_in(judge, tmp_path):

@@ -59,7 +59,7 @@ def test_half_of_the_only_line(path):
     path.parent.mkdir()
     path.write_bytes(b'{"na')
     assert contents(path) == []
-    assert not LineFile(path).is_new
+    assert LineFile(path).is_new
     assert written(path) == b"".join(
         json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for line in LINES
     )

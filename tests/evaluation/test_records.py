@@ -118,27 +118,66 @@ def test_damage_is_named_by_line(tmp_path, line, text, message):
 
 def test_other_settings_are_refused_and_named(tmp_path):
     path = tmp_path / "records.jsonl"
-    RecordLog(path, SETTINGS).close()
-    with pytest.raises(EvaluationError, match="seed is 0 there, 1 now"):
-        RecordLog(path, {**SETTINGS, "seed": 1})
+    with RecordLog(path, SETTINGS) as log:
+        log.begin()
+    for settings, message in (
+        ({**SETTINGS, "seed": 1}, "seed is 0 there, 1 now"),
+        ({**SETTINGS, "dtype": None}, "dtype is missing there, None now"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            RecordLog(path, settings)
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"schema": 1, "settings"', b"\n"])
-def test_a_file_that_ends_within_its_first_line_is_left_alone(tmp_path, content):
+def test_a_run_without_results_refuses_no_other(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log, pytest.raises(KeyboardInterrupt):
+        run(log, Echo(works=0))
+    with RecordLog(path, {**SETTINGS, "seed": 1}) as log:
+        log.begin()
+        log.begin()
+    assert read_records(path) == ({**SETTINGS, "seed": 1}, [])
+    assert len(path.read_bytes().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"schema": 1, "settings"'])
+def test_a_file_that_ends_within_its_first_line_has_not_begun(tmp_path, content):
     path = tmp_path / "records.jsonl"
     path.write_bytes(content)
-    for read in (lambda: RecordLog(path, SETTINGS), lambda: read_records(path)):
-        with pytest.raises(EvaluationError, match="ends within its first line"):
-            read()
+    with pytest.raises(EvaluationError, match="holds no results yet"):
+        read_records(path)
     assert path.read_bytes() == content
+    with RecordLog(path, SETTINGS) as log:
+        records = run(log, Echo())
+    assert read_records(path) == (SETTINGS, records)
 
 
-@pytest.mark.parametrize("change", [{"question": "q9"}, {"answers": ("beta",)}])
+def test_records_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log:
+        records = run(log, Echo())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[1:]:
+        del line["question_digest"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_records(path)[1] == [replace(record, question_digest="") for record in records]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "q9"},
+        {"answers": ("beta",)},
+        {"positives": ("b",)},
+        {"hops": (("a",), ("b",))},
+        {"metadata": {"answerable": False}},
+        {"answer_prefix": "It is"},
+    ],
+)
 def test_questions_that_have_changed_are_not_answered_by_old_records(tmp_path, change):
     with RecordLog(tmp_path / "r.jsonl", SETTINGS) as log:
         run(log, Echo())
         changed = replace(SET, questions=(*SET.questions[:3], replace(SET.questions[3], **change)))
-        with pytest.raises(EvaluationError, match="another question '3' of 'letters', or other answers"):
+        with pytest.raises(EvaluationError, match="another question '3' of 'letters', or the same with other"):
             run_questions(Echo(), changed, log, score, size_tokens=9)
 
 

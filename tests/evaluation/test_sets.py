@@ -167,7 +167,8 @@ def test_many_mistakes_are_counted_and_all_logged(caplog):
     message = refused("q.jsonl")
     assert "20 problems (15 × missing answer, 5 × broken JSON)" in message
     assert message.count("q.jsonl:") == 10
-    assert "and 10 more" in message
+    assert "And 10 more.\nCorrect them, or leave these records out with --skip-bad (in Python skip_bad=True)" in message
+    assert "documents.\n" in message
     with caplog.at_level(logging.WARNING):
         got = read_question_set("q.jsonl", skip_bad=True)
     assert len(got.questions) == 1

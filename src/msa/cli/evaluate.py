@@ -110,7 +110,9 @@ def _register_qa(tasks: Subparsers[ArgumentParser]) -> None:
         "--documents", nargs="+", type=positive, metavar="N", help="over N documents, growing (default: all at once)"
     )
     parser.add_argument("--separate", action="store_true", help="ask each question over its own documents only")
-    parser.add_argument("--metric", default="contains", metavar="NAME", help="of the table (default: contains)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="of the table (default: contains, or what the set has instead)"
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="per answer (default: 64)")
     parser.add_argument("--judge", action="store_true", help="0 to 5 points by the model at $MSA_JUDGE_BASE_URL")
     parser.add_argument("--rubric", metavar="FILE", help="the judge's prompt (default: the shipped one)")

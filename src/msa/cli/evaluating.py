@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,19 @@ from msa.cli.console import working, write, write_line, write_table
 from msa.cli.options import UsageError, tiers_of
 
 if TYPE_CHECKING:
-    from msa.evaluation import Answerer
+    from msa.evaluation import Answerer, QuestionSet
     from msa.evaluation.haystack import Essay
     from msa.evaluation.records import Record
     from msa.evaluation.ruler import GrowingMemory, Sample
     from msa.model.bundle import MSAModel
 
+# options that change no answer and no score: whom and what is asked, what is shown, where it is kept
+_HARMLESS = {"run", "debug", "verbose", "out", "write", "ways", "limits", "tasks", "sizes", "metric", "skip_bad"}
+# options that change answers or scores and are kept by what they come to: the model's, the judge's in its own file
+_RESOLVED = {"model", "device", "dtype", "judge", "rubric"}
+_DENSE = "rag-minilm"  # how the names of ways that need an encoder begin
+# of the table of a question set, where --metric names none: the first of these that its answers get
+_METRICS = ("contains", "longbench", "exact_match", "recall@10", "abstained")
 _COUNTED = (
     "samples of files; their size is that of the longest in this model's tokens: prompt, answer prefix, and what is "
     "kept free for the answer"
@@ -53,7 +60,7 @@ def _maker(args: argparse.Namespace, model: MSAModel) -> Callable[..., Answerer]
     from msa.evaluation.alternatives import make
 
     def way(name: str, **options: Any) -> Answerer:
-        if name.startswith("rag-minilm"):
+        if name.startswith(_DENSE):
             options["encoder"] = args.encoder
         return make(name, model, **options)
 
@@ -69,12 +76,38 @@ def _check_ways(args: argparse.Namespace) -> None:
     unused = [name for name, _ in getattr(args, "limits", []) if name not in args.ways]
     if unused:
         raise UsageError(f"--limits names {unused[0]!r}, which --ways does not")
+    dense = [name for name in args.ways if name.startswith(_DENSE)]
+    if dense and not args.encoder:
+        raise UsageError(f"{dense[0]} needs --encoder, the folder of an all-MiniLM-L6-v2 model")
 
 
-def _settings(task: str, args: argparse.Namespace, model: MSAModel, *names: str, **more: Any) -> dict[str, Any]:
-    """What decides the results: the model, the options of these names, and what else is given."""
-    given = {name: getattr(args, name) for name in names}
-    return {"task": task, "model": model.name, "fingerprint": model.fingerprint, **given, **more}
+def _settings(task: str, args: argparse.Namespace, model: MSAModel, **contents: str) -> dict[str, Any]:
+    """What decides the results: the model, its device and number format, all options but harmless ones, and contents.
+
+    Args:
+        task: of ``msa eval``.
+        args: its options.
+        model: that answers.
+        contents: digests of what the folders and files that options name hold; haystacks and encoders are added.
+    """
+    options = {name: value for name, value in vars(args).items() if name not in _HARMLESS | _RESOLVED}
+    if "task" in options:
+        options["ruler_task"] = options.pop("task")
+    for name in ("haystack", "encoder"):
+        if options.get(name):
+            contents[name] = _digest_of(options[name])
+    device, dtype = model.lm.device.type, str(model.lm.dtype).removeprefix("torch.")
+    stamp = {"task": task, "model": model.name, "fingerprint": model.fingerprint, "device": device, "dtype": dtype}
+    return {**stamp, **options, "contents": contents or None}
+
+
+def _digest_of(paths: str | Sequence[str]) -> str:
+    """Digest of files, or of all files in a folder."""
+    from msa.evaluation.digests import files_digest
+
+    given = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    folders = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in given]
+    return files_digest(path for folder in folders for path in folder if not path.is_dir())
 
 
 def _show(folder: Path) -> int:
@@ -97,8 +130,8 @@ def run_ruler(args: argparse.Namespace) -> int:
     tasks = [find_task(name).name for name in args.tasks or NIAH]
     model, folder = _model(args), Path(args.out)
     count = _counter(model)
-    settings = _settings("ruler", args, model, "samples", "seed", "haystack", "read")
     batches = list(_samples(args, tasks, count))  # what cannot be made is said before anything is asked
+    settings = _settings("ruler", args, model, **_read_digest(args))
     records: list[Record] = []
     notes = [_COUNTED] if args.read else []
     with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
@@ -116,6 +149,13 @@ def run_ruler(args: argparse.Namespace) -> int:
     return _show(folder)
 
 
+def _read_digest(args: argparse.Namespace) -> dict[str, str]:
+    """Of RULER's files in ``--read``; whatever else lies there is not looked at."""
+    from msa.evaluation.ruler.files import FILE
+
+    return {"read": _digest_of([str(path) for path in sorted(Path(args.read).glob(f"*/{FILE}"))])} if args.read else {}
+
+
 def _samples(
     args: argparse.Namespace, tasks: Collection[str], count: Callable[[str], int]
 ) -> Iterator[tuple[int, Iterable[Sample]]]:
@@ -129,7 +169,9 @@ def _samples(
     essay = _essay(args)
     for size in args.sizes:
         for task in tasks:
-            yield size, SampleMaker(task, size, count, seed=args.seed, essay=essay).samples(args.samples)
+            maker = SampleMaker(task, size, count, seed=args.seed, essay=essay)
+            maker.sample(0)  # raises where none fits
+            yield size, maker.samples(args.samples)
 
 
 def _growing(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
@@ -158,8 +200,7 @@ def run_scaling(args: argparse.Namespace) -> int:
 
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
-    names = ("questions", "seed", "haystack", "max_rounds", "routing_keys", "content")
-    settings = _settings("scaling", args, model, *names, ruler_task=args.task, document_tokens=args.document_tokens)
+    settings = _settings("scaling", args, model)
     options = {} if args.max_rounds is None else {"max_rounds": args.max_rounds}
     with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         records = run(
@@ -188,8 +229,7 @@ def run_compare(args: argparse.Namespace) -> int:
     _check_ways(args)
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
-    names = ("questions", "seed", "haystack", "document_tokens")
-    settings = _settings("compare", args, model, *names, ruler_task=args.task)
+    settings = _settings("compare", args, model)
     with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         comparison = SideBySide(
             make=_maker(args, model), growing=growing, log=log, folder=folder, say=say, limits=dict(args.limits)
@@ -198,6 +238,32 @@ def run_compare(args: argparse.Namespace) -> int:
     settings |= {"ways": args.ways, "sizes": args.sizes}
     report_comparison(folder, settings, records, "match", growing.notes, read_growth(folder))
     return _show(folder)
+
+
+def _metric(args: argparse.Namespace, questions: QuestionSet) -> str:
+    """What the table shows.
+
+    Raises:
+        UsageError: no answer to these questions will have it.
+    """
+    from msa.evaluation.scoring import metric_names
+
+    known = [*metric_names(questions.questions), *(["judge"] if args.judge else [])]
+    metric: str = args.metric or next((name for name in _METRICS if name in known), _METRICS[0])
+    if metric not in known:
+        raise UsageError(f"no answer to {args.set} is scored by {metric!r}; --metric takes {', '.join(known)}")
+    return metric
+
+
+def _set_digest(questions: QuestionSet, is_growing: bool) -> str:
+    """Of the documents, and of the questions where they say which documents come first; else each record keeps its own.
+
+    So further questions about the same documents go on with what is there.
+    """
+    from msa.evaluation.digests import value_digest
+
+    asked = [[one.id, one.positives] for one in questions.questions] if is_growing else []
+    return value_digest([list(questions.documents.items()), asked])
 
 
 def run_qa(args: argparse.Namespace) -> int:
@@ -222,11 +288,11 @@ def run_qa(args: argparse.Namespace) -> int:
     judge = JudgeSettings.from_environment(**rubric) if args.judge else None
     whole = read_question_set(args.set, args.format, skip_bad=args.skip_bad)
     whole = replace(whole, questions=whole.questions[: args.limit])
+    metric = _metric(args, whole)
     model, folder = _model(args), Path(args.out)
     count, make, limits = _counter(model), _maker(args, model), dict(args.limits)
     growing = GrowingSet(whole, args.documents, count) if args.documents else None
-    settings = _settings("qa", args, model, "set", "format", "limit", "separate", "max_new_tokens")
-    settings |= {"documents": args.documents} if growing else {}
+    settings = _settings("qa", args, model, set=_set_digest(whole, growing is not None))
     given = {"max_new_tokens": args.max_new_tokens, "limits": limits}
     with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
         if growing:
@@ -241,5 +307,5 @@ def run_qa(args: argparse.Namespace) -> int:
     if judge is not None:
         records, settings["judge"] = judge_records(records, folder / "judge.jsonl", judge)
     notes = growing.notes if growing else whole.notes
-    report_comparison(folder, settings, records, args.metric, notes, read_growth(folder))
+    report_comparison(folder, settings, records, metric, notes, read_growth(folder))
     return _show(folder)

@@ -87,7 +87,7 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         if "@" in self.base_url:  # it goes into results files and messages
-            raise ValueError("the base URL holds a user name or password. Give the key as api_key")
+            raise ValueError(f"the base URL holds a user name or password. Give the key as {_VARIABLES['api_key']}")
         if not re.match(r"https?://[^/\s]+", self.base_url):
             raise ValueError(f"expected a base URL such as https://api.openai.com/v1, found {self.base_url!r}")
         if self.base_url.rstrip("/").endswith("/chat/completions"):
@@ -285,8 +285,8 @@ def _message(text: str) -> str:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise JudgeError(f"expected a chat completion from the judge, found: {_shorten(text)}") from error
     if reason == "length":
-        what = f"the judge's reply was cut off by its token limit: {_shorten(str(content))}. Raise max_tokens"
-        raise JudgeError(f"{what} in the request's fields")
+        what = f"the judge's reply was cut off by its token limit: {_shorten(str(content))}. Take a judge"
+        raise JudgeError(f"{what} that says less, or raise max_tokens in JudgeSettings.request")
     if not isinstance(content, str):
         raise JudgeError(f"expected a text from the judge, found: {json.dumps(content)[:_SHOWN_CHARS]}")
     return content

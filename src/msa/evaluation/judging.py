@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from msa.errors import EvaluationError, JudgeError
+from msa.evaluation.digests import value_digest
 from msa.evaluation.judge import MAX_SCORE, Case, Judge, JudgeSettings, agreement
 from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.records import Key, Record
+
+# what a score was given for: a record's key, and a digest of question, reference answers and the very answer
+Judged = tuple[Key, str]
 
 
 def judge_records(
@@ -33,9 +37,8 @@ def judge_records(
     """
     stamp = settings.stamp()
     lines = LineFile(path)
-    is_new = lines.is_new
-    known = {} if is_new else _known(lines, stamp)
-    wanted = [record for record in records if record.answers and record.key not in known]
+    is_new, known = lines.is_new, _known(lines, stamp)
+    wanted = [record for record in records if record.answers and _judged(record) not in known]
     failed: JudgeError | None = None
     if wanted:
         with Judge(settings) as judge, lines:
@@ -46,25 +49,30 @@ def judge_records(
                 if isinstance(judgement, JudgeError):
                     failed = failed or judgement
                     continue
-                key = wanted[index].key
-                known[key] = judgement.score
-                lines.append({"key": key, "score": judgement.score, "reply": judgement.reply})
+                key, digest = place = _judged(wanted[index])
+                known[place] = judgement.score
+                lines.append({"key": key, "case": digest, "score": judgement.score, "reply": judgement.reply})
+    given = [(record, known.get(_judged(record))) for record in records]
     if failed is not None:
-        raise JudgeError(f"{failed}. {len(known)} answers are judged and kept in {path}; run it again to go on")
+        count = sum(points is not None for _, points in given)
+        raise JudgeError(f"{failed}. {count} answers are judged and kept in {path}; run it again to go on")
     judged = [
-        replace(record, scores={**record.scores, "judge": known[record.key] / MAX_SCORE})
-        if record.key in known
-        else record
-        for record in records
+        record if points is None else replace(record, scores={**record.scores, "judge": points / MAX_SCORE})
+        for record, points in given
     ]
-    both = [(known[r.key], r.scores["exact_match"]) for r in records if r.key in known and "exact_match" in r.scores]
+    exact = [(points, record.scores.get("exact_match")) for record, points in given]
+    both = [(points, match) for points, match in exact if points is not None and match is not None]
     if both:
         stamp["agreement_with_exact_match"] = vars(agreement([one for one, _ in both], [two for _, two in both]))
     return judged, stamp
 
 
-def _known(lines: LineFile, stamp: dict[str, Any]) -> dict[Key, int]:
-    """The scores given before; the first line says by whom.
+def _judged(record: Record) -> Judged:
+    return record.key, value_digest([record.question, record.answers, record.text])
+
+
+def _known(lines: LineFile, stamp: dict[str, Any]) -> dict[Judged, int]:
+    """The scores given before, none where the file has not begun; the first line says by whom.
 
     Raises:
         EvaluationError: the file is damaged, or was made by another judge.
@@ -73,7 +81,7 @@ def _known(lines: LineFile, stamp: dict[str, Any]) -> dict[Key, int]:
     try:
         first = next(entries, None)
         if first is None:
-            raise EvaluationError(f"{path} ends within its first line; remove it to judge anew")
+            return {}
         header = first[1]
         if not isinstance(header, dict) or "judge" not in header:
             raise BrokenLineError(1, "it does not name the judge")
@@ -85,10 +93,13 @@ def _known(lines: LineFile, stamp: dict[str, Any]) -> dict[Key, int]:
         raise EvaluationError(f"{path}, line {error.number}, {what}") from error
 
 
-def _scored(number: int, entry: Any) -> tuple[Key, int]:
-    """Which record a line is about, and its score."""
+def _scored(number: int, entry: Any) -> tuple[Judged, int]:
+    """Which answer a line is about, and its score."""
     try:
         answerer, name, size, question = entry["key"]
-        return (str(answerer), str(name), int(size), str(question)), int(entry["score"])
+        key, score = (str(answerer), str(name), int(size), str(question)), int(entry["score"])
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenLineError(number, str(error)) from error
+    if "case" not in entry:  # a file of an earlier version
+        raise BrokenLineError(number, "it does not say which answer was judged")
+    return (key, str(entry["case"])), score

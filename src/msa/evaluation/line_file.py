@@ -49,8 +49,8 @@ class LineFile:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has been written to it yet, not even half a line."""
-        return not self.path.exists() or self.path.stat().st_size == 0
+        """Whether it has no whole line yet; half of one is what a killed run left, and :meth:`open` cuts it off."""
+        return next(self._lines(), None) is None
 
     def read(self) -> Iterator[tuple[int, Any]]:
         """Number, counted from 1, and content of each whole line; none where there is no file. Empty lines are skipped.
@@ -58,12 +58,17 @@ class LineFile:
         Raises:
             BrokenLineError: a line is not JSON.
         """
+        for number, line in self._lines():
+            yield number, _parsed(line, number)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """The whole lines, with their numbers."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.endswith(b"\n") and line.strip():
-                    yield number, _parsed(line, number)
+                    yield number, line
 
     def open(self) -> None:
         """Get ready to append: make the file and its folder, or cut off the half of a line that it ends with.

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from msa.errors import EvaluationError
+from msa.evaluation.digests import value_digest
 from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.types import Prediction, Question
 
@@ -33,6 +34,7 @@ class Record:
         resident_bytes: bytes held for the documents.
         scores: metric → value.
         metadata: of the question.
+        question_digest: of all that the question says; empty in files of earlier versions.
     """
 
     answerer: str
@@ -53,6 +55,7 @@ class Record:
     resident_bytes: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    question_digest: str = ""
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class Record:
             resident_bytes=resident_bytes,
             scores=scores,
             metadata=question.metadata if metadata is None else metadata,
+            question_digest=value_digest(asdict(question)),
         )
 
     @property
@@ -92,6 +96,9 @@ class Record:
 class RecordLog:
     """``records.jsonl`` of a run: a first line with the settings, then one record a line, each on disk when written.
 
+    The first line comes with the first record, or with :meth:`begin`: a run that fails before leaves nothing that
+    would refuse the next one.
+
     Args:
         path: the file; an existing one is gone on from.
         settings: what decides the results, JSON throughout; a file made with others is refused.
@@ -102,18 +109,14 @@ class RecordLog:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.records: dict[Key, Record] = {}
-        self._file = LineFile(path)
-        settings = json.loads(json.dumps(settings))
-        is_new = self._file.is_new
-        if not is_new:
+        self._file, self._settings = LineFile(path), json.loads(json.dumps(settings))
+        self._has_begun = not self._file.is_new
+        if self._has_begun:
             found, self.records = _contents(self._file)
-            if found != settings:
-                raise EvaluationError(
-                    f"{path} was made with other settings: {_differences(found, settings)}. {_ADVICE}"
-                )
+            if found != self._settings:
+                differences = _differences(found, self._settings)
+                raise EvaluationError(f"{path} was made with other settings: {differences}. {_ADVICE}")
         self._file.open()
-        if is_new:
-            self._file.append({"schema": SCHEMA, "settings": settings})
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +128,15 @@ class RecordLog:
         """Release the file."""
         self._file.close()
 
+    def begin(self) -> None:
+        """Write down the settings, if they are not there; for what is kept beside the records and depends on them."""
+        if not self._has_begun:
+            self._file.append({"schema": SCHEMA, "settings": self._settings})
+            self._has_begun = True
+
     def append(self, record: Record) -> None:
         """Keep one record; it is on disk when this returns."""
+        self.begin()
         self._file.append(asdict(record))
         self.records[record.key] = record
 
@@ -134,17 +144,17 @@ class RecordLog:
         """Those of a set's questions that this way has not answered at this size, in order.
 
         Raises:
-            EvaluationError: under a question's id another one was answered, or scored by other reference answers.
+            EvaluationError: under a question's id another one was answered, or scored by other answers or documents.
         """
         missing = []
         for question in questions:
             record = self.records.get((answerer, set, size_tokens, question.id))
             if record is None:
                 missing.append(question)
-            elif (record.question, record.answers) != (question.question, question.answers):
+            elif record.question_digest != value_digest(asdict(question)):
                 raise EvaluationError(
-                    f"{self._file.path} holds another question {question.id!r} of {set!r}, or other answers to it; the "
-                    f"questions have changed since. {_ADVICE}"
+                    f"{self._file.path} holds another question {question.id!r} of {set!r}, or the same with other "
+                    f"answers, documents or details; the questions have changed since. {_ADVICE}"
                 )
         return missing
 
@@ -176,7 +186,7 @@ def _contents(file: LineFile) -> tuple[dict[str, Any], dict[Key, Record]]:
     try:
         first = next(lines, None)
         if first is None:
-            raise EvaluationError(f"{path} ends within its first line. {_ADVICE}")
+            raise EvaluationError(f"{path} holds no results yet; run the evaluation with --out {path.parent} again")
         header = first[1]
         if not isinstance(header, dict) or header.get("schema") != SCHEMA or "settings" not in header:
             raise EvaluationError(f"{path} is no results file of schema {SCHEMA}. {_ADVICE}")
@@ -199,5 +209,6 @@ def _record(content: Any, path: Path, number: int) -> Record:
 def _differences(found: Any, wanted: Any) -> str:
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return f"{found!r} there, {wanted!r} now"
-    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-    return "; ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+    there, now = ({name: repr(value) for name, value in one.items()} for one in (found, wanted))
+    names = sorted(name for name in {*there, *now} if there.get(name) != now.get(name))
+    return "; ".join(f"{name} is {there.get(name, 'missing')} there, {now.get(name, 'missing')} now" for name in names)

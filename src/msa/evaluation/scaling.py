@@ -69,6 +69,7 @@ def run_scaling(
             questions, place = growing.questions(size), (_WAY, growing.task.name, size)
             left = log.missing(*place, questions)
             if left or len(memory) < growing.num_documents(size) or size not in noted:
+                log.begin()  # the memory belongs to these settings
                 cost = _grow(memory, growing, size, folder, on_growth)
                 if cost["encoded_tokens"] or size not in noted:
                     cost |= _counted(memory, questions[0], ask_options or {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msa.evaluation.metrics import (
     abstains,
     all_hops_found,
@@ -47,6 +49,12 @@ def score_answer(question: Question, prediction: Prediction) -> dict[str, float]
         scores["f1"] = token_f1(prediction.text, question.answers)
         scores["contains"] = contains_answer(prediction.text, question.answers)
     return scores
+
+
+def metric_names(questions: Iterable[Question]) -> list[str]:
+    """Names of the scores that :func:`score_answer` gives to answers of these questions, sorted."""
+    nothing = Prediction(text="")
+    return sorted({name for question in questions for name in score_answer(question, nothing)})
 
 
 def _retrieval(question: Question, prediction: Prediction) -> dict[str, float]:

@@ -132,6 +132,7 @@ class SideBySide:
 
     def _take_in(self, answerer: Answerer, parts: Sequence[int], *, settle: bool = True) -> dict[str, Any]:
         """Stream the documents of some sizes into a way; returns what that cost."""
+        self.log.begin()  # what is taken in, and what it cost, belongs to these settings
         started, documents = time.perf_counter(), 0
         for part in parts:
             for batch in batches(self.growing.documents(part)):

