@@ -11,7 +11,7 @@ import msa.memory.adding
 import msa.memory.memory
 from msa import Document, DocumentMemory, DocumentRetrieved, Done, Engine, Memory, RoundStarted, TextPiece
 from msa.bank import Part, StoredPart
-from msa.errors import BankError, BankMismatchError, BankNotFoundError, DocumentError
+from msa.errors import BankError, BankMismatchError, BankNotFoundError, DocumentError, NoDocumentsError
 from msa.generation.decoding import Decoding, Prompt
 from msa.routing import BankView
 
@@ -81,7 +81,7 @@ class InRam(DocumentMemory):
     def live_mask(self, where):
         return torch.ones(len(self.texts), dtype=torch.bool)
 
-    def matches(self, question, limit):
+    def matches(self, question, limit, among):
         return []
 
 
@@ -253,7 +253,8 @@ def test_where_restricts_to_matching_metadata(memory):
         answer = memory.ask("text", retrieval=retrieval, where={"lang": "de"}, max_documents=8, max_new_tokens=1)
         assert {hit.metadata["lang"] for hit in answer.sources} <= {"de"}
     assert len(memory.ask("text", retrieval="routed", where={"lang": "de"}, max_new_tokens=1).sources) == 3
-    assert memory.ask("text", retrieval="routed", where={"lang": "fr"}, max_new_tokens=1).sources == []
+    with pytest.raises(NoDocumentsError, match="no documents found with this metadata"):
+        memory.ask("text", retrieval="routed", where={"lang": "fr"}, max_new_tokens=1)
 
 
 def test_search_wants_a_query_and_a_positive_count(memory):

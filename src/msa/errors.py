@@ -41,6 +41,10 @@ class BankNotFoundError(BankError):
     """A memory folder that does not exist, opened without ``create=True``."""
 
 
+class NoDocumentsError(BankError):
+    """A question to a memory without documents, or without any that has the metadata asked for; the filter is named."""
+
+
 class BankFormatError(BankError):
     """A folder that is not a memory, or one of a format version this release does not know."""
 

@@ -36,7 +36,7 @@ MORE = [
 ASKED: tuple[dict[str, Any], ...] = (
     {"retrieval": "generative", "max_rounds": 2, "max_new_tokens": 4},
     {"retrieval": "routed", "max_new_tokens": 4, "where": {"half": 1}, "temperature": 0.8, "seed": 5},
-    {"retrieval": "routed", "max_new_tokens": 2, "hybrid": True},
+    {"retrieval": "routed", "max_new_tokens": 2, "hybrid": True, "where": {"half": 0}},
 )
 
 

@@ -257,6 +257,13 @@ def test_an_empty_memory(http, memory, stream):
     error_of(post(http, model=f"msa-tiny@{name}", stream=stream), 400, "memory_empty")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_filter_that_matches_no_document(http, stream):
+    error = error_of(post(http, where={"lang": "zz"}, stream=stream), 400, "no_documents")
+    assert error["param"] == "where"
+    assert '{"lang": "zz"}' in error["message"]
+
+
 def test_a_failure_inside_a_stream_is_told_in_the_stream(start, tmp_path, server):
     """The server is stopped while it answers, and may not wait."""
     with start(tmp_path, drain_s=0.2) as stopped, stopped.http() as http, stopped.openai() as client:

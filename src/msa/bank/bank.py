@@ -182,6 +182,14 @@ class MemoryBank:
         """Fingerprint of the model that made the memory."""
         return self._opened().manifest.fingerprint
 
+    def check_open(self) -> None:
+        """Make sure that it can be used.
+
+        Raises:
+            BankError: it was closed.
+        """
+        self._opened()
+
     def _opened(self) -> State:
         """Some state, for what never changes."""
         return self._last or self._state()
@@ -293,7 +301,7 @@ class MemoryBank:
         if after is not None:
             found = state.find([after])
             if not found:
-                raise KeyError(after)
+                raise KeyError(f"there is no document {after!r} to list after")
             place = found[after]
         return state.documents_after(place, limit)
 
@@ -345,6 +353,7 @@ class MemoryBank:
     def verify(self) -> builtins.list[str]:
         """Check every file against its checksum; every problem is one line naming the file, none means sound."""
         with self._write_lock:
+            self.check_open()
             return verify(self.path, owns_lock=not self.read_only)
 
     def backup(self, destination: str | Path) -> None:
@@ -354,6 +363,7 @@ class MemoryBank:
             BankError: the destination is not empty, or the disk failed; nothing is left.
             BankCorruptError: what was copied is damaged; nothing is left.
         """
+        self.check_open()
         copy_memory(self.path, Path(destination))
 
     def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:

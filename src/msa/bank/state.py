@@ -195,15 +195,17 @@ class State:
                 kept |= (self.part_segments == index) & np.isin(self.part_places, places)
         return self.numbers[kept]
 
-    def matches(self, words: str, limit: int) -> list[tuple[int, float]]:
+    def matches(self, words: str, limit: int, among: NDArray[np.int64] | None = None) -> list[tuple[int, float]]:
         """The ``limit`` best part numbers for an FTS5 query, and their scores (BM25, higher is better).
 
-        A segment's scores weigh words by how rare they are in it; one segment, as after compaction, makes them exact.
+        ``among``: the numbers ``[n]`` that may be found; None: all. A segment's scores weigh words by how rare they are
+        in it; one segment, as after compaction, makes them exact.
         """
         found: list[tuple[int, float]] = []
+        wanted = np.ones(len(self.numbers), dtype=bool) if among is None else np.isin(self.numbers, among)
         for index, segment in enumerate(self.segments):
-            if segment.has_documents:
-                own = set(self.numbers[self.part_segments == index].tolist())
+            own = set(self.numbers[wanted & (self.part_segments == index)].tolist())
+            if own and segment.has_documents:
                 present = (match for match in segment.documents.matches(words) if match[0] in own)
                 found += itertools.islice(present, limit)
         return sorted(found, key=lambda match: (-match[1], match[0]))[:limit]

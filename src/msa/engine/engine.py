@@ -5,11 +5,14 @@ Axes: B questions, N documents, C chunks.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from msa.documents.batching import pad_left
 from msa.documents.formats import clean_text
@@ -17,7 +20,7 @@ from msa.engine.generative import GenerativeMode
 from msa.engine.library_documents import LibraryDocuments
 from msa.engine.routed import RoutedMode
 from msa.engine.session import Session
-from msa.errors import ContextLengthError
+from msa.errors import BankCorruptError, ContextLengthError, NoDocumentsError
 from msa.generation.decoding import Decoding
 from msa.generation.interleave import InterleaveState, Limits
 from msa.generation.options import AskOptions
@@ -25,6 +28,8 @@ from msa.generation.text_stream import TextStream
 from msa.generation.types import Answer, Done, Event, Hit, TextPiece
 from msa.model.bundle import MSAModel
 from msa.routing import Library
+
+_SHOWN_FILTER = 200  # characters of it in a message
 
 
 class Engine:
@@ -57,9 +62,14 @@ class Engine:
 
         Raises:
             ValueError: a question that is empty.
+            TypeError: one that is no text, or a text in place of several questions.
             ContextLengthError: one that is longer than the model's context.
+            BankCorruptError: no document can be found, because the latents are damaged.
         """
-        turns = [self.model.protocol.question_turn(_checked(question)) for question in questions]
+        questions = _checked(questions)
+        if not questions:
+            return []
+        turns = [self.model.protocol.question_turn(question) for question in questions]
         limit = self.model.lm.config.question_tokens
         for turn in turns:
             if len(turn.ids) > limit:
@@ -73,7 +83,7 @@ class Engine:
             "routing_mask": routes,
             "memory": self.library,
             "prefix": self.model.prefix,
-            "doc_mask": self.library.live_mask(where),
+            "doc_mask": self._selectable(where),
         }
         if self.model.protocol.strings.retrieval == "routed":
             routing = self.model.lm.route(ids, **inputs)
@@ -103,21 +113,33 @@ class Engine:
             yield item if isinstance(item, Decoding) else item[1]
 
     def ask(self, questions: Sequence[str], options: AskOptions | None = None) -> list[Answer]:
-        """Answer a batch of questions; each gets the answer it would get alone."""
+        """Answer a batch of questions; each gets the answer it would get alone.
+
+        Raises:
+            ValueError, TypeError, ContextLengthError, BankCorruptError: as for :meth:`search`.
+            NoDocumentsError: there is no document to answer from.
+        """
         answers: dict[int, Answer] = {}
         for item in self._run(questions, options or AskOptions(), None):
             if isinstance(item, Decoding):
                 item.advance()
             elif isinstance(item[1], Done):
                 answers[item[0]] = item[1].answer
-        return [answers[index] for index in range(len(questions))]
+        return [answers[index] for index in sorted(answers)]
 
     def _run(
         self, questions: Sequence[str], options: AskOptions, cancelled: Callable[[], bool] | None
     ) -> Iterator[tuple[int, Event] | Decoding]:
         preferred = "routed" if options.hybrid else self.model.protocol.strings.retrieval
         retrieval = options.retrieval or preferred
-        sessions = [self._open(_checked(question), options, retrieval) for question in questions]
+        questions = _checked(questions)
+        if not questions:
+            return
+        selectable = self._selectable(options.where).cpu().numpy()
+        if not selectable.any():
+            named = json.dumps(dict(options.where or {}), ensure_ascii=False)[:_SHOWN_FILTER]
+            raise NoDocumentsError(f"no documents found with this metadata: {named}. Change the filter or leave it out")
+        sessions = [self._open(question, options, retrieval, selectable) for question in questions]
         if retrieval == "routed":
             yield from self._routed.retrieve(sessions, options)
             decoding = self._routed.decode_answers(sessions, options)
@@ -150,14 +172,32 @@ class Engine:
                 yield index, TextPiece(text=piece)
             yield index, Done(answer=session.answer(reason))
 
-    def _open(self, question: str, options: AskOptions, retrieval: str) -> Session:
+    def _selectable(self, where: Mapping[str, Any] | None) -> Tensor:
+        """Bool ``[N]``: documents that may be selected.
+
+        Raises:
+            BankCorruptError: none could be, whatever the filter, because the latents are damaged.
+            NoDocumentsError: there are none.
+        """
+        mask = self.library.live_mask(where)
+        if bool(mask.any()) or (where and bool(self.library.live_mask(None).any())):
+            return mask
+        damage = self.library.damage
+        if not damage:
+            raise NoDocumentsError("the memory holds no documents; add some first")
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        raise BankCorruptError(
+            f"no document can be routed to: {damage[0]}{more}. Restore the files from a copy, or delete the documents "
+            "and add them again; msa verify names all that is damaged"
+        )
+
+    def _open(self, question: str, options: AskOptions, retrieval: str, selectable: np.ndarray) -> Session:
         config, protocol = self.model.lm.config, self.model.protocol
         limits = Limits(
             max_rounds=options.max_rounds,
             max_new_tokens=options.max_new_tokens,
             context_tokens=config.question_tokens,
         )
-        selectable = self.library.live_mask(options.where).cpu().numpy()
 
         def exists(number: int) -> bool:
             index = self._documents.index(number)
@@ -180,8 +220,15 @@ class Engine:
         return Session(question, state, stream, time.perf_counter())
 
 
-def _checked(question: str) -> str:
-    question = clean_text(question)
-    if not question.strip():
-        raise ValueError("the question is empty; ask something")
-    return question
+def _checked(questions: Sequence[str]) -> list[str]:
+    """The questions as the model can read them."""
+    if isinstance(questions, str):
+        raise TypeError("expected several questions, as in ask_many(['Why?']); got one string")
+    cleaned = []
+    for question in questions:
+        if not isinstance(question, str):
+            raise TypeError(f"a question is a text, got {question!r} of type {type(question).__name__}")
+        cleaned.append(clean_text(question))
+        if not cleaned[-1].strip():
+            raise ValueError("the question is empty; ask something")
+    return cleaned

@@ -16,7 +16,7 @@ from msa.generation.budget import Candidate, Fitted, fit_documents
 from msa.generation.types import Hit
 from msa.ops import Routing
 from msa.routing import Library
-from msa.routing.ranking import FUSED_RANKS, fused_scores, mean_over_layers
+from msa.routing.ranking import WORD_RANKS, fused_scores, mean_over_layers
 
 
 class LibraryDocuments:
@@ -60,7 +60,8 @@ class LibraryDocuments:
             return [], []
         scores, chunks = mean_over_layers(routing, row)
         if words is not None:
-            scores = fused_scores(scores, self.indices(self.library.matches(words, FUSED_RANKS)))
+            selectable = self.library.numbers[(scores > float("-inf")).cpu().numpy()]
+            scores = fused_scores(scores, self.indices(self.library.matches(words, WORD_RANKS, selectable)))
         values, indices = scores.topk(min(top_k, scores.shape[0]))
         chosen = indices[values > float("-inf")].tolist()
         hits = self.hits(chosen, scores)

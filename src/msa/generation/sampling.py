@@ -22,6 +22,7 @@ class Sampling:
 
     Raises:
         ValueError: a value outside its range.
+        TypeError: a seed that is no whole number.
     """
 
     temperature: float = 0.0
@@ -36,6 +37,10 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise TypeError(f"seed must be a whole number, got {self.seed!r}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must have at most 64 bits, got {self.seed}")
 
     def generator(self) -> torch.Generator | None:
         """A generator for one row; None where nothing is random."""

@@ -15,7 +15,7 @@ from msa.bank import MemoryBank
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.engine import Engine
-from msa.errors import BankError, ParallelError
+from msa.errors import NoDocumentsError, ParallelError
 from msa.generation.decoding import Decoding
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
@@ -72,7 +72,7 @@ class Memory:
     def open(
         cls,
         path: str | Path,
-        model: MSAModel | str | None = None,
+        model: MSAModel | str | Path | None = None,
         *,
         create: bool = True,
         read_only: bool = False,
@@ -101,9 +101,12 @@ class Memory:
             BankMismatchError: the memory was made by another model.
             BankLockedError: another process is writing to it.
             BankFormatError, BankCorruptError: it is no memory, or a damaged one.
+            TypeError: ``model`` is neither a model nor a name.
         """
-        if isinstance(model, str):
+        if isinstance(model, str | Path):
             model = load(model)
+        if model is not None and not isinstance(model, MSAModel):
+            raise TypeError(f"model must be a loaded model or the name of one, got {type(model).__name__}")
         if create and not read_only and not MemoryBank.exists(path):
             model = model or load()
             bank = MemoryBank.create(path, fingerprint=model.fingerprint, spec=spec_of(model), max_bytes=max_bytes)
@@ -158,7 +161,12 @@ class Memory:
         return None if stored is None else Document(id=stored.id, text=stored.text, metadata=stored.metadata)
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> builtins.list[Document]:
-        """Documents in the order they were first added, ``limit`` of them after document ``after``."""
+        """Documents in the order they were first added, ``limit`` of them after document ``after``.
+
+        Raises:
+            KeyError: there is no document ``after``.
+            ValueError: ``limit`` is negative.
+        """
         stored = self._bank.list(limit=limit, after=after)
         return [Document(id=item.id, text=item.text, metadata=item.metadata) for item in stored]
 
@@ -185,7 +193,9 @@ class Memory:
         Raises:
             DocumentError: an item that is no document; names its position.
             BankFullError: the memory would grow beyond ``max_bytes``; what was committed before stays.
+            TypeError: one document instead of several.
         """
+        self._bank.check_open()
         ids: builtins.list[str] = []
         done = AddProgress()
         for window in windows(documents_from_mappings(documents), ids):
@@ -219,6 +229,9 @@ class Memory:
 
         Raises:
             ValueError: an empty query or ``top_k`` below 1.
+            TypeError: a query that is no text.
+            NoDocumentsError: the memory holds no documents; where only none match ``where``, none are found.
+            BankCorruptError: no document can be found, because the latents are damaged.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -238,7 +251,11 @@ class Memory:
         return self._current_engine().ask([question], _options(**options))[0]
 
     def ask_many(self, questions: Sequence[str], **options: Any) -> builtins.list[Answer]:
-        """Answer several questions as one batch; each gets the answer it would get alone."""
+        """Answer several questions as one batch; each gets the answer it would get alone.
+
+        Raises:
+            TypeError: one string instead of several questions; else as for :meth:`stream`.
+        """
         return self._current_engine().ask(questions, _options(**options))
 
     def stream(self, question: str, *, cancelled: Callable[[], bool] | None = None, **options: Any) -> Iterator[Event]:
@@ -256,7 +273,9 @@ class Memory:
 
         Raises:
             ValueError: an empty question, or one too long for the model's context.
-            BankError: the memory holds no documents.
+            TypeError: a question that is no text.
+            NoDocumentsError: the memory holds no documents, or none that match ``where``.
+            BankCorruptError: no document can be found, because the latents are damaged.
         """
         return self._current_engine().stream(question, _options(**options), cancelled)
 
@@ -269,7 +288,7 @@ class Memory:
     def _current_engine(self) -> Engine:
         """An engine over the memory's latest version."""
         if len(self._bank) == 0:
-            raise BankError(
+            raise NoDocumentsError(
                 f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…"
             )
         with self._making:
@@ -320,8 +339,8 @@ class Memory:
 def _options(**options: Any) -> AskOptions:
     """Ask options from one flat set of keywords."""
     drawn = {key: options.pop(key) for key in ("temperature", "top_p", "top_k", "seed") if key in options}
-    if isinstance(options.get("stop"), str):
-        options["stop"] = (options["stop"],)
+    stop = options.get("stop")
+    options["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if drawn:
         options["sampling"] = Sampling(**drawn)
     return AskOptions(**options)

@@ -123,6 +123,11 @@ class LedLibrary:
         """Documents on all ranks, deleted ones included."""
         return self._shares.together.num_documents
 
+    @property
+    def damage(self) -> Sequence[BankCorruptError]:
+        """Why documents that are present are left out, as far as this rank knows."""
+        return self.local.damage
+
     def _among(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(np.isin(self.numbers, numbers)).to(self.local.device)
 
@@ -134,9 +139,9 @@ class LedLibrary:
         """Original texts of documents by number, in the order asked; None for one whose text is damaged."""
         return self.local.parts(numbers)
 
-    def matches(self, question: str, limit: int) -> list[int]:
-        """Numbers of up to ``limit`` documents with words of the question, by BM25."""
-        return self.local.matches(question, limit)
+    def matches(self, question: str, limit: int, among: np.ndarray) -> list[int]:
+        """Numbers of up to ``limit`` of the documents ``among`` with words of the question, by BM25."""
+        return self.local.matches(question, limit, among)
 
     def route(
         self,
@@ -264,7 +269,7 @@ class _OwnShare:
         self._view, self.attempt = view, Attempt()
         self.numbers, self.chunk_size, self.chunk_offsets = view.numbers, view.chunk_size, view.chunk_offsets
         self.num_documents, self.live_mask = view.num_documents, view.live_mask
-        self.parts, self.matches = view.parts, view.matches
+        self.parts, self.matches, self.damage = view.parts, view.matches, view.damage
 
     def route(
         self,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from msa.bank import Part, StoredPart
+from msa.errors import BankCorruptError
 from msa.parallel.ranks import Ranks
 from msa.parallel.sharded_memory import ShardedMemory, in_place
 from msa.routing import Library
@@ -58,6 +59,11 @@ class ShardedLibrary(ShardedMemory):
                 f"the first is {repeated[0]}. Give each rank a part of one folder instead"
             )
 
+    @property
+    def damage(self) -> Sequence[BankCorruptError]:
+        """Why documents that are present are left out, as far as this rank knows."""
+        return self.library.damage
+
     def live_mask(self, where: Mapping[str, Any] | None = None) -> Tensor:
         """Bool ``[N]``: documents that may be selected, of all ranks."""
         return in_place(torch.cat(self.ranks.gather(self.library.live_mask(where))), self._doc_place)
@@ -77,8 +83,8 @@ class ShardedLibrary(ShardedMemory):
                 parts[part.part.number] = part
         return [parts.get(int(number)) for number in numbers]
 
-    def matches(self, question: str, limit: int) -> list[int]:
-        """Numbers of up to ``limit`` documents with words of the question, as rank 0 knows them."""
-        found = self.library.matches(question, limit) if self.ranks.rank == 0 else []
+    def matches(self, question: str, limit: int, among: np.ndarray) -> list[int]:
+        """Numbers of up to ``limit`` of the documents ``among`` with words of the question, as rank 0 knows them."""
+        found = self.library.matches(question, limit, among) if self.ranks.rank == 0 else []
         numbers: list[int] = self.ranks.gather(torch.tensor(found, dtype=torch.int64))[0].tolist()
         return numbers

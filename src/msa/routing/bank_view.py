@@ -39,14 +39,18 @@ class Library(MemoryView, Protocol):
     chunk_size: int
     chunk_offsets: Tensor
 
+    @property
+    def damage(self) -> Sequence[BankCorruptError]:
+        """Why documents that are present are left out, a line for each damaged file; empty: none is."""
+
     def parts(self, numbers: Sequence[int]) -> list[StoredPart | None]:
         """Original texts of documents by number, in the order asked; None for one that is no longer there."""
 
     def live_mask(self, where: Mapping[str, Any] | None) -> Tensor:
         """Bool ``[N]``: documents that may be selected."""
 
-    def matches(self, question: str, limit: int) -> list[int]:
-        """Numbers of up to ``limit`` documents with words of the question, by BM25."""
+    def matches(self, question: str, limit: int, among: np.ndarray) -> list[int]:
+        """Numbers of up to ``limit`` of the documents ``among`` ``[n]`` with words of the question, by BM25."""
 
 
 class BankView:
@@ -68,6 +72,7 @@ class BankView:
         positions: places of these documents among those of all shards ``[N]`` int64, ascending.
         chunk_offsets: ``[N + 1]`` int64 on ``device``.
         live: bool ``[N]``, False for deleted documents.
+        damage: what is wrong with the files of segments that are left out, in whole or in part.
         key_blocks: router layer → one block of routing keys per segment.
         indexes: router layer → lists of like keys, where a question may look at a share of them alone; else empty.
 
@@ -94,6 +99,7 @@ class BankView:
         new = sum(segment.info.num_chunks for segment in sound if segment.name not in known)
         check_budget(self.tiers, self.spec, new // world, self.device)
         self._segments: list[SegmentLatents] = []
+        self.damage = self.state.damage
         for segment in sound:
             try:
                 latents = known.get(segment.name)
@@ -102,6 +108,7 @@ class BankView:
                 self._segments.append(latents)
             except BankCorruptError as error:
                 logger.warning("left out: %s", error)
+                self.damage.append(error)
         empty = torch.zeros(0, dtype=torch.int64)
         numbers = torch.cat([empty, *(segment.numbers for segment in self._segments)])
         counts = torch.cat([empty, *(segment.counts for segment in self._segments)])
@@ -132,10 +139,10 @@ class BankView:
         matching = np.isin(self.numbers, self.state.matching_numbers(where))
         return self.live & torch.from_numpy(matching).to(self.device)
 
-    def matches(self, question: str, limit: int) -> list[int]:
-        """Numbers of up to ``limit`` documents, of all shards, with words of the question, by BM25."""
+    def matches(self, question: str, limit: int, among: np.ndarray) -> list[int]:
+        """Numbers of up to ``limit`` of the documents ``among``, of all shards, with words of the question, by BM25."""
         words = words_query(question)
-        return [number for number, _ in self.state.matches(words, limit)] if words else []
+        return [number for number, _ in self.state.matches(words, limit, among)] if words else []
 
     def route(
         self,

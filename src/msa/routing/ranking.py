@@ -13,9 +13,8 @@ from torch import Tensor
 
 from msa.ops import Routing
 
-# reciprocal rank fusion (Cormack et al., SIGIR 2009): how little the first few ranks differ, and how far lists are read
-_RANK_OFFSET = 60
-FUSED_RANKS = 200
+_RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., SIGIR 2009): how little the first few ranks differ
+WORD_RANKS = 200  # how far the list by exact words is read
 
 
 def mean_over_layers(routing: dict[int, Routing], row: int) -> tuple[Tensor, Tensor]:
@@ -30,23 +29,19 @@ def fused_scores(scores: Tensor, lexical: Sequence[int]) -> Tensor:
 
     Args:
         scores: the routers', ``[N]``, −inf for documents that must not be selected.
-        lexical: document indices, best first; those that must not be selected are passed over.
+        lexical: indices of some of the others, best first.
 
     Returns:
-        ``[N]``: the sum of 1 / (60 + rank) over the lists a document is in, −inf for documents in neither.
+        ``[N]``: the sum of 1 / (60 + rank) over the lists a document is in, −inf for those that must not be selected.
 
-    >>> fused_scores(torch.tensor([3.0, 2.0, float("-inf")]), [1, 2]).argsort(descending=True).tolist()
+    >>> fused_scores(torch.tensor([3.0, 2.0, float("-inf")]), [1]).argsort(descending=True).tolist()
     [1, 0, 2]
     """
-    best = scores.topk(min(FUSED_RANKS, scores.shape[0]))
-    allowed = scores > float("-inf")
-    orders = [best.indices[best.values > float("-inf")]]
-    second = torch.tensor(list(lexical[:FUSED_RANKS]), dtype=torch.int64, device=scores.device)
-    orders.append(second[allowed[second]])
     fused = torch.zeros_like(scores)
-    for order in orders:
+    second = torch.tensor([*lexical], dtype=torch.int64, device=scores.device)
+    for order in (scores.argsort(descending=True, stable=True), second):
         fused[order] += 1 / (_RANK_OFFSET + 1 + torch.arange(len(order), device=scores.device, dtype=scores.dtype))
-    return fused.masked_fill(fused == 0, float("-inf"))
+    return fused.masked_fill(scores == float("-inf"), float("-inf"))
 
 
 def words_query(question: str) -> str:

@@ -22,6 +22,7 @@ from msa.errors import (
     DocumentError,
     MemoryBudgetError,
     MSAError,
+    NoDocumentsError,
     ParallelError,
 )
 from msa.serving.failure_log import log_failure
@@ -119,6 +120,7 @@ _TABLE = (
     _Row(BankFullError, 507, "memory_full", retry=False),
     _Row(BankFormatError, 409, "not_a_memory", retry=False),
     _Row(BankCorruptError, 500, "memory_damaged", retry=False),
+    _Row(NoDocumentsError, 400, "no_documents", retry=False),
     _Row(BankError, 503, "storage_error"),
     _Row(MemoryBudgetError, 503, "out_of_memory"),
     _Row(ParallelError, 503, "rank_lost", shown=False, headers={"retry-after": "5"}),

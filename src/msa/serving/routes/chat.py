@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from msa.bank import ByteCounter
-from msa.errors import ContextLengthError
+from msa.errors import ContextLengthError, NoDocumentsError
 from msa.generation.decoding import Decoding
 from msa.generation.types import Answer, Done, Event
 from msa.serving.chat_request import ChatRequest, Wanted, wanted
@@ -103,6 +103,8 @@ def _answer(
             options = {**asked.options, **composed.options}
             steps = memory.steps(composed.question, cancelled=job.should_stop, **options)
             return (yield from _last(_counted(steps, memory.bank.fetched, fetched), job))
+        except NoDocumentsError as error:
+            raise invalid(str(error), "where", "no_documents") from error
         except ContextLengthError as error:
             raise invalid(str(error), "messages", "context_length_exceeded") from error
         except ValueError as error:
