@@ -2,7 +2,9 @@
 
 import dataclasses
 import subprocess
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,28 @@ def test_the_shipped_adapters_are_whole_and_cover_every_router(name):
         assert all("lora_" in key or key.endswith("routing_alpha") for key in set(names) - set(routers))
         assert name == zoo.DEFAULT_MODEL or routers == names
         assert len(file.metadata()["backbone"]) == 16
+
+
+def test_two_first_uses_at_once_prepare_it_once(named, pip, conversions, monkeypatch):
+    both, prepare = threading.Barrier(2), zoo._prepare
+
+    def together(*arguments):
+        both.wait()  # both have seen that there is no model
+        prepare(*arguments)
+
+    monkeypatch.setattr(zoo, "_prepare", together)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: load(), range(2))
+    assert len(conversions) == 1
+    assert first.fingerprint == second.fingerprint
+
+
+def test_what_is_left_of_a_cached_model_is_made_anew(named, pip, conversions, tmp_path):
+    load()
+    (cached,) = (tmp_path / "cache" / "models").iterdir()
+    (cached / "config.json").unlink()
+    assert load().fingerprint == saved_model().fingerprint
+    assert len(conversions) == 2
 
 
 def test_models_that_differ_in_their_adapter_share_a_backbone(named, pip, conversions, monkeypatch):

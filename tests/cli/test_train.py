@@ -72,10 +72,25 @@ def test_a_stopped_run_goes_on_with_the_same_command(msa, write, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_routers_alone_become_an_adapter(msa, write, tmp_path):
+def test_another_model_may_be_named_on_the_command_line(msa, write, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("msa.zoo.load", lambda name, **_: loaded.append(name))
+    monkeypatch.setattr("msa.training.run.train", lambda model, config: loaded.append(config.model) or tmp_path)
+    assert msa("train", write(), "--model", "msa-tiny", "--dtype", "bfloat16").code == 0
+    assert loaded == ["msa-tiny", "msa-tiny"]
+
+
+def test_routers_alone_become_an_adapter_to_ask_with(msa, write, tmp_path, model_folder):
     result = msa("train", write(trainable="routers"), "--device", "cpu")
     assert (result.code, result.out) == (0, f"trained: {tmp_path / 'out' / 'adapter.safetensors'}\n")
     assert not (tmp_path / "out" / "model").exists()
+    memory, question = tmp_path / "memory", ("Who?", "--max-new-tokens", 2)
+    added = msa("add", memory, tmp_path / "corpus.jsonl", "--model", tmp_path / "out" / "adapter.safetensors")
+    assert added.code == 0
+    assert msa("ask", memory, *question).code == 0  # the memory names the file
+    refused = msa("ask", memory, *question, "--model", model_folder)
+    assert refused.code == 1
+    assert "was made by model" in refused.err
 
 
 def test_a_broken_line_is_named_with_its_file(msa, write, tmp_path):
@@ -104,6 +119,13 @@ def test_other_settings_in_the_same_folder_are_refused(msa, write):
     result = msa("train", write(seed=5), "--device", "cpu")
     assert (result.code, len(result.err.splitlines())) == (1, 1)
     assert "made with other settings (seed)" in result.err
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf", "soon"])
+def test_a_time_that_never_comes_is_refused(msa, write, minutes):
+    result = msa("train", write(), f"--stop-after={minutes}")
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+    assert f"--stop-after: must be minutes, 0 or more (0: no limit), got '{minutes}'" in result.err
 
 
 def test_a_wrong_key_is_named(msa, write):

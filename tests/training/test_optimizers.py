@@ -100,7 +100,7 @@ def test_a_run_is_not_resumed_with_another_rate_but_one_from_before_there_were_r
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
 def test_rates_that_cannot_be_are_refused(tmp_path, rate):
-    with pytest.raises(ValueError, match="router_rate must be a positive number"):
+    with pytest.raises(ValueError, match="router_rate must be a number above 0"):
         config(tmp_path, router_rate=rate)
 
 

@@ -137,7 +137,6 @@ def test_lora_goes_into_the_chosen_layers_and_modules(layers):
         (LoraConfig(targets=("q_proj", "nonsense")), "nonsense"),
         (LoraConfig(layers=(7,)), "7"),
         (LoraConfig(layers=(0, 7)), "7"),
-        (LoraConfig(rank=0), "r"),
     ],
 )
 def test_lora_that_does_not_fit_the_network_is_refused(tmp_path, lora, named):

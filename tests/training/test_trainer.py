@@ -194,7 +194,7 @@ def test_old_checkpoints_are_deleted(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_any_weight_changes(tmp_path):
     model = learner()
-    run = config(tmp_path, phase(1), phase(2, weights=LossWeights(ids=math.inf)), checkpoint_every=1)
+    run = config(tmp_path, phase(1), phase(2, weights=LossWeights(ids=1e300)), checkpoint_every=1)
     running = trainer(model, run)
     with pytest.raises(TrainingError, match="step 2: a loss or gradient is not finite .*nothing was changed"):
         running.run()

@@ -8,7 +8,10 @@ import yaml
 
 from msa.errors import TrainingError
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
+from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig
+from msa.training.data.recalls import RecallConfig
+from msa.training.data.variables import VariableConfig
 from msa.training.objective import LossWeights
 
 FULL = TrainConfig(
@@ -123,14 +126,23 @@ def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path, written, value)
             changed_phase(files={"paths": ["a"]}),
             "phase 'only' needs one of needles, variables and files, or copies, or both",
         ),
-        (changed_phase(steps=0), "phase 'only' has 0 steps"),
+        (changed_phase(steps=0), "phase 'only': steps must be a number 1 or more, got 0"),
         (changed_phase(final_share=1.5), "final_share"),
         (changed_phase(id_digits=0), "id_digits"),
-        (changed_phase(needles={"questions": 0}), "questions"),
+        (changed_phase(needles={"questions": 0}), "phase 'only': questions must be a number 1 or more, got 0"),
+        (changed_phase(learning_rate=math.nan), "phase 'only': learning_rate must be a number above 0, got nan"),
+        (changed_phase(weights={"answer": -1}), "phases[0]: weights: answer must be a number 0 or more, got -1.0"),
+        (changed_phase(needles={"alike": 2}), "phases[0]: needles: alike must be a number in 0..1, got 2.0"),
+        (changed_phase(needles={"min_filler": 9, "max_filler": 8}), "min_filler must be at most max_filler"),
+        (changed_phase(needles={"two_hop": 0.6, "unanswerable": 0.6}), "at most 1 together, got 0.6 and 0.6"),
+        (changed_phase(needles={"key_kinds": ["wrod"]}), "key_kinds must be of word, number, uuid, got wrod"),
+        (changed_phase(needles={"value_kinds": []}), "value_kinds must be of word, number, uuid, got none"),
+        (changed(betas=[0.9, 1.0]), "betas must be 0 or more and below 1, got (0.9, 1.0)"),
+        (changed(seed=2**32), "seed must be at most 4294967295"),
         (changed(trainable="some"), "trainable must be one of all, routers, lora, got 'some'"),
         (changed(precision="fp8"), "precision must be one of no, bf16, fp16, got 'fp8'"),
-        (changed(micro_batches=0), "micro_batches must be at least 1, got 0"),
-        (changed(keep_checkpoints=0), "keep_checkpoints must be at least 1, got 0"),
+        (changed(micro_batches=0), "micro_batches must be a number 1 or more, got 0"),
+        (changed(keep_checkpoints=0), "keep_checkpoints must be a number 1 or more, got 0"),
         ("- a list", "expected keys and values"),
         ("", "expected keys and values, found None"),
         ("out: [", "cannot read the configuration"),
@@ -146,6 +158,51 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(TrainingError, match="cannot read the configuration .*binary.yaml"):
         TrainConfig.from_yaml(tmp_path / "binary.yaml")
+
+
+# numbers
+
+CONFIGS = (
+    TrainConfig(out="o", phases=FULL.phases, router_rate=1.0),
+    *FULL.phases,
+    FileData(paths=("a",)),
+    LoraConfig(),
+    LossWeights(),
+    NeedleConfig(),
+    VariableConfig(),
+    CopyConfig(),
+    RecallConfig(),
+)
+NUMBERS = [
+    (config, field.name)
+    for config in CONFIGS
+    for field in dataclasses.fields(config)
+    if type(getattr(config, field.name)) in (int, float)
+]
+# what may be 0 in every configuration; of all others 0 is refused, here or with what depends on them
+FROM_ZERO = {
+    "seed", "warmup_steps", "decay_steps", "min_learning_rate", "weight_decay", "refresh_every", "stop_after_minutes",
+    "full_ids", "chunk_size", "final_share", "second_tries", "past_documents", "mined_negatives", "min_hops",
+    "min_filler", "max_filler", "value_digits", "hard_negatives", "invented", "alike", "plain_documents",
+    "distractors", "two_hop", "unanswerable", "hops", "few_tokens",
+    *(field.name for field in dataclasses.fields(LossWeights) if field.name != "teacher_temperature"),
+}  # fmt: skip
+SHARES = {
+    "min_learning_rate", "full_ids", "final_share", "second_tries", "hard_negatives", "invented", "alike",
+    "plain_documents", "distractors", "two_hop", "unanswerable", "few_tokens",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "name"), NUMBERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_number_is_finite_and_in_its_range(config, name):
+    wrong = [math.nan, math.inf, -1] + ([] if name in FROM_ZERO else [0]) + ([1.5] if name in SHARES else [])
+    for value in wrong:
+        if isinstance(config, NeedleConfig) and (name, value) == ("questions", 0):
+            continue  # a memory to encode needs none
+        with pytest.raises(ValueError, match=name):
+            dataclasses.replace(config, **{name: value})
+    for value in [0] * (name in FROM_ZERO) + [1.0] * (name in SHARES - {"two_hop", "unanswerable"}):
+        assert getattr(dataclasses.replace(config, **{name: value}), name) == value
 
 
 # steps

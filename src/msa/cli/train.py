@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from msa.cli.console import write_line, write_note
 from msa.cli.options import ArgumentParser, Subparsers, add_command, add_device_option
@@ -20,9 +21,21 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration; its keys are in docs/training.md")
     parser.add_argument("--out", metavar="DIR", help="write to this folder instead of the configuration's")
     parser.add_argument(
-        "--stop-after", type=float, metavar="MINUTES", help="save and stop after so long; run it again to go on"
+        "--stop-after", type=_minutes, metavar="MINUTES", help="save and stop after so long; run it again to go on"
     )
+    parser.add_argument("--model", metavar="NAME|DIR|HUB_ID", help="train this model instead of the configuration's")
     add_device_option(parser)
+
+
+def _minutes(text: str) -> float:
+    """A number of minutes, 0 or more."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be minutes, 0 or more (0: no limit), got {text!r}")
+    return minutes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from msa.training.run import train
 
     config = TrainConfig.from_yaml(args.config)
-    changes = {"out": args.out, "stop_after_minutes": args.stop_after}
+    changes = {"out": args.out, "stop_after_minutes": args.stop_after, "model": args.model}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
     logging.getLogger("msa").setLevel(logging.INFO)
     model = zoo.load(config.model, device=args.device, dtype="float32")

@@ -1,8 +1,8 @@
 """Adapters: a small safetensors file of routers and LoRA pairs laid over a backbone's weights.
 
 The file holds whole tensors under the model's own names (routers, routing bias) and LoRA pairs
-``<module>.lora_A.weight`` ``[r, in]`` and ``<module>.lora_B.weight`` ``[out, r]``, and in its metadata ``lora_scale``
-and ``backbone``, the fingerprint of the weights it was trained over.
+``<module>.lora_A.weight`` ``[r, in]`` and ``<module>.lora_B.weight`` ``[out, r]``, and in its metadata ``lora_scale``,
+``backbone``, the fingerprint of the weights it was trained over, and ``model``, what these load as.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ def save_adapter(model: nn.Module, path: str | Path, *, contains: str, metadata:
     return sorted(tensors)
 
 
+def adapter_metadata(path: str | Path) -> dict[str, str]:
+    """What an adapter file says of itself.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+    """
+    return _read(Path(path))[0]
+
+
 @torch.no_grad()
 def apply_adapter(
     model: nn.Module, path: str | Path, *, checksum: str | None = None, backbone: str | None = None
@@ -59,19 +68,13 @@ def apply_adapter(
             model is unchanged then.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such adapter file: {path}")
-    if checksum is not None and (found := file_checksum(path)) != checksum:
-        raise CheckpointError(f"adapter {path} is damaged: its SHA-256 is {found}, expected {checksum}; fetch it again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"adapter {path} is not a readable safetensors file: {error}") from error
+    metadata, tensors = _read(path, checksum)
     named = metadata.get("backbone")
     if backbone is not None and named is not None and named != backbone:
-        raise CheckpointError(f"adapter {path} was trained over backbone {named}, these weights are {backbone}")
+        model_name = f" ({metadata['model']} as it was then)" if "model" in metadata else ""
+        raise CheckpointError(
+            f"adapter {path} was trained over backbone {named}{model_name}, these weights are {backbone}"
+        )
     try:
         scale = float(metadata.get("lora_scale", 1.0))
     except ValueError as error:
@@ -82,6 +85,20 @@ def apply_adapter(
         model.add_routing_bias()
     for name, value in updates.items():
         model.get_parameter(name).copy_(value)
+
+
+def _read(path: Path, checksum: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors by name."""
+    if not path.is_file():
+        raise CheckpointError(f"no such adapter file: {path}")
+    if checksum is not None and (found := file_checksum(path)) != checksum:
+        raise CheckpointError(f"adapter {path} is damaged: its SHA-256 is {found}, expected {checksum}; fetch it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise CheckpointError(f"adapter {path} is not a readable safetensors file: {error}") from error
 
 
 def _added_bias(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -6,12 +6,13 @@ shards under FSDP) under a temporary name and renamed when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
+        with _quiet_accelerate():
+            accelerator.save_state(str(temporary))
         add(temporary)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -91,6 +93,18 @@ class Checkpoints:
         read(folder)
         log.info("resumed from step %d", saved["step"])
         return int(saved["step"])
+
+
+@contextlib.contextmanager
+def _quiet_accelerate() -> Iterator[None]:
+    """Errors alone: accelerate warns at each save of weights that are tied, which loading ties again."""
+    logger = logging.getLogger("accelerate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_none(value: Any) -> Any:

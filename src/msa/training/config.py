@@ -22,10 +22,12 @@ from msa.training.data.recalls import RecallConfig
 from msa.training.data.variables import VariableConfig
 from msa.training.id_probe import PLACES
 from msa.training.objective import LossWeights
+from msa.training.ranges import check_numbers
 
 TRAINABLE = ("all", "routers", "lora")
 PRECISIONS = ("no", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "muon")
+_MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class FileData:
     """Samples from files.
 
     Attributes:
-        paths: sample files or folders, see :func:`msa.training.data.formats.read_training_set`.
+        paths: sample files or folders, of any format under "Data".
         corpus: corpus files, where the samples name documents by id.
         held_out_paths: samples to evaluate on; empty: the training samples (and the log says nothing of new ones).
         documents: documents in each step's memory: what the samples name, filled up with others of the corpus.
@@ -53,6 +55,9 @@ class FileData:
     min_hops: int = 0
     skip_bad: bool = False
 
+    def __post_init__(self) -> None:
+        check_numbers(self, from_one=("documents", "questions"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -63,14 +68,14 @@ class Phase:
         steps: optimiser steps.
         learning_rate: peak; warm-up and cosine run over the whole run, not the phase.
         weights: of the losses.
-        needles, variables, files: where batches come from, at most one of them.
+        needles, variables, files: where batches come from, one of them at most.
         copies: rows to copy, beside them or alone.
         recalls: rows of several questions about one text, with the keys and values of ``needles``.
         id_digits: document numbers are drawn anew each step, of at most so many digits.
         full_ids: share of the documents whose numbers have all these digits; the others' lengths are uniform.
         repeat_ids: documents may share a number and all have ``id_digits`` digits: a first stage of one digit.
         chunk_size: tokens per chunk in this phase; 0: the model's own. Ids are read out of short chunks within minutes
-            and out of long ones hardly ever, so a curriculum begins short (docs/training.md).
+            and out of long ones hardly ever, so a curriculum begins short. An adapter is used with the model's own.
         final_share: probability that a sample's row is its last step (reading and answering), not a retrieval.
         misses: documents without the answer that are read before a question is given up.
         second_tries: share of retrievals that come after such a document was read.
@@ -101,15 +106,17 @@ class Phase:
             raise ValueError(f"phase {self.name!r} needs one of needles, variables and files, or copies, or both")
         if self.recalls and not self.needles:
             raise ValueError(f"phase {self.name!r}: recalls take their keys and values from needles; name them too")
-        if self.steps < 1:
-            raise ValueError(f"phase {self.name!r} has {self.steps} steps")
-        if self.misses < 1 or not 0 <= self.second_tries <= 1 or self.past_documents < 0:
-            raise ValueError(f"phase {self.name!r}: misses start at 1, second_tries is 0..1, past_documents 0 or more")
+        check_numbers(
+            self,
+            f"phase {self.name!r}",
+            from_one=("steps", "id_digits", "misses"),
+            positive=("learning_rate",),
+            shares=("full_ids", "final_share", "second_tries"),
+        )
         if self.weights.id_probe and self.id_digits > PLACES:
             raise ValueError(f"phase {self.name!r}: the id probe reads {PLACES} digits, id_digits is {self.id_digits}")
-        sizes = [size for data in given for size in (data.documents, data.questions)]
-        if self.id_digits < 1 or not 0 <= self.final_share <= 1 or any(size < 1 for size in sizes):
-            raise ValueError(f"phase {self.name!r}: id_digits, documents and questions start at 1, final_share is 0..1")
+        if any(data.questions < 1 for data in given):
+            raise ValueError(f"phase {self.name!r}: questions must be a number 1 or more, got 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +124,19 @@ class LoraConfig:
     """Low-rank adaptation (PEFT).
 
     Attributes:
-        rank: of the update. alpha: its scale times rank. layers: decoder layers; empty: all.
-        targets: names of the linear layers.
+        rank: of the update.
+        alpha: its scale times the rank.
+        layers: decoder layers that get it; empty: all.
+        targets: names of the linear layers that get it.
     """
 
     rank: int = 16
     alpha: int = 32
     layers: tuple[int, ...] = ()
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        check_numbers(self, from_one=("rank", "alpha"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +145,14 @@ class TrainConfig:
 
     Attributes:
         out: the folder of checkpoints, logs and the finished model.
-        model: what to start from: a name, folder or hub id of an MSA model.
-        phases: in order.
+        model: what to start from: a name, folder or hub id of an MSA model, or an adapter of an earlier run.
+        phases: in order, each as below; at least one.
         seed: of data and order.
         haystack: text files that fill needles' documents; empty: a text that comes with the package.
         micro_batches: memories per optimiser step over all processes; gradients are averaged.
-        precision: ``no`` (float32), ``bf16`` or ``fp16`` mixed precision.
+        precision: ``'no'`` (float32; in quotes, or YAML reads it as false), ``bf16`` or ``fp16`` mixed precision.
         trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
-        lora: with ``trainable: lora``.
+        lora: the settings of LoRA, with ``trainable: lora``.
         freeze_documents: encode documents without gradients (the document side is not trained).
         refresh_every: steps between encodings of the whole corpus with the weights of that moment, in phases that read
             files: negatives are mined from it, and with ``freeze_documents`` every step reads these latents instead of
@@ -149,14 +161,16 @@ class TrainConfig:
             the memory grows with ``bucket_tokens`` and not with the documents.
         checkpoint_layers: the same for the rows, layer by layer.
         max_document_tokens: longer documents are refused.
-        bucket_tokens: tokens of a bucket of similar lengths.
-        router_rate: learning rate of routers and routing bias, as a multiple of a phase's; None: as all others.
-        warmup_steps: of the learning rate. min_learning_rate: share of the peak the cosine ends at.
+        bucket_tokens: tokens of a bucket of rows or documents of similar lengths once padded, at most.
+        router_rate: learning rate of routers and routing bias, as a multiple of a phase's; none: as all others.
+        warmup_steps: steps the learning rate takes to rise to its peak.
+        min_learning_rate: share of the peak the cosine ends at.
         decay_steps: steps the cosine takes; 0: as many as the phases have.
         optimizer: ``adamw``, or ``muon`` for the matrices inside the layers (see training/optimizers.py).
-        weight_decay, betas, max_grad_norm: of the optimiser, and clipping.
+        weight_decay, betas: of the optimiser.
+        max_grad_norm: gradients are scaled down to this norm.
         checkpoint_every, keep_checkpoints: steps between checkpoints, and how many stay.
-        log_every, evaluate_every: steps.
+        log_every, evaluate_every: steps between lines of the log, and between evaluations on held-out data.
         stop_after_minutes: save a checkpoint and stop after so long; the same command goes on. 0: never.
     """
 
@@ -199,13 +213,14 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.router_rate is not None and not 0 < self.router_rate < math.inf:
-            raise ValueError(f"router_rate must be a positive number, got {self.router_rate}")
-        if self.refresh_every < 0:
-            raise ValueError(f"refresh_every must be 0 or more, got {self.refresh_every}")
+        sizes = ("micro_batches", "max_document_tokens", "bucket_tokens")
+        intervals = ("checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every")
+        positive, shares = ("router_rate", "max_grad_norm"), ("min_learning_rate",)
+        check_numbers(self, from_one=(*sizes, *intervals), positive=positive, shares=shares)
+        if self.seed > _MAX_SEED:
+            raise ValueError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be 0 or more and below 1, got {self.betas}")
         mining = [phase.name for phase in self.phases if phase.files is not None and phase.files.mined_negatives]
         if mining and not self.refresh_every:
             raise ValueError(f"phase {mining[0]!r} mines negatives: say how often with refresh_every")

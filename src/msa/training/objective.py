@@ -18,6 +18,7 @@ from msa.ops import Routing, routing_divergence
 from msa.training.data.collate import DocumentBucket, RowBucket, TrainingBatch
 from msa.training.data.steps import IGNORED
 from msa.training.id_probe import IdProbe
+from msa.training.ranges import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class LossWeights:
     copying: float = 1.0
     recall: float = 1.0
     id_probe: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, positive=("teacher_temperature",))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from msa.errors import TrainingDataError
+from msa.errors import TrainingDataError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
 from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
@@ -32,27 +32,31 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
     """Train ``model`` in place from the last checkpoint of ``config.out`` on, and save the result.
 
     Returns:
-        The finished model's folder, or adapter file where only routers or LoRA were trained; None if the run stopped
-        before its end.
+        The finished model's folder, or adapter file where only routers or LoRA were trained (:func:`msa.load` reads
+        both); None if the run stopped before its end.
 
     Raises:
-        TrainingDataError: files that cannot be read. TrainingError: see :class:`Trainer`.
+        TrainingDataError: files that cannot be read.
+        TrainingError: an adapter that would be written over the one it is trained over; and see :class:`Trainer`.
     """
-    backbone = model_fingerprint(model.lm, routers=False)
+    out = Path(config.out)
+    result = out / ("model" if config.trainable == "all" else "adapter.safetensors")
+    if model.name == str(result.resolve()) and config.trainable != "all":
+        raise TrainingError(f"the result would be written over {result}, which it needs; use another 'out' folder")
+    # what the adapter's file says it belongs to; zoo.load reads it
+    base = {"model": model.name, "backbone": model_fingerprint(model.lm, routers=False)}
     sources, held_out = sources_of(model, config)
     batches = Batches(config, model.protocol, sources)
     trainer = Trainer(model, config, batches, evaluate=held_out_evaluation(model, config, batches, held_out))
     if not trainer.run():
         return None
-    out = Path(config.out)
-    result = out / ("model" if config.trainable == "all" else "adapter.safetensors")
     if not trainer.accelerator.is_main_process:
         return result
     if config.trainable == "all":
         model.save_pretrained(result)
     else:
         scale = config.lora.alpha / config.lora.rank
-        save_trained(model.lm, result, lora_scale=scale, metadata={"backbone": backbone, "config": config.to_yaml()})
+        save_trained(model.lm, result, lora_scale=scale, metadata={**base, "config": config.to_yaml()})
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     log.info("trained %s", result)
     return result

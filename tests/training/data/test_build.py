@@ -202,7 +202,7 @@ def test_tokens_are_counted_with_a_counter(tmp_path):
         ([Made(), Made()], {"made": 1}, [], "different names"),
         ([Made()], {}, [], "counts must give"),
         ([Made()], {"made": 0}, [], "counts must give"),
-        ([Made()], {"made": 1}, ["other"], "hold_out_sources names"),
+        ([Made()], {"made": 1}, ["other"], "no source to hold out is called"),
     ],
 )
 def test_arguments_are_checked(tmp_path, sources, counts, hold_out, message):

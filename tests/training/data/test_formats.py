@@ -145,14 +145,15 @@ def test_the_report_counts_everything_and_shows_ten():
     write("b.jsonl", *[{"query": "q"}] * 5)
     message = refused("a.jsonl", "b.jsonl", format="msa")
     first, *lines, last = message.split("\n")
-    assert first == "13 problems (8 × broken JSON, 5 × missing key)"
+    assert first == "13 problems (8 × broken JSON, 5 × missing key):"
     assert [line.split(": ")[0].strip() for line in lines[:10]] == [
         *(f"a.jsonl:{n}" for n in range(1, 9)),
         "b.jsonl:1",
         "b.jsonl:2",
     ]
-    assert lines[10:] == ["  and 3 more"]
-    assert "skip_bad=True" in last
+    assert lines[10:] == ["  And 3 more."]
+    assert all(line.endswith(".") for line in lines)  # a command shows them in one line
+    assert "set skip_bad to true" in last
 
 
 def test_skipping_is_logged_once_and_listed(caplog):

@@ -134,7 +134,7 @@ def _check(sources: Sequence[Source], counts: Mapping[str, int], options: BuildO
     if wrong := [name for name in names if counts.get(name, 0) < 1]:
         raise ValueError(f"counts must give 1 or more documents for each source; missing or too small: {wrong}")
     if unknown := sorted(set(options.hold_out_sources) - set(names)):
-        raise ValueError(f"hold_out_sources names {unknown}; the sources are {names}")
+        raise ValueError(f"no source to hold out is called {unknown[0]!r}; the sources are {names}")
 
 
 def _collect(source: Source, count: int, seed: int, seen: NearDuplicates, options: BuildOptions) -> _Part:

@@ -167,11 +167,11 @@ class Collector:
             logger.warning("keys that training makes no use of, with the number of records: %s", named)
         if self.problems and not skip_bad:
             raise TrainingDataError(
-                f"{self._report()}\nCorrect them, or pass skip_bad=True to train on the rest and have these listed"
+                f"{self._report()}\nCorrect them, or set skip_bad to true to train on the rest and have these listed"
             )
         if not samples or not self.corpus:
             lacking = "no samples" if not samples else "no documents"
-            report = f"\n{self._report()}" if self.problems else ""
+            report = f".\n{self._report()}" if self.problems else ""
             raise TrainingDataError(f"there are {lacking} to learn from. Give files that hold samples{report}")
         if self.problems:
             logger.warning("left out of the training data: %s", self._report())
@@ -196,9 +196,10 @@ class Collector:
         kinds = Counter(problem.kind for problem in self.problems)
         counts = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
         total = len(self.problems)
-        lines = [f"{total} problem{'s' * (total != 1)} ({counts})", *map(str, self.problems[:_SHOWN_PROBLEMS])]
-        lines += [f"and {total - _SHOWN_PROBLEMS} more"] if total > _SHOWN_PROBLEMS else []
-        return "\n  ".join(lines)
+        lines = [f"{total} problem{'s' * (total != 1)} ({counts}):"]
+        lines += [f"{problem}." for problem in self.problems[:_SHOWN_PROBLEMS]]
+        lines += [f"And {total - _SHOWN_PROBLEMS} more."] if total > _SHOWN_PROBLEMS else []
+        return "\n  ".join(lines)  # a command shows it in one line, so each ends as a sentence
 
 
 def shorten(text: str) -> str:

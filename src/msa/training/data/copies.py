@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from msa.training.data.collate import RowBucket, rows_alone
 from msa.training.data.steps import IGNORED
+from msa.training.ranges import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,11 @@ class CopyConfig:
     few_tokens: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or not 2 <= self.min_span <= self.max_span <= self.tokens // 2:
+        check_numbers(self, from_one=("questions", "quoted_tokens"), shares=("few_tokens",))
+        if not 2 <= self.min_span <= self.max_span <= self.tokens // 2:
             raise ValueError(
-                f"copying needs rows and spans of 2 to tokens/2 = {self.tokens // 2} tokens, got {self.questions} rows "
-                f"and spans of {self.min_span} to {self.max_span}"
+                f"copying needs spans (min_span, max_span) of 2 to tokens/2 = {self.tokens // 2} tokens, "
+                f"got {self.min_span} to {self.max_span}"
             )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msa.training.data.samples import Sample, TrainingSet
+from msa.training.ranges import check_numbers
 
 # RULER's words (NVIDIA/RULER, scripts/data/synthetic/constants.py)
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
@@ -38,9 +39,9 @@ class NeedleConfig:
         documents: documents in the memory.
         questions: questions over it.
         min_filler, max_filler: words of other text around a document's needle.
-        key_kinds, value_kinds: of :data:`KINDS`, drawn with equal probability.
+        key_kinds, value_kinds: of ``word``, ``number`` and ``uuid``, drawn with equal probability.
         number_digits: digits of keys and values that are numbers; RULER's are 7.
-        value_digits: of values, where they are to differ; 0: as ``number_digits``.
+        value_digits: digits of values, where they are to differ; 0: as ``number_digits``.
         hard_negatives: probability that a needle gets a twin elsewhere whose key differs in one part.
         twin_kinds: kinds of keys that get twins.
         invented: probability that all words of a memory's keys and values are ones that do not exist, so that what
@@ -68,6 +69,20 @@ class NeedleConfig:
     distractors: float = 0.5
     two_hop: float = 0.2
     unanswerable: float = 0.1
+
+    def __post_init__(self) -> None:
+        shares = ("hard_negatives", "invented", "alike", "plain_documents", "distractors", "two_hop", "unanswerable")
+        check_numbers(self, from_one=("documents", "number_digits"), shares=shares)
+        if self.min_filler > self.max_filler:
+            raise ValueError(f"min_filler must be at most max_filler, got {self.min_filler} and {self.max_filler}")
+        if self.two_hop + self.unanswerable > 1:
+            raise ValueError(
+                f"two_hop and unanswerable must be at most 1 together, got {self.two_hop} and {self.unanswerable}"
+            )
+        for name in ("key_kinds", "value_kinds", "twin_kinds"):
+            kinds = getattr(self, name)
+            if not set(kinds) <= set(KINDS) or not (kinds or name == "twin_kinds"):
+                raise ValueError(f"{name} must be of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
 
 
 def keys_of(training_set: TrainingSet) -> set[str]:

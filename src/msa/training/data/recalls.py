@@ -15,6 +15,7 @@ from msa.documents import Protocol
 from msa.training.data.collate import RowBucket, draw_numbers, rows_alone
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.steps import IGNORED, answer_ids, refusal_step, tokenize_step
+from msa.training.ranges import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class RecallConfig:
     """Rows without a memory.
 
     Attributes:
-        rows: of a step.
+        rows: rows of a step.
         questions: asked one after the other in a row, each about another needle of its text, at most; at least 2.
         two_hop, unanswerable: share of questions of that kind; the rest are plain.
         max_filler: words of other text around the needles, at most.
@@ -37,11 +38,11 @@ class RecallConfig:
     hard_negatives: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.questions < 2 or not 0 <= self.two_hop + self.unanswerable <= 1 or self.max_filler < 0:
+        check_numbers(self, from_one=("rows",), shares=("two_hop", "unanswerable", "hard_negatives"))
+        if self.questions < 2 or self.two_hop + self.unanswerable > 1:
             raise ValueError(
-                f"recall needs rows, two questions or more and shares of 0..1 of them, got {self.rows} rows of "
-                f"{self.questions} questions, two_hop {self.two_hop}, unanswerable {self.unanswerable} and "
-                f"{self.max_filler} words"
+                f"recall needs questions of 2 or more, and two_hop and unanswerable of at most 1 together, got "
+                f"{self.questions}, {self.two_hop} and {self.unanswerable}"
             )
 
 
@@ -52,6 +53,7 @@ def recall_rows(
     alone = replace(
         needles,
         documents=1,
+        min_filler=0,
         plain_documents=0.0,
         distractors=0.0,
         two_hop=config.two_hop,

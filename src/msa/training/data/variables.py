@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msa.training.data.samples import Sample, TrainingSet
+from msa.training.ranges import check_numbers
 
 # RULER's words (NVIDIA/RULER, scripts/data/synthetic/variable_tracking.py)
 ASSIGNMENT = "VAR {name} = {value}."
@@ -23,13 +24,13 @@ class VariableConfig:
     """How one made-up memory looks.
 
     Attributes:
-        documents: in the memory; those no chain needs hold filler alone.
+        documents: documents in the memory; those no chain needs hold filler alone.
         questions: chains, each asked about once.
         hops: assignments that follow a chain's first.
         min_filler, max_filler: words of other text around an assignment.
 
     Raises:
-        ValueError: more assignments than documents.
+        ValueError: a number out of its range, or more assignments than documents.
     """
 
     documents: int = 32
@@ -39,6 +40,9 @@ class VariableConfig:
     max_filler: int = 60
 
     def __post_init__(self) -> None:
+        check_numbers(self, from_one=("documents", "questions"))
+        if self.min_filler > self.max_filler:
+            raise ValueError(f"min_filler must be at most max_filler, got {self.min_filler} and {self.max_filler}")
         if self.questions * (self.hops + 1) > self.documents:
             raise ValueError(
                 f"{self.questions} chains of {self.hops + 1} assignments need as many documents, got {self.documents}"
