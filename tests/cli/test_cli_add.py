@@ -61,6 +61,31 @@ def test_standard_input(msa, memory, monkeypatch, text):
     assert {"A plain text.", "A JSON line."} & set(texts_in(memory).values())
 
 
+def test_what_can_be_read_only_once_is_read_once(msa, tmp_path, model_folder):
+    reading, writing = os.pipe()
+    os.write(writing, b"A text in a pipe.")
+    os.close(writing)
+    try:
+        result = msa("add", tmp_path / "m", f"/dev/fd/{reading}", "--model", model_folder)
+    finally:
+        os.close(reading)
+    assert (result.code, result.err) == (0, "")
+    assert list(texts_in(tmp_path / "m").values()) == ["A text in a pipe."]
+
+
+@pytest.mark.parametrize("folder_exists", [False, True])
+def test_a_first_add_that_fails_leaves_no_memory(msa, tmp_path, records_file, model_folder, folder_exists):
+    memory = tmp_path / "new" / "m"
+    if folder_exists:
+        memory.mkdir(parents=True)
+    result = msa("add", memory, records_file, "--model", model_folder, "--max-size", "100B")
+    assert (result.code, "may have 100;" in result.err) == (1, True)
+    assert list((tmp_path / "new").rglob("*")) == ([memory] if folder_exists else [])
+    assert msa("add", memory, records_file, "--model", model_folder).code == 0
+    assert msa("add", memory, records_file, "--max-size", "100B").code == 0
+    assert len(texts_in(memory)) == 3
+
+
 def test_stopping_keeps_what_was_committed_and_running_again_goes_on(msa, tmp_path, model_folder, monkeypatch):
     lines = tmp_path / "many.jsonl"
     lines.write_text("".join(json.dumps({"id": str(i), "text": f"document {i}"}) + "\n" for i in range(6)))

@@ -52,6 +52,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_measuring(msa, tmp_pat
     assert "--out must be a file in a folder that exists" in result.err
 
 
+def test_model_options_reach_the_model(msa, monkeypatch):
+    found = []
+
+    def load(*names, **options):
+        found.append((*names, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("msa.zoo.load", load)
+    assert msa("bench", "--model", "m", "--device", "cpu", "--dtype", "float32").err == "msa: enough\n"
+    assert found == [("m", {"device": "cpu", "dtype": "float32"})]
+
+
 def test_unknown_parts_and_sizes(msa):
     assert msa("bench", "speed").code == 2
     assert msa("bench", "routing", "--tokens", "0").code == 2

@@ -35,6 +35,24 @@ def test_wrong_usage_is_one_line_and_code_2(msa, arguments):
     assert result.err.startswith("msa: ")
 
 
+@pytest.mark.parametrize("command", [("list", "m"), ("eval", "ruler", "--out", "o"), ("eval", "ways")])
+def test_an_unknown_option_points_to_the_help_of_its_command(msa, command):
+    named = " ".join(word for word in command if word.isalpha() and len(word) > 1)
+    result = msa(*command, "--nonsense", "1")
+    assert (result.code, result.err) == (2, f"msa: unrecognized arguments: --nonsense 1; see 'msa {named} --help'\n")
+
+
+def test_commands_without_a_model_take_its_options_and_say_that_they_do_not_use_them(msa, made_once):
+    options = ["--model", "gone", "--device", "cuda:99", "--dtype", "float32"]
+    for command in (["list", made_once], ["eval", "ways"]):
+        assert msa(*command, *options).out == msa(*command).out != ""
+        shown = msa(*command, "--help").out
+        assert shown.index("without effect on this one:\n  --model") < shown.rindex("--dtype")
+    assert msa("list", made_once, "--device", "gpu").code == 2
+    assert msa("eval", "--model", "x", "ways").code == 2  # a task's options stand behind it
+    assert "without effect" not in msa("ask", "--help").out + msa("bench", "--help").out
+
+
 def test_without_a_command(msa):
     result = msa()
     assert (result.code, result.out) == (2, "")

@@ -6,8 +6,8 @@ import pytest
 
 from msa.cli.main import build_parser
 
-EVERY = {"-h", "--help", "--debug", "-v", "--verbose"}
 MODEL = {"--model", "--device", "--dtype"}
+EVERY = {"-h", "--help", "--debug", "-v", "--verbose"}
 TIERS = {"--hybrid", "--routing-keys", "--key-share", "--content"}
 FROZEN = {
     "add": (["memory", "paths"], MODEL | {"--max-size"}),
@@ -90,7 +90,7 @@ def test_commands_arguments_and_options(tasks):
         assert options >= EVERY
         found[name] = (positionals, options - EVERY)
     for name, (positionals, options) in frozen.items():
-        assert found[name] == (positionals, options)
+        assert found[name] == (positionals, options | MODEL)
 
 
 def test_defaults():

@@ -147,6 +147,22 @@ def test_backup_and_restore(msa, memory, tmp_path):
     assert (restored["documents"], msa("verify", tmp_path / "restored").code) == (3, 0)
 
 
+@pytest.mark.parametrize("below", ["", "below/copy"])
+def test_a_file_is_no_place_for_a_copy(msa, memory, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    result = msa("backup", memory, tmp_path / "file" / below)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"msa: {tmp_path / 'file'} is a file. Name a new folder for the copy\n"
+    assert msa("backup", memory, "").code == 2
+
+
+def test_damage_is_told_once(msa, memory):
+    newest = max(memory.glob("manifest-*.json"))
+    newest.write_text("damaged")
+    for command in ("verify", "stats", "list"):
+        assert msa(command, memory).err.count(newest.name) == 1
+
+
 def test_a_damaged_memory_is_not_copied(msa, memory, tmp_path):
     file = next((memory / "segments").glob("*.sqlite"))
     file.write_bytes(file.read_bytes()[:-1] + b"\x07")

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +13,12 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config,
 
 import msa
 from msa.conversion import convert, load_backbone
+from msa.conversion.convert import _exchange
 from msa.conversion.routers import collect_moments
 from msa.encoding import encode_in_batches
 from msa.errors import CheckpointError, DocumentError, ModelNotFoundError, UnsupportedModelError
 from msa.model.bundle import MSAModel, load_checkpoint
+from msa.model.configuration_msa import MSAConfig
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -275,13 +280,95 @@ def test_an_existing_folder_is_not_overwritten_unasked(backbones, tmp_path):
     dest = tmp_path / "dest"
     dest.mkdir()
     (dest / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="already exists"):
+    with pytest.raises(FileExistsError, match="holds no model"):
         convert(backbones / "llama", dest, init="tied")
     assert [file.name for file in dest.iterdir()] == ["mine.txt"]
+    (dest / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        convert(backbones / "llama", dest, init="tied")
     convert(backbones / "llama", dest, init="tied", overwrite=True)
-    assert (dest / "config.json").is_file()
+    assert (dest / "model.safetensors").is_file()
     assert not (dest / "mine.txt").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["dest"]
+
+
+@pytest.fixture
+def no_backbone(monkeypatch):
+    module = sys.modules[_exchange.__module__]  # the package has a function of its name
+    monkeypatch.setattr(module, "load_backbone", lambda source: pytest.fail("work has begun"))
+
+
+def test_what_is_no_model_is_never_overwritten(no_backbone, tmp_path, monkeypatch):
+    (tmp_path / "precious.txt").write_text("keep")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for dest in (".", tmp_path, "folder/.."):
+        with pytest.raises(FileExistsError, match="holds no model"):
+            convert("source", dest, init="tied", overwrite=True)
+    for dest in ("precious.txt", "precious.txt/below"):
+        with pytest.raises(NotADirectoryError, match=r"precious\.txt is a file"):
+            convert("source", dest, init="tied", overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "precious.txt"]
+
+
+def test_a_backbone_is_not_overwritten_by_what_is_made_of_it(no_backbone, backbones):
+    with pytest.raises(ValueError, match="lies in"):
+        convert(backbones / "llama", backbones / "llama", init="tied", overwrite=True)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_work_begins(no_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    for dest in (tmp_path / "new" / "dest", tmp_path):
+        with pytest.raises(PermissionError, match="cannot be written"):
+            convert("source", dest, init="tied")
+
+
+def test_the_current_folder_may_be_the_destination(backbones, tmp_path, monkeypatch):
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    monkeypatch.chdir(dest)
+    convert(backbones / "llama", ".", init="tied", router_layers="all")
+    assert MSAConfig.from_pretrained(".").router_layers == MSAConfig.from_pretrained(dest).router_layers
+    convert(backbones / "llama", ".", init="tied", router_layers=[1], overwrite=True)
+    assert MSAConfig.from_pretrained(".").router_layers == MSAConfig.from_pretrained(dest).router_layers == [1]
+    assert [file.name for file in tmp_path.iterdir()] == ["dest"]
+
+
+def test_an_exchange_that_fails_is_undone(tmp_path, monkeypatch):
+    dest, new, old = folders = [tmp_path / name for name in ("dest", "new", "old")]
+    for folder in folders:
+        folder.mkdir()
+    for folder in (dest, new):
+        for name in ("config.json", "weights", "more"):
+            (folder / name).write_text(folder.name)
+    rename, moves = Path.rename, []
+
+    def failing_at_the_sixth(self, target):
+        moves.append(self)
+        if len(moves) == 6:
+            raise OSError("no more")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing_at_the_sixth)
+    with pytest.raises(OSError, match="no more"):
+        _exchange(dest, new, old)
+    # what makes a folder a model goes first and comes last
+    assert (moves[0], moves[5]) == (dest / "config.json", new / "config.json")
+    assert {file.name: file.read_text() for file in dest.iterdir()} == {
+        "config.json": "dest",
+        "weights": "dest",
+        "more": "dest",
+    }
+    _exchange(dest, new, old)
+    assert [file.read_text() for file in dest.iterdir()] == ["new"] * 3
+    assert [file.read_text() for file in old.iterdir()] == ["dest"] * 3
+
+
+@pytest.mark.parametrize("option", ["chunk_size", "top_k_docs"])
+def test_sizes_beyond_the_context_are_refused(backbones, tmp_path, option):
+    with pytest.raises(ValueError, match=rf"{option} must lie below .* got 100000000"):
+        convert(backbones / "llama", tmp_path / "dest", init="tied", **{option: 100_000_000})
+    assert not (tmp_path / "dest").exists()
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -289,7 +376,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(backbones, tmp_path, monk
     dest = tmp_path / "new" / "dest"
     if existing:
         dest.mkdir(parents=True)
-        (dest / "old").write_text("old")
+        (dest / "config.json").write_text("old")
 
     def fail(self, folder):
         folder.joinpath("config.json").write_text("{}")  # half written
@@ -300,4 +387,4 @@ def test_a_conversion_that_fails_leaves_nothing_behind(backbones, tmp_path, monk
         convert(backbones / "llama", dest, init="tied", overwrite=True)
     assert [file.name for file in dest.parent.iterdir()] == (["dest"] if existing else [])
     if existing:
-        assert [file.name for file in dest.iterdir()] == ["old"]
+        assert [file.read_text() for file in dest.iterdir()] == ["old"]

@@ -7,7 +7,7 @@ import pypdf
 import pytest
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
-from msa.documents.readers import read_documents
+from msa.documents.readers import is_stream, read_documents
 from msa.errors import DocumentError
 
 
@@ -423,6 +423,15 @@ def test_standard_input_errors(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(DocumentError, match="standard input is closed"):
         read("-")
+
+
+def test_what_can_be_read_only_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("text")
+    found = {name: is_stream(tmp_path / name) for name in ("pipe", "file", ".", "gone")}
+    assert found == {"pipe": True, "file": False, ".": False, "gone": False}
+    assert is_stream("-")
+    assert is_stream("/dev/null")
 
 
 def test_a_named_pipe_is_read_like_standard_input(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import itertools
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msa.cli.console import console, count, is_terminal, one_line, working, write_line, write_note
@@ -49,7 +52,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="a file (text, HTML, PDF), a folder, a .jsonl file, or - for standard input",
+        help="a file (text, HTML, PDF), a folder, a .jsonl file, a pipe, or - for standard input",
     )
     parser.add_argument(
         "--max-size",
@@ -107,11 +110,11 @@ def _same_model(args: argparse.Namespace) -> MSAModel:
 
 def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from msa.bank import MemoryBank
-    from msa.documents.readers import read_documents
+    from msa.documents.readers import is_stream, read_documents
 
     skipped: list[str] = []
     documents: Callable[[], Iterator[Document]]
-    if "-" in args.paths:  # standard input can be read only once
+    if any(map(is_stream, args.paths)):
         kept = list(read_documents(args.paths, on_skip=skipped.append))
         documents = lambda: iter(kept)  # noqa: E731
         first = documents()
@@ -120,6 +123,7 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
         first = read_documents(args.paths, on_skip=skipped.append)
     folder = memory_folder(args)
     memory = open_memory(args, read_only=False) if MemoryBank.exists(folder) or folder.is_file() else None
+    is_new, makes_folder = memory is None, not folder.exists()
     try:
         with working("reading the documents"):
             survey = _look_at(first, memory)
@@ -131,9 +135,26 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
         memory = _ready(memory, survey, args, ranks)
         memory.bank.max_bytes = args.max_size
         return _add(memory, documents, survey, len(skipped))
+    except BaseException:
+        if is_new and memory is not None and memory.bank.version == 0:
+            with contextlib.suppress(OSError):  # what failed first is what to tell
+                _take_back(memory.bank.path, with_folder=makes_folder)
+        raise
     finally:
         if memory is not None:
             memory.close()
+
+
+def _take_back(folder: Path, *, with_folder: bool) -> None:
+    """Remove a memory that this command has made, to which nothing was committed."""
+    from msa.bank.lock import LOCK_NAME
+    from msa.bank.segment import SEGMENTS
+
+    shutil.rmtree(folder / SEGMENTS)
+    for file in (*folder.glob("manifest-*"), *folder.glob(".manifest-*"), folder / LOCK_NAME):
+        file.unlink()
+    if with_folder:
+        folder.rmdir()
 
 
 def _look_at(documents: Iterator[Document], memory: Memory | None) -> _Survey:

@@ -17,6 +17,7 @@ from msa.cli.console import (
     is_terminal,
     place_of,
     shown,
+    shown_id,
     write,
     write_json,
     write_line,
@@ -43,6 +44,7 @@ from msa.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from msa.bank import MemoryBank
     from msa.generation.types import Answer, Event, Hit
     from msa.memory import Memory
     from msa.serving.conversation import Turn
@@ -160,7 +162,7 @@ def _answer(
     if as_json:
         write_json(answer_to_json(question, answer))
         return answer
-    _write_sources(answer.sources)
+    _write_sources(answer.sources, memory.bank)
     write_line()
     write_line(_summary(answer), style="dim")
     for note in answer.notes:
@@ -199,16 +201,16 @@ def _streamed(events: Iterator[Event]) -> Iterator[Event]:
     write("\n")
 
 
-def _write_sources(sources: list[Hit]) -> None:
+def _write_sources(sources: list[Hit], bank: MemoryBank) -> None:
     if not sources:
         return
     write_line()
     write_line("Sources", style="bold")
     rows = [
-        [f"{n}.", f"{hit.score:.3f}", hit.id, place_of(hit), "read" if hit.read else "not read"]
+        [f"{n}.", f"{hit.score:.3f}", shown_id(hit.id), place_of(hit, bank), "read" if hit.read else "not read"]
         for n, hit in enumerate(sources, start=1)
     ]
-    write_table(rows, right=(0, 1))
+    write_table(rows, right=(0, 1), whole=3)
 
 
 def _summary(answer: Answer) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msa.cli.console import working, write_line, write_table
 from msa.cli.evaluate import tokens
-from msa.cli.options import ArgumentParser, Subparsers, UsageError, add_command, add_device_option
+from msa.cli.options import ArgumentParser, Subparsers, UsageError, add_command, add_device_option, add_dtype_option
 
 if TYPE_CHECKING:
     from msa.bench import Figure
@@ -42,6 +42,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         help="encodes and answers, and gives routing its shape (default: msa-tiny, which comes with the package)",
     )
     add_device_option(parser)
+    add_dtype_option(parser)
     parser.add_argument(
         "--tokens", type=tokens, metavar="N", help="size of the memory that is routed over, such as 10M (default: 4.2M)"
     )
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if out and (out.is_dir() or not out.parent.is_dir()):
         raise UsageError(f"--out must be a file in a folder that exists, got {args.out!r}")
     quiet_libraries(args)
-    model = load(args.model, device=args.device)
+    model = load(args.model, device=args.device, dtype=args.dtype)
     parts = PARTS if args.what == "all" else (args.what,)
     figures = {}
     for part in parts:
@@ -105,6 +106,7 @@ def _show(figures: dict[str, list[Figure]]) -> None:
 def _command(args: argparse.Namespace) -> str:
     """What was asked for, as it would be typed."""
     words = ["msa", "bench", args.what, "--model", args.model, "--device", args.device]
+    words += ["--dtype", args.dtype] if args.dtype != "auto" else []
     words += ["--tokens", str(args.tokens)] if args.tokens else []
     words += [f"--{name}" for name in ("published", "quick") if getattr(args, name)]
     return shlex.join(words)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from msa.bank import MemoryBank
     from msa.generation.types import Hit
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -51,9 +52,17 @@ def write_line(text: str = "", style: str | None = None) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write one JSON document: indented on a terminal, else on one line."""
+    r"""Write one JSON document: indented on a terminal, else on one line.
+
+    What standard output has no characters for, and what would steer a terminal, is written as ``\uXXXX``.
+    """
     indent = 2 if is_terminal(sys.stdout) else None
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent)
+    sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def write_note(text: str) -> None:
@@ -87,17 +96,32 @@ def one_line(text: str, limit: int | None = None) -> str:
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def shown_id(doc_id: str) -> str:
+    r"""A document's id so that it can be given back: as it is if that is plain to see, else as a JSON string.
+
+    Quoted are an empty id, one that begins with a double quote, and one with invisible or bidirectional characters, or
+    with blanks at an end or in a row. :func:`msa.cli.options.document_id` reads both.
+
+    >>> shown_id("notes/a b.md"), shown_id("two\nlines"), shown_id("a  b")
+    ('notes/a b.md', '"two\\nlines"', '"a \\u0020b"')
+    """
+    if doc_id.isprintable() and doc_id == one_line(doc_id) and doc_id and doc_id[0] != '"':
+        return doc_id
+    return json.dumps(doc_id).replace("  ", r" \u0020")
+
+
 def snippet(text: str) -> str:
     """The beginning of a document, on one line."""
     return one_line(text[: 2 * _SNIPPET_CHARACTERS], _SNIPPET_CHARACTERS)
 
 
-def write_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
+def write_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), whole: int = 0) -> None:
     """Write rows of cells in aligned columns; on a terminal a line ends where the window does.
 
     Args:
         rows: cells, the same number in each row.
         right: columns aligned to the right.
+        whole: so many first columns are shown in full, also where that needs a longer line.
     """
     from rich.cells import cell_len, set_cell_size
 
@@ -110,7 +134,8 @@ def write_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -
             space = " " * (width - cell_len(cell))
             padded.append(space + cell if index in right else cell + space)
         line = "  ".join(padded).rstrip()
-        if window and cell_len(line) > window:
+        least = cell_len("  ".join(padded[:whole]).rstrip())
+        if window and cell_len(line) > window > least + 2:
             line = set_cell_size(line, window - 1) + "…"
         sys.stdout.write(line + "\n")
 
@@ -120,18 +145,19 @@ def write_fields(fields: Mapping[str, Any]) -> None:
     write_table([[name, value if isinstance(value, str) else f"{value:,}"] for name, value in fields.items()])
 
 
-def place_of(hit: Hit) -> str:
-    """Title or path of a hit, and which part of the document it is when that was cut.
-
-    >>> from msa.generation.types import Hit
-    >>> place_of(Hit(id="a", text="", score=0.0, metadata={"title": "A", "part": 2, "parts": 3, "offset": 1500}))
-    'A (part 2 of 3, from character 1,500)'
+def place_of(hit: Hit, bank: MemoryBank) -> str:
+    """Title or path of a hit, and which part of the document it is when that was cut, such as
+    ``A (part 2 of 3, from character 1,500)``.
     """
     name = hit.title if hit.title != hit.id else ""
-    if not all(isinstance(hit.metadata.get(key), int) for key in ("part", "parts", "offset")):
-        return name
-    part = "part {part} of {parts}, from character {offset:,}".format(**hit.metadata)
-    return f"{name} ({part})" if name else part
+    # metadata that name a part may be the user's own: the memory knows
+    stored = bank.get(hit.id) if "part" in hit.metadata else None
+    parts = stored.parts if stored and len(stored.parts) > 1 else ()
+    for number, part in enumerate(parts, start=1):
+        if part.number == hit.number:
+            place = f"part {number} of {len(parts)}, from character {part.start:,}"
+            return f"{name} ({place})" if name else place
+    return name
 
 
 def size(num_bytes: int) -> str:

@@ -52,7 +52,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         default="auto",
         help="dtype of the weights written (auto: bfloat16)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DEST if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that DEST holds")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 
 from msa.cli import add, ask, bench, convert, evaluate, manage, mcp, search, serve, train
 from msa.cli.console import one_line, write_note
-from msa.cli.options import ArgumentParser, UsageError
+from msa.cli.options import ArgumentParser, UsageError, complete_model_options
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+# tell of a memory's damage each time they look at it; a command says it once
+_SAY_WHAT_IS = ("msa.bank.bank", "msa.bank.opening")
 
 
 def build_parser() -> ArgumentParser:
@@ -30,6 +32,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=ArgumentParser)
     for group in (add, ask, search, manage, serve, mcp, convert, train, evaluate, bench):
         group.register(commands)
+    complete_model_options(commands)
     return parser
 
 
@@ -124,11 +127,20 @@ def _drop_output() -> None:
 class _MessageHandler(logging.Handler):
     """Log messages as plain lines on standard error, a traceback below where a record has one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
+        message = record.getMessage()
+        if record.name in _SAY_WHAT_IS:
+            if message in self._said:
+                return
+            self._said.add(message)
         # skipped files are read twice by ``msa add``, which shows them itself
         if record.levelno > logging.INFO or record.name != "msa.documents.readers":
-            write_note(record.getMessage())
+            write_note(message)
             if record.exc_info and record.exc_info[1] is not None:
                 for line in "".join(traceback.format_exception(record.exc_info[1])).splitlines():
                     write_note(f"| {line}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from msa.cli.console import (
     count,
     one_line,
     shown,
+    shown_id,
     size,
     working,
     write_fields,
@@ -18,11 +19,12 @@ from msa.cli.console import (
     write_note,
     write_table,
 )
-from msa.cli.opening import open_memory
+from msa.cli.opening import memory_folder, open_memory
 from msa.cli.options import (
     ArgumentParser,
     Subparsers,
     add_command,
+    add_id_argument,
     add_json_option,
     add_memory_argument,
     non_negative,
@@ -36,7 +38,23 @@ _PAGE = 500  # documents listed at a time
 
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
-    """Add the commands."""
+    """Add the commands, in the order in which ``msa --help`` lists them."""
+    for add in (_add_list, _add_show, _add_delete, _add_stats, _add_verify, _add_compact, _add_backup):
+        add(commands)
+
+
+def _add_plain(
+    commands: Subparsers[ArgumentParser], name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> ArgumentParser:
+    """A command that needs no more than a memory."""
+    examples = [f"msa {name} mem/", f"msa {name} mem/ --json"]
+    parser = add_command(commands, name, run, summary=summary, examples=examples)
+    add_memory_argument(parser)
+    add_json_option(parser)
+    return parser
+
+
+def _add_list(commands: Subparsers[ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "list",
@@ -46,62 +64,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     )
     add_memory_argument(parser)
     parser.add_argument("--limit", type=non_negative, metavar="N", help="documents, at most (default: all)")
-    parser.add_argument("--after", metavar="ID", help="begin behind this document")
-    add_json_option(parser)
-
-    parser = add_command(
-        commands,
-        "show",
-        run_show,
-        summary="show one document: its metadata, how it is stored, and its text",
-        examples=["msa show mem/ notes/a.md", "msa show mem/ notes/a.md --json"],
-    )
-    add_memory_argument(parser)
-    parser.add_argument("id", metavar="ID", help="the document's id, as 'msa list' shows it")
-    add_json_option(parser)
-
-    parser = add_command(
-        commands,
-        "delete",
-        run_delete,
-        summary="remove documents from a memory",
-        details="They are never found again; 'msa compact' gives their disk space back.",
-        examples=["msa delete mem/ notes/a.md notes/b.md"],
-    )
-    add_memory_argument(parser)
-    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of documents, as 'msa list' shows them")
-    add_json_option(parser)
-
-    for name, run, summary in (
-        ("stats", run_stats, "show counts and sizes of a memory, and the model it was made with"),
-        (
-            "verify",
-            run_verify,
-            "check every checksum of a memory; exit code 1 and one line per problem if it is damaged",
-        ),
-        ("compact", run_compact, "rewrite a memory without deleted documents"),
-    ):
-        parser = add_command(
-            commands, name, run, summary=summary, examples=[f"msa {name} mem/", f"msa {name} mem/ --json"]
-        )
-        add_memory_argument(parser)
-        add_json_option(parser)
-        if name == "compact":
-            parser.add_argument(
-                "--drop-damaged",
-                action="store_true",
-                help="leave out what cannot be read; texts whose latents are lost stay, to be added again",
-            )
-    parser = add_command(
-        commands,
-        "backup",
-        run_backup,
-        summary="copy a memory into a new folder, checked, while it may be in use",
-        details="The copy is a memory like any other. To restore, copy it back the same way.",
-        examples=["msa backup mem/ backups/mem-monday/", "msa backup backups/mem-monday/ mem-restored/"],
-    )
-    add_memory_argument(parser)
-    parser.add_argument("destination", metavar="FOLDER", help="a folder that is empty or does not exist")
+    add_id_argument(parser, "--after", "begin behind this document, its id")
     add_json_option(parser)
 
 
@@ -109,7 +72,7 @@ def run_list(args: argparse.Namespace) -> int:
     """Run ``msa list``."""
     with open_memory(args, read_only=True) as memory:
         if args.after is not None and args.after not in memory:
-            write_note(f"msa: no document {args.after!r} in {args.memory}; see 'msa list {args.memory}'")
+            write_note(_no_document(args, [args.after]))
             return 1
         if args.json:
             documents = [
@@ -120,8 +83,8 @@ def run_list(args: argparse.Namespace) -> int:
             write_json({"data": documents, "total": len(memory)})
             return 0
         for page in _pages(memory, args.limit, args.after):
-            rows = [[f"{len(document.text):,}", document.id, _title(document)] for document in page]
-            write_table(rows, right=(0,))
+            rows = [[f"{len(document.text):,}", shown_id(document.id), _title(document)] for document in page]
+            write_table(rows, right=(0,), whole=2)
     return 0
 
 
@@ -141,25 +104,57 @@ def _title(document: Document) -> str:
     return "" if name == document.id else name
 
 
+def _no_document(args: argparse.Namespace, ids: list[str]) -> str:
+    names = ", ".join(f"'{shown_id(doc_id)}'" for doc_id in ids)
+    return f"msa: no document {names} in {args.memory}; see 'msa list {args.memory}'"
+
+
+def _add_show(commands: Subparsers[ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "show",
+        run_show,
+        summary="show one document: its metadata, how it is stored, and its text",
+        examples=["msa show mem/ notes/a.md", "msa show mem/ notes/a.md --json"],
+    )
+    add_memory_argument(parser)
+    add_id_argument(parser, "id", "the document's id")
+    add_json_option(parser)
+
+
 def run_show(args: argparse.Namespace) -> int:
     """Run ``msa show``."""
     with open_memory(args, read_only=True) as memory:
         stored = memory.bank.get(args.id)
     if stored is None:
-        write_note(f"msa: no document {args.id!r} in {args.memory}; see 'msa list {args.memory}'")
+        write_note(_no_document(args, [args.id]))
         return 1
     if args.json:
         parts = [vars(part) for part in stored.parts]
         write_json({"id": stored.id, "text": stored.text, "metadata": stored.metadata, "parts": parts})
         return 0
     tokens, chunks = (sum(getattr(part, key) for part in stored.parts) for key in ("num_tokens", "num_chunks"))
-    fields: dict[str, Any] = {"id": stored.id}
-    fields |= {key: value if isinstance(value, str) else str(value) for key, value in stored.metadata.items()}
-    fields["stored as"] = f"{count(len(stored.parts), 'part')}, {count(tokens, 'token')}, {count(chunks, 'chunk')}"
-    write_fields(fields)
+    stored_as = f"{count(len(stored.parts), 'part')}, {count(tokens, 'token')}, {count(chunks, 'chunk')}"
+    own = ("id", "stored as")
+    rows = [[f"metadata {key}" if key in own else key, str(value)] for key, value in stored.metadata.items()]
+    write_table([["id", shown_id(stored.id)], *rows, ["stored as", stored_as]])
     write_line()
     write_line(shown(stored.text))
     return 0
+
+
+def _add_delete(commands: Subparsers[ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "delete",
+        run_delete,
+        summary="remove documents from a memory",
+        details="They are never found again; 'msa compact' gives their disk space back.",
+        examples=["msa delete mem/ notes/a.md notes/b.md"],
+    )
+    add_memory_argument(parser)
+    add_id_argument(parser, "ids", "a document's id", nargs="+")
+    add_json_option(parser)
 
 
 def run_delete(args: argparse.Namespace) -> int:
@@ -171,12 +166,15 @@ def run_delete(args: argparse.Namespace) -> int:
         write_json({"deleted": deleted, "unknown": unknown})
     else:
         for doc_id in deleted:
-            write_line(f"deleted {one_line(doc_id)}")
+            write_line(f"deleted {shown_id(doc_id)}")
     if unknown:
-        names = ", ".join(repr(doc_id) for doc_id in unknown)
-        write_note(f"msa: no such document in {args.memory}: {names}; see 'msa list {args.memory}'")
+        write_note(_no_document(args, unknown))
         return 1
     return 0
+
+
+def _add_stats(commands: Subparsers[ArgumentParser]) -> None:
+    _add_plain(commands, "stats", run_stats, "show counts and sizes of a memory, and the model it was made with")
 
 
 def run_stats(args: argparse.Namespace) -> int:
@@ -191,6 +189,15 @@ def run_stats(args: argparse.Namespace) -> int:
     fields["layers"] = ", ".join(map(str, stats["layers"]))
     write_fields(fields)
     return 0
+
+
+def _add_verify(commands: Subparsers[ArgumentParser]) -> None:
+    _add_plain(
+        commands,
+        "verify",
+        run_verify,
+        "check every checksum of a memory; exit code 1 and one line per problem if it is damaged",
+    )
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -211,6 +218,15 @@ def run_verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _add_compact(commands: Subparsers[ArgumentParser]) -> None:
+    parser = _add_plain(commands, "compact", run_compact, "rewrite a memory without deleted documents")
+    parser.add_argument(
+        "--drop-damaged",
+        action="store_true",
+        help="leave out what cannot be read; texts whose latents are lost stay, to be added again",
+    )
+
+
 def run_compact(args: argparse.Namespace) -> int:
     """Run ``msa compact``."""
     with open_memory(args, read_only=False) as memory, working("rewriting the memory"):
@@ -222,11 +238,32 @@ def run_compact(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_backup(commands: Subparsers[ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "backup",
+        run_backup,
+        summary="copy a memory into a new folder, checked, while it may be in use",
+        details="The copy is a memory like any other. To restore, copy it back the same way.",
+        examples=["msa backup mem/ backups/mem-monday/", "msa backup backups/mem-monday/ mem-restored/"],
+    )
+    add_memory_argument(parser)
+    parser.add_argument("destination", metavar="FOLDER", help="a folder that is empty or does not exist")
+    add_json_option(parser)
+
+
 def run_backup(args: argparse.Namespace) -> int:
     """Run ``msa backup``."""
+    from msa.errors import BankError
+
+    place = argparse.Namespace(memory=args.destination)
+    folder = memory_folder(place)
+    for file in (folder, *folder.parents):
+        if file.exists() and not file.is_dir():
+            raise BankError(f"{file} is a file. Name a new folder for the copy")
     with open_memory(args, read_only=True) as memory, working("copying the memory"):
-        memory.backup(args.destination)
-    with open_memory(argparse.Namespace(memory=args.destination), read_only=True) as copy:
+        memory.backup(folder)
+    with open_memory(place, read_only=True) as copy:
         stats = copy.stats()
     if args.json:
         write_json({"destination": args.destination, **stats})

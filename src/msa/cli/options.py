@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from msa.cli.console import shown_id
+
 if TYPE_CHECKING:
     from msa.routing import Tiers
 
@@ -27,6 +29,13 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all of ``args``: what a command does not know is its own error, which names its own help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on standard error."""
@@ -57,7 +66,8 @@ def add_command(
         summary: what it does, in one line.
         details: more for its own help.
         examples: command lines for its own help.
-        model: whether it may load a model, and so has ``--model``, ``--device`` and ``--dtype``.
+        model: whether it loads a model as ``--model``, ``--device`` and ``--dtype`` say; other commands get what
+            they lack of these from :func:`complete_model_options`.
     """
     shown = "\n".join(f"  {example}" for example in examples)
     parser = commands.add_parser(
@@ -77,30 +87,57 @@ def add_command(
 
 def _add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        metavar="NAME|DIR|HUB_ID",
-        help="the model; by default the one that made the memory, for a new memory $MSA_MODEL or the shipped one",
+    _add_model_option(
+        group,
+        "the model; by default the one that made the memory, for a new memory $MSA_MODEL or the shipped one",
     )
     add_device_option(group)
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float32"),
-        default="auto",
-        help="what it computes in (auto: bfloat16 where the device has it)",
-    )
+    add_dtype_option(group)
 
 
-def add_device_option(group: Any) -> None:
+def complete_model_options(commands: Subparsers[ArgumentParser]) -> None:
+    """Let every command take ``--model``, ``--device`` and ``--dtype``; where it has no use for one, its help says so.
+
+    Args:
+        commands: all commands, each with its own options already; of one that has tasks, the tasks are meant.
+    """
+    adders = {"--model": _add_model_option, "--device": add_device_option, "--dtype": add_dtype_option}
+    for parser in commands.choices.values():
+        tasks = [action for action in parser._actions if isinstance(action, Subparsers)]
+        for action in tasks:
+            complete_model_options(action)
+        missing = [] if tasks else [name for name in adders if name not in parser._option_string_actions]
+        if missing:
+            group = parser.add_argument_group("taken by every command, without effect on this one")
+            for name in missing:
+                adders[name](group, "not used")
+
+
+def _add_model_option(group: Any, description: str) -> None:
+    group.add_argument("--model", metavar="NAME|DIR|HUB_ID", help=description)
+
+
+def add_device_option(group: Any, description: str = "where it runs (auto: CUDA if any)") -> None:
     """Add ``--device`` to a parser or an argument group."""
-    group.add_argument(
-        "--device", type=device, default="auto", metavar="auto|cpu|cuda[:n]", help="where it runs (auto: CUDA if any)"
-    )
+    group.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda[:n]", help=description)
+
+
+def add_dtype_option(
+    group: Any, description: str = "what it computes in (auto: bfloat16 where the device has it)"
+) -> None:
+    """Add ``--dtype`` to a parser or an argument group."""
+    group.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help=description)
 
 
 def add_memory_argument(parser: ArgumentParser) -> None:
     """Add the positional argument MEMORY."""
     parser.add_argument("memory", metavar="MEMORY", help="the memory's folder")
+
+
+def add_id_argument(parser: ArgumentParser, name: str, description: str, **settings: Any) -> None:
+    """Add an argument or option for ids of documents."""
+    shown = "as 'msa list' shows it; one it shows in double quotes is given with them, within single quotes"
+    parser.add_argument(name, type=document_id, metavar="ID", help=f"{description}, {shown}", **settings)
 
 
 def add_where_option(parser: ArgumentParser) -> None:
@@ -183,6 +220,19 @@ def byte_size(text: str) -> int:
 def add_json_option(parser: ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def document_id(text: str) -> str:
+    r"""A document's id as it is, or as :func:`msa.cli.console.shown_id` shows it.
+
+    >>> document_id("notes/a.md"), document_id('"two\\nlines"'), document_id('"quoted"')
+    ('notes/a.md', 'two\nlines', '"quoted"')
+    """
+    try:
+        meant = json.loads(text) if text.startswith('"') else text
+    except ValueError:
+        return text
+    return meant if shown_id(meant) == text else text
 
 
 def device(text: str) -> str:

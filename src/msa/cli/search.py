@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from msa.cli.ask import hit_to_json
-from msa.cli.console import place_of, snippet, working, write_json, write_line, write_note
+from msa.cli.console import place_of, shown_id, snippet, working, write_json, write_line, write_note
 from msa.cli.opening import open_for_questions
 from msa.cli.options import (
     ArgumentParser,
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     words(args.query, "query")
     with open_for_questions(args) as memory, working("looking through the memory"):
         hits = memory.search(args.query, top_k=args.top_k, where=where, hybrid=args.hybrid)
+        places = [] if args.json else [place_of(hit, memory.bank) for hit in hits]
     if args.json:
         ranking = "hybrid" if args.hybrid else "memory"
         write_json({"query": args.query, "ranking": ranking, "data": [hit_to_json(hit) for hit in hits]})
@@ -55,10 +56,8 @@ def run(args: argparse.Namespace) -> int:
         write_note("no documents found" + (" with this metadata" if where else ""))
     if hits and args.hybrid:
         write_note("ranked by the memory's routers and by exact words together (--hybrid)")
-    for number, hit in enumerate(hits, start=1):
-        place = place_of(hit)
-        write_line(
-            f"{number:>3}. {hit.score:.3f}  {snippet(hit.id)}" + (f"  {snippet(place)}" if place else ""), "bold"
-        )
+    for number, (hit, place) in enumerate(zip(hits, places, strict=True), start=1):
+        named = shown_id(hit.id) + (f"  {snippet(place)}" if place else "")
+        write_line(f"{number:>3}. {hit.score:.3f}  {named}", "bold")
         write_line(f"     {snippet(hit.text)}")
     return 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from msa.conversion.backbone import Backbone, config_from_backbone, load_backbone
 from msa.conversion.protocols import protocol_for
-from msa.conversion.routers import collect_moments, tied_routers, whitened_routers
+from msa.conversion.routers import SecondMoments, collect_moments, tied_routers, whitened_routers
 from msa.documents import ProtocolStrings
 from msa.documents.readers import read_documents
 from msa.errors import DocumentError
@@ -56,7 +57,7 @@ def convert(
         protocol: the transcript's strings; None: chosen for the tokenizer.
         dtype: dtype of the weights written.
         device: where the calibration text is read.
-        overwrite: replace ``dest`` if it exists.
+        overwrite: replace the model in ``dest``; a folder with anything else in it is never replaced.
         progress: called with tokens read and tokens in all while calibrating.
 
     Returns:
@@ -65,37 +66,50 @@ def convert(
     Raises:
         ModelNotFoundError, UnsupportedModelError: see :func:`load_backbone`.
         DocumentError: a calibration file that cannot be read, or none with text.
-        FileExistsError: ``dest`` exists and ``overwrite`` is False.
+        FileExistsError: ``dest`` holds a model and ``overwrite`` is False, or it holds something else.
+        NotADirectoryError, PermissionError: ``dest`` cannot be written.
+        ValueError: ``source`` lies in ``dest``, or a size is beyond the backbone's context.
     """
     dest = Path(dest)
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
-    if dest.exists() and not overwrite and (not dest.is_dir() or any(dest.iterdir())):
-        raise FileExistsError(f"{dest} already exists; choose another folder or pass overwrite (--overwrite)")
+    _check_destination(source, dest, overwrite)
     texts, questions = _calibration(calibrate) if init == "whitened" else ([], [])
     backbone = load_backbone(source)
-    model = _assemble(backbone, router_layers, chunk_size, top_k_docs, protocol)
+    assemble = partial(_assemble, backbone, router_layers, chunk_size, top_k_docs, protocol)
+    model = assemble()
     where = resolve_device(device)
     if init == "tied":
         tied_routers(model.lm)
     else:
-        model.lm.to(where, resolve_dtype("auto", where))
-        total = _count_tokens(model, texts, questions)
-        done = 0
-
-        def report(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            if progress:
-                progress(done, total)
-
-        moments = collect_moments(model.lm, model.protocol, texts, questions, report)
-        model = _assemble(backbone, router_layers, chunk_size, top_k_docs, protocol)
-        whitened_routers(model.lm, {layer: moment.to("cpu") for layer, moment in moments.items()})
+        moments = _moments(model, where, texts, questions, progress)
+        model = assemble()  # again: reading the texts has moved the first one and rounded its weights
+        whitened_routers(model.lm, moments)
     model.lm.to("cpu", dtype)
-    _publish(model, dest)
+    _check_destination(source, dest, overwrite)  # again: it took its time
+    _publish(model, dest.resolve())
     log.info("wrote %s: router layers %s", dest, model.lm.config.router_layers)
     return dest
+
+
+def _check_destination(source: str | Path, dest: Path, overwrite: bool) -> None:
+    """Refuse what cannot be written, or must not be written over."""
+    folder = dest.resolve()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; choose a folder")
+    for place in (nearest, folder.parent):  # it is written beside the folder first
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} cannot be written; check its permissions or choose another folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(f"{dest} is not empty and holds no model; choose another folder")
+    if not overwrite:
+        raise FileExistsError(f"{dest} already exists; choose another folder or pass overwrite (--overwrite)")
+    origin = Path(source).expanduser()
+    if origin.exists() and origin.resolve().is_relative_to(folder):
+        raise ValueError(f"{source} lies in {dest}, which would be replaced; choose another folder")
 
 
 def _assemble(
@@ -114,6 +128,12 @@ def _assemble(
         top_k_docs=top_k_docs,
         protocol=strings.to_config(),
     )
+    for name in ("chunk_size", "top_k_docs"):
+        if getattr(config, name) >= config.max_position_embeddings:
+            raise ValueError(
+                f"{name} must lie below the model's context of {config.max_position_embeddings} tokens, "
+                f"got {getattr(config, name)}"
+            )
     lm = MSAForCausalLM(config)
     missing, unexpected = lm.load_state_dict(backbone.weights, strict=False)
     lost = [name for name in missing if ".router_" not in name and name != "temperature"]
@@ -147,22 +167,61 @@ def _opening(text: str) -> str:
     return " ".join(first.split()[:20])
 
 
+def _moments(
+    model: MSAModel,
+    device: torch.device,
+    texts: list[str],
+    questions: list[str],
+    progress: Callable[[int, int], None] | None,
+) -> dict[int, SecondMoments]:
+    """What :func:`collect_moments` finds, on the CPU; the model is left on ``device`` and in its dtype."""
+    model.lm.to(device, resolve_dtype("auto", device))
+    total, done = _count_tokens(model, texts, questions), 0
+
+    def report(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if progress:
+            progress(done, total)
+
+    moments = collect_moments(model.lm, model.protocol, texts, questions, report)
+    return {layer: moment.to("cpu") for layer, moment in moments.items()}
+
+
 def _count_tokens(model: MSAModel, texts: list[str], questions: list[str]) -> int:
     documents = sum(len(model.protocol.document_ids(i, text)) for i, text in enumerate(texts, start=1))
     turns = sum(len(model.protocol.question_turn(question).ids) for question in questions)
     return documents + turns
 
 
-def _publish(model: MSAModel, dest: Path) -> None:
-    """Write the checkpoint beside ``dest`` and move it there in one step."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
-    try:
+def _publish(model: MSAModel, folder: Path) -> None:
+    """Write the checkpoint beside ``folder``; only when it is complete, put it there, and remove what was there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        old.mkdir()
         with quiet_loading():
-            model.save_pretrained(scratch)
-        if dest.exists():
-            shutil.rmtree(dest)
-        scratch.chmod(0o755)
-        scratch.replace(dest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            model.save_pretrained(new)
+        if folder.exists():
+            _exchange(folder, new, old)
+        else:
+            new.replace(folder)
+
+
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    """Move what ``folder`` holds to ``old``, and what ``new`` holds into it; on an error everything goes back.
+
+    The folder itself stays, as it may be the current one. Without its ``config.json`` it is no model meanwhile.
+    """
+    leaving = sorted(folder.iterdir(), key=lambda file: file.name != "config.json")
+    coming = sorted(new.iterdir(), key=lambda file: file.name == "config.json")
+    moves = [(file, old / file.name) for file in leaving] + [(file, folder / file.name) for file in coming]
+    try:
+        for source, target in moves:
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if not os.path.lexists(source):
+                target.rename(source)
+        raise

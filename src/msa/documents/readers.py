@@ -31,7 +31,7 @@ from msa.documents.records import documents_from_mappings, read_jsonl, text_id
 from msa.documents.types import Document
 from msa.errors import DocumentError
 
-__all__ = ["documents_from_mappings", "read_documents"]
+__all__ = ["documents_from_mappings", "is_stream", "read_documents"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ def read_documents(paths: Iterable[str | Path], *, on_skip: Callable[[str], None
             on_skip(message)
 
     return _read_sources(_unique_sources(paths, skip), skip)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether what :func:`read_documents` reads there can be read only once: standard input, a pipe, a device."""
+    return str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
 
 
 def _unique_sources(paths: Iterable[str | Path], skip: Callable[[str], None]) -> list[_Source]:
