@@ -38,7 +38,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument(
         "--model",
         default="msa-tiny",
-        metavar="NAME|DIR|HUB_ID",
+        metavar="NAME|PATH|HUB_ID",
         help="encodes and answers, and gives routing its shape (default: msa-tiny, which comes with the package)",
     )
     add_device_option(parser)

@@ -114,7 +114,7 @@ def complete_model_options(commands: Subparsers[ArgumentParser]) -> None:
 
 
 def _add_model_option(group: Any, description: str) -> None:
-    group.add_argument("--model", metavar="NAME|DIR|HUB_ID", help=description)
+    group.add_argument("--model", metavar="NAME|PATH|HUB_ID", help=description)
 
 
 def add_device_option(group: Any, description: str = "where it runs (auto: CUDA if any)") -> None:

@@ -23,7 +23,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument(
         "--stop-after", type=_minutes, metavar="MINUTES", help="save and stop after so long; run it again to go on"
     )
-    parser.add_argument("--model", metavar="NAME|DIR|HUB_ID", help="train this model instead of the configuration's")
+    parser.add_argument("--model", metavar="NAME|PATH|HUB_ID", help="train this model instead of the configuration's")
     add_device_option(parser)
 
 
