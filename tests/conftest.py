@@ -14,6 +14,13 @@ def pytest_runtest_setup(item):
     torch.set_num_threads(_THREADS if item.get_closest_marker("default_model") else 1)
 
 
+@pytest.fixture
+def plain_log(monkeypatch):
+    """Training without the picture of its curves and the measured peak, which take longer than tiny runs do."""
+    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
+    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_tokenizer()

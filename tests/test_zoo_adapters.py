@@ -15,11 +15,7 @@ from msa.training.config import LoraConfig, Phase, TrainConfig
 from msa.training.data.needles import NeedleConfig
 from msa.training.run import train
 
-
-@pytest.fixture(autouse=True)
-def _plain_log(monkeypatch):
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+pytestmark = pytest.mark.usefixtures("plain_log")
 
 
 @pytest.fixture

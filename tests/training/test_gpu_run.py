@@ -25,11 +25,7 @@ def recipe(name="gpu_run"):
     return module
 
 
-@pytest.fixture(autouse=True)
-def _plain_log(monkeypatch):
-    """What test_training_log.py tests takes longer than these runs; the recipe draws its own picture in the end."""
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+pytestmark = pytest.mark.usefixtures("plain_log")
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ from msa.training.config import LoraConfig
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch):
-    """What test_training_log.py tests takes longer than these runs; accelerate keeps the first precision for good."""
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+def _plain(plain_log):
+    """Accelerate keeps the first precision for good."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

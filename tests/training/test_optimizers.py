@@ -12,12 +12,7 @@ from msa.training.config import LoraConfig, TrainConfig
 from msa.training.optimizers import build_optimizers
 from msa.training.parameters import choose_trainable, is_router
 
-
-@pytest.fixture(autouse=True)
-def _plain_log(monkeypatch):
-    """What test_training_log.py tests takes longer than these runs."""
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+pytestmark = pytest.mark.usefixtures("plain_log")
 
 
 def trained(folder, **changes):

@@ -18,11 +18,7 @@ from msa.training.parameters import choose_trainable, is_router, save_trained
 LORA = LoraConfig(rank=3, alpha=12)
 
 
-@pytest.fixture(autouse=True)
-def _plain_log(monkeypatch):
-    """The picture of the curves takes longer than these runs."""
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+pytestmark = pytest.mark.usefixtures("plain_log")
 
 
 def trained(folder, model, steps=3, **changes):

@@ -108,9 +108,7 @@ def test_what_was_mined_reaches_the_workers(tmp_path, model, opened):
     assert differing > 4
 
 
-def test_a_run_ends_with_the_weights_of_one_without_workers(tmp_path, monkeypatch, opened):
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
+def test_a_run_ends_with_the_weights_of_one_without_workers(tmp_path, plain_log, opened):
     trained = []
     for workers in (0, 2):
         model, run = learner(), run_of(tmp_path / str(workers))

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from msa.cli.console import working, write_line, write_table
 from msa.cli.evaluate import tokens
-from msa.cli.options import ArgumentParser, Subparsers, UsageError, add_command, add_device_option, add_dtype_option
+from msa.cli.options import (
+    ArgumentParser,
+    Subparsers,
+    UsageError,
+    add_command,
+    add_device_option,
+    add_dtype_option,
+    add_model_option,
+)
 
 if TYPE_CHECKING:
     from msa.bench import Figure
@@ -35,11 +43,10 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument(
         "what", nargs="?", choices=(*PARTS, "all"), default="all", help="what to measure (default: all)"
     )
-    parser.add_argument(
-        "--model",
+    add_model_option(
+        parser,
+        "encodes and answers, and gives routing its shape (default: msa-tiny, which comes with the package)",
         default="msa-tiny",
-        metavar="NAME|PATH|HUB_ID",
-        help="encodes and answers, and gives routing its shape (default: msa-tiny, which comes with the package)",
     )
     add_device_option(parser)
     add_dtype_option(parser)

@@ -87,7 +87,7 @@ def add_command(
 
 def _add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    _add_model_option(
+    add_model_option(
         group,
         "the model; by default the one that made the memory, for a new memory $MSA_MODEL or the shipped one",
     )
@@ -101,7 +101,11 @@ def complete_model_options(commands: Subparsers[ArgumentParser]) -> None:
     Args:
         commands: all commands, each with its own options already; of one that has tasks, the tasks are meant.
     """
-    adders = {"--model": _add_model_option, "--device": add_device_option, "--dtype": add_dtype_option}
+    adders: dict[str, Callable[[Any, str], None]] = {
+        "--model": add_model_option,
+        "--device": add_device_option,
+        "--dtype": add_dtype_option,
+    }
     for parser in commands.choices.values():
         tasks = [action for action in parser._actions if isinstance(action, Subparsers)]
         for action in tasks:
@@ -113,8 +117,9 @@ def complete_model_options(commands: Subparsers[ArgumentParser]) -> None:
                 adders[name](group, "not used")
 
 
-def _add_model_option(group: Any, description: str) -> None:
-    group.add_argument("--model", metavar="NAME|PATH|HUB_ID", help=description)
+def add_model_option(group: Any, description: str, default: str | None = None) -> None:
+    """Add ``--model`` to a parser or an argument group."""
+    group.add_argument("--model", default=default, metavar="NAME|PATH|HUB_ID", help=description)
 
 
 def add_device_option(group: Any, description: str = "where it runs (auto: CUDA if any)") -> None:

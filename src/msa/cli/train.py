@@ -6,7 +6,7 @@ import argparse
 import math
 
 from msa.cli.console import write_line, write_note
-from msa.cli.options import ArgumentParser, Subparsers, add_command, add_device_option
+from msa.cli.options import ArgumentParser, Subparsers, add_command, add_device_option, add_model_option
 
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
@@ -23,7 +23,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument(
         "--stop-after", type=_minutes, metavar="MINUTES", help="save and stop after so long; run it again to go on"
     )
-    parser.add_argument("--model", metavar="NAME|PATH|HUB_ID", help="train this model instead of the configuration's")
+    add_model_option(parser, "train this model instead of the configuration's")
     add_device_option(parser)
 
 

@@ -220,16 +220,11 @@ class _Encoder:
         prefix = self.model.prefix
         # padding on the right needs no mask: no token attends to what comes after it
         inner = QuestionReader(
-            attention_mask=None,
-            routing_mask=None,
-            memory=None,
-            prefix=prefix,
-            cache=None,
-            keep_cache=False,
-            attend_selected=False,
             spec=self.lm.config.routing_spec(training=False),
             top_k=self.lm.config.top_k_docs,
-            doc_mask=None,
+            prefix=prefix,
+            keep_cache=False,
+            attend_selected=False,
         )
         reader = _StateReader(attend_as=inner.attend, keep=lambda hidden: hidden[mask])
         return self._run(ids, prefix.num_tokens + self.lm.config.top_k_docs, reader), mask.sum(1).cpu()
