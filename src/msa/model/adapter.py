@@ -73,7 +73,8 @@ def apply_adapter(
     if backbone is not None and named is not None and named != backbone:
         model_name = f" ({metadata['model']} as it was then)" if "model" in metadata else ""
         raise CheckpointError(
-            f"adapter {path} was trained over backbone {named}{model_name}, these weights are {backbone}"
+            f"adapter {path} was trained over backbone {named}{model_name}, these weights are {backbone}. "
+            "Lay it over those, or train it anew over these"
         )
     try:
         scale = float(metadata.get("lora_scale", 1.0))
