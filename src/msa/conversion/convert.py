@@ -52,12 +52,11 @@ def convert(
         init: ``whitened`` (second moments of a calibration text) or ``tied`` (W_Q = W_K, needs no text).
         calibrate: files or folders of the user's own corpus to whiten by; None: the shipped calibration text.
         router_layers: layers that route; None: the upper half.
-        chunk_size: tokens per chunk.
-        top_k_docs: documents each router layer selects.
+        chunk_size, top_k_docs: tokens per chunk, and documents each router layer selects.
         protocol: the transcript's strings; None: chosen for the tokenizer.
         dtype: dtype of the weights written.
         device: where the calibration text is read.
-        overwrite: replace the model in ``dest``; a folder with anything else in it is never replaced.
+        overwrite: replace ``dest`` where it holds a model; a folder without ``config.json`` is never replaced.
         progress: called with tokens read and tokens in all while calibrating.
 
     Returns:
