@@ -94,13 +94,17 @@ class MemorySparseAttention(nn.Module):
 
     def project(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Normed hidden states ``[B, T, H]`` → q ``[B, Hq, T, D]``, k and v ``[B, Hkv, T, D]``, RoPE applied."""
-        joined = self.fused_qkv(hidden, [self.q_proj, self.k_proj, self.v_proj])
+        return self.heads_of(self.fused_qkv(hidden, [self.q_proj, self.k_proj, self.v_proj]), rope)
+
+    def heads_of(self, joined: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`project` returns, of the projections side by side ``[B, T, (Hq + 2·Hkv)·D]``."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
-        qk, v = joined.unflatten(-1, (-1, self.head_dim)).split([num_heads + num_kv_heads, num_kv_heads], dim=2)
+        heads = joined.view(*joined.shape[:2], num_heads + 2 * num_kv_heads, self.head_dim)
+        qk, v = heads.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=2)
         if self.normed:
-            q, k = qk.split([num_heads, num_kv_heads], dim=2)
+            q, k = qk.split_with_sizes((num_heads, num_kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
-        q, k = apply_rope(qk.transpose(1, 2), *rope).split([num_heads, num_kv_heads], dim=1)
+        q, k = apply_rope(qk.transpose(1, 2), *rope).split_with_sizes((num_heads, num_kv_heads), dim=1)
         return q, k, v.transpose(1, 2)
 
     def routing_query(self, hidden: Tensor, q: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The products of one decoded token on a CPU, which are bound by streaming the weights.
 
 Few large products stream them faster than many small ones (:class:`FusedLinear`), and torch's own matrix-vector product
-streams bf16 weights about twice as fast as oneDNN's matrix product of one row (:class:`OneRowProducts`;
-benchmarks/encode_decode.py measures both).
+streams bf16 weights about twice as fast as oneDNN's matrix product of one row (:class:`OneRowProducts`; several rows:
+token_pass.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ class FusedLinear:
         if self._weight is not None and not torch.is_grad_enabled() and self._is_intact(layers):
             return nn.functional.linear(x, self._weight, self._bias)
         return torch.cat([layer(x) for layer in layers], dim=-1)
+
+    @property
+    def joined(self) -> tuple[Tensor, Tensor | None]:
+        """The layers' weights ``[out_1 + out_2 + …, in]`` as one, and their biases, once :meth:`fuse` was called."""
+        if self._weight is None:
+            raise RuntimeError("the layers are not fused: call fuse first")
+        return self._weight, self._bias
 
     @torch.no_grad()
     def fuse(self, layers: Sequence[nn.Linear]) -> None:

@@ -40,6 +40,7 @@ from msa.model.fusion import FusedLinear, few_row_products
 from msa.model.losses import with_losses
 from msa.model.memory_view import DocumentMemory, MemoryView, selectable_documents
 from msa.model.positions import RotaryEmbedding
+from msa.model.token_pass import TokenPass
 from msa.ops import Routing, chunk_offsets_of, pool_chunks
 
 
@@ -168,6 +169,7 @@ class MSAForCausalLM(PreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # published checkpoints carry the routing loss's temperature as a tensor; it is not trained
         self.temperature = nn.Parameter(torch.tensor(float(config.routing_temperature)), requires_grad=False)
+        self._token_pass: TokenPass | None = None
         self.post_init()
 
     def encode_documents(self, input_ids: Tensor, lengths: Tensor) -> DocumentMemory:
@@ -292,7 +294,10 @@ class MSAForCausalLM(PreTrainedModel):
         ``num_logits``: of the last so many tokens; 0: of all; None: none. ``collect``: keep every layer's input.
         """
         layer_inputs: list[Tensor] | None = [] if collect else None
-        with few_row_products(input_ids, self.dtype):
+        logits: Tensor | None
+        if layer_inputs is None and num_logits is not None and input_ids.shape[1] == 1:
+            states, logits = self.read_token(input_ids, positions, reader)
+        else:
             states = self.model(input_ids, positions, reader, layer_inputs)
             logits = None if num_logits is None else self.lm_head(states[:, -num_logits:])
         return states, MSAOutput(
@@ -301,6 +306,17 @@ class MSAForCausalLM(PreTrainedModel):
             cache=reader.cache_after(positions),
             hidden_states=None if layer_inputs is None else tuple(layer_inputs),
         )
+
+    def read_token(self, input_ids: Tensor, positions: Tensor, reader: Reader) -> tuple[Tensor, Tensor]:
+        """One token of each row, ids and positions ``[B, 1]``: final states ``[B, 1, H]`` and logits ``[B, 1, V]``.
+
+        By a :class:`TokenPass` where there is one for the weights as they are, else through the modules.
+        """
+        if self._token_pass is not None and self._token_pass.is_current and not torch.is_grad_enabled():
+            return self._token_pass(input_ids, positions, reader)
+        with few_row_products(input_ids, self.dtype):
+            states = self.model(input_ids, positions, reader)
+            return states, self.lm_head(states)
 
     def route(
         self,
@@ -361,11 +377,13 @@ class MSAForCausalLM(PreTrainedModel):
         """Join q/k/v and gate/up of every layer for faster inference; outputs and tensor names stay the same."""
         for fused, projections in self._joint_projections():
             fused.fuse(projections)
+        self._token_pass = TokenPass(self)
 
     def separate_projections(self) -> None:
         """Undo :meth:`fuse_projections`, before training."""
         for fused, projections in self._joint_projections():
             fused.separate(projections)
+        self._token_pass = None
 
     def _joint_projections(self) -> Iterator[tuple[FusedLinear, list[nn.Linear]]]:
         for index in range(len(self.model.layers)):

@@ -20,11 +20,11 @@ class RotaryEmbedding:
         self._tables: dict[torch.device, tuple[Tensor, float]] = {}
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Positions ``[B, T]`` → cos and sin ``[B, 1, T, D]`` in ``dtype``, computed in float32."""
+        """Positions ``[B, T]`` → what :func:`apply_rope` takes, ``[B, 1, T, D]`` in ``dtype``, computed in float32."""
         inv_freq, scaling = self._table(positions.device)
-        angles = positions[..., None].float() * inv_freq
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+        angles = (positions[..., None].float() * inv_freq)[:, None]
+        cos, sin = angles.cos() * scaling, angles.sin() * scaling
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
     def _table(self, device: torch.device) -> tuple[Tensor, float]:
         if device not in self._tables:
@@ -41,9 +41,11 @@ class RotaryEmbedding:
 
 
 def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``[B, H, T, D]`` by the angles of its positions, halves paired (the Llama convention)."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotate ``[B, H, T, D]`` by the angles of its positions, halves paired (the Llama convention).
+
+    ``cos`` and ``sin`` are the angles' for each half, ``sin`` negated for the first.
+    """
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), sin)
 
 
 def question_positions(attention_mask: Tensor, start: int) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from msa.model.attention import NEG_INF, MemorySparseAttention
 from msa.model.cache import KVCache, LayerCache
-from msa.model.fusion import few_row_products
 from msa.ops import attend_memory
 
 if TYPE_CHECKING:
@@ -118,15 +117,13 @@ class RunningCache:
         ids = torch.tensor(tokens, device=self._positions.device)[:, None]
         ends = self._ends[:, :rows]
         self._bias[:, :rows].scatter_(2, ends[..., None], 0.0)
-        with few_row_products(ids, lm.dtype):
-            states = lm.model(ids, self._positions[:rows, None], self)
-            logits: Tensor = lm.lm_head(states[:, -1])
+        _, logits = lm.read_token(ids, self._positions[:rows, None], self)
         ends += 1
         self._positions[:rows] += 1
         self._seen = [columns + 1 for columns in self._seen]
         for lengths in self._lengths:
             lengths[:] = [length + 1 for length in lengths]
-        return logits
+        return logits[:, -1]
 
     def attend(self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See :class:`msa.model.attention.Reader`; one token ``[B, …, 1, D]`` each."""
