@@ -14,7 +14,7 @@ from msa.ops.route import measure_keys, route_naive
 from msa.ops.route.blocks import as_blocks
 from msa.ops.route.first_look import first_look
 from msa.ops.route.products import fast_product
-from msa.ops.route.scan import score_chunks
+from msa.ops.route.scan import score_chunks, tiles_of
 from msa.ops.route.scoring import prepare_query
 from msa.ops.route.types import reduce_chunks, select_documents
 from msa.routing.ranking import mean_over_layers
@@ -315,3 +315,32 @@ def test_halving_in_place(similarity):
     here = halve_keys(keys, similarity, out=keys)
     assert here.keys.data_ptr() == keys.data_ptr()
     assert torch.equal(here.keys, apart.keys)
+
+
+def chunks_in(tile):
+    return sum(stop - start for _, start, stop in tile)
+
+
+def test_large_tiles_end_with_their_block_and_small_ones_are_joined():
+    keys = torch.randn(1000, 2, 16)
+    blocks = [ExactKeys(part) for part in keys.split([450, 10, 0, 20, 5, 30, 485])]
+    tiles = tiles_of(blocks, 200, 50)
+    assert [chunks_in(tile) for tile in tiles] == [200, 200, 50, 50, 50, 200, 200, 50]
+    assert [len(tile) for tile in tiles] == [1, 1, 1, 4, 2, 1, 1, 1]
+    in_order = [block.keys[start:stop] for tile in tiles for block, start, stop in tile]
+    assert torch.equal(torch.cat(in_order), keys)
+    assert [chunks_in(tile) for tile in tiles_of(blocks, 300)] == [300, 300, 300, 100]
+
+
+@pytest.mark.usefixtures("_both_products")
+@pytest.mark.parametrize("sizes", [[2100], [900, 1200], [1] * 20 + [2000] + [40, 40], [30] * 70])
+@pytest.mark.parametrize("form", ["measured", "bfloat16", "int8"])
+def test_large_and_small_tiles_select_the_same(monkeypatch, looks, form, sizes):
+    monkeypatch.setattr(tiled, "_LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(looking, "_LARGE_CHUNKS", 256)
+    monkeypatch.setattr(looking, "chunks_per_tile", lambda *_: 64)
+    query, mask, keys, offsets = draw("topics")
+    blocks = [FORMS[form](part, "cosine") for part in keys.split(sizes)]
+    ours = route(query, mask, blocks, offsets, RoutingSpec(), 16)
+    assert_same_selection(ours, exactly(query, mask, blocks, offsets, RoutingSpec(), 16))
+    assert None not in looks

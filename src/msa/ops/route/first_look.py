@@ -26,8 +26,8 @@ from msa.ops.route.types import RoutingSpec
 
 # a sum of K products in float32 is off by less than (K + a few roundings more) of these
 _FLOAT_ERROR = 2**-23
-# products read keys in an order that memory is slow at where a chunk is short: copying a tile first is faster then
-_SHORT_BYTES = 512
+# a large product: chunks for each thread, and bytes of their scores; of keys, which stay where they are, twice as many
+_LARGE_CHUNKS, _LARGE_BYTES = 8192, 2 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def first_look(
         return None
     rows = _all_routing(q, mask, spec.query_reduce)
     rounded, step, lost = _rounded(rows, form.dtype)
-    tile = tile or chunks_per_tile(rows.shape[0] * rows.shape[1], rows.shape[2], form.dtype.itemsize, q.device)
 
     def look(run: Sequence[Pieces]) -> list[tuple[Tensor, float]]:
-        return _look(rounded, run, tile, form, spec.similarity, product)
+        return _look(rounded, run, form, spec.similarity, product)
 
-    found = on_tiles(look, tiles_of(blocks, tile), q.device)
+    tiles, large = _tiles(rounded, blocks, tile)
+    found = look(tiles) if large else on_tiles(look, tiles, q.device)
     scores = torch.cat([scores for scores, _ in found], dim=1)
     scales = scales_of(blocks)
     if scales is not None:
@@ -121,12 +121,30 @@ def _rounded(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, T
     return rounded, None, (rows - rounded).norm(dim=2).amax(1)
 
 
+def _tiles(rows: Tensor, blocks: Sequence[KeyBlock], tile: int | None) -> tuple[list[Pieces], bool]:
+    """What to multiply rows ``[B, T, K]`` with at a time, and whether that is enough for all threads together.
+
+    A large product on all threads is faster than many small ones, each on a thread of its own; but a memory of many
+    small blocks has no large ones, unless its keys are copied.
+    """
+    num_rows, itemsize = rows.shape[0] * rows.shape[1], rows.element_size()
+    small = tile or chunks_per_tile(num_rows, rows.shape[2], itemsize, rows.device)
+    if tile is None:
+        widest = max(num_rows * RESULT_DTYPES[rows.dtype].itemsize, rows.shape[2] * itemsize // 2)
+        most = min(_LARGE_CHUNKS, _LARGE_BYTES // widest) * torch.get_num_threads()
+        large = tiles_of(blocks, max(small, most), small)
+        if sum(block.keys.shape[0] for block in blocks) >= most // 4 * len(large):
+            return large, True
+    return tiles_of(blocks, small), False
+
+
 def _look(
-    query: Tensor, tiles: Sequence[Pieces], tile: int, form: FastForm, similarity: str, product: Product
+    query: Tensor, tiles: Sequence[Pieces], form: FastForm, similarity: str, product: Product
 ) -> list[tuple[Tensor, float]]:
     """The best token's score ``[B, c]`` of each tile; and the longest key possible, where that is not known."""
     batch, tokens, length = query.shape
     rows = query.reshape(batch * tokens, length).contiguous()
+    tile = max(sum(stop - start for _, start, stop in pieces) for pieces in tiles)
     result = torch.empty(batch * tokens * tile, dtype=RESULT_DTYPES[form.dtype])
     heads = tiles[0][0][0].keys.shape[1:]
     scratch = torch.empty(tile, *heads, dtype=form.dtype)
@@ -141,11 +159,8 @@ def _look(
 
 
 def _fast_keys(pieces: Pieces, similarity: str, scratch: Tensor) -> Tensor:
-    """The chunks of one tile, where a product reads them fastest."""
+    """The chunks of one tile; only one that crosses a border is copied."""
     if len(pieces) > 1:
         return torch.cat([block.fast_rows(start, stop, similarity) for block, start, stop in pieces])
     block, start, stop = pieces[0]
-    scratch = scratch[: stop - start]
-    keys = block.fast_rows(start, stop, similarity, scratch)
-    short = keys[0].nbytes <= _SHORT_BYTES and keys.data_ptr() != scratch.data_ptr()
-    return scratch.copy_(keys) if short else keys
+    return block.fast_rows(start, stop, similarity, scratch[: stop - start])

@@ -85,20 +85,28 @@ def chunks_per_tile(num_rows: int, key_length: int, itemsize: int, device: torch
     return max(_FEWEST_CHUNKS, (_TILE_BYTES_CPU if device.type == "cpu" else _TILE_BYTES) // widest)
 
 
-def tiles_of(blocks: Sequence[KeyBlock], tile_chunks: int) -> list[Pieces]:
-    """What each tile of ``tile_chunks`` chunks is made of; only the last has fewer."""
+def tiles_of(blocks: Sequence[KeyBlock], tile_chunks: int, joined_chunks: int | None = None) -> list[Pieces]:
+    """What each tile is made of: of ``tile_chunks`` chunks, or fewer at the end of a block.
+
+    Pieces of fewer than ``joined_chunks`` chunks (None: of a tile) are joined across the borders of blocks, to tiles of
+    as many.
+    """
+    joined_chunks = min(joined_chunks or tile_chunks, tile_chunks)
     tiles: list[Pieces] = []
-    room = 0
+    missing = 0  # chunks that the last tile is short of
     for block in blocks:
         start, num_chunks = 0, block.keys.shape[0]
         while start < num_chunks:
-            if not room:
-                tiles.append([])
-                room = tile_chunks
-            stop = min(start + room, num_chunks)
-            tiles[-1].append((block, start, stop))
-            room -= stop - start
-            start = stop
+            left = num_chunks - start
+            if missing:
+                taken = min(missing, left)
+                tiles[-1].append((block, start, start + taken))
+                missing -= taken
+            else:
+                taken = min(tile_chunks, left)
+                tiles.append([(block, start, start + taken)])
+                missing = max(0, joined_chunks - taken)
+            start += taken
     return tiles
 
 
