@@ -187,6 +187,24 @@ def encode_decode() -> str:
     return f"{table(['smollm2-135m, tokens/s', 'here', 'beside', 'ratio'], rows)}\n\n{origin(name)}"
 
 
+def few_rows() -> str:
+    """All products of one token a row, in several ways."""
+    name = "few_row_products_2cpu_202611"
+    content = load(name)
+    counts = [key for key in content if key.endswith(" rows")]
+    ways = [*content[counts[-1]]]
+    rows = [
+        [
+            way,
+            *(ms(content[count][way]) if way in content[count] else "" for count in counts),
+            f"{content['off'][way]:.4f}",
+        ]
+        for way in ways
+    ]
+    rows.append(["floor: reading bf16 weights", *[ms(content["floor"])] * len(counts), ""])
+    return f"{table(['ms', *counts, 'off'], rows)}\n\n{origin(name)}"
+
+
 def read_speed() -> float:
     """Bytes/s of reading 128 MiB of keys once, as the routing measurement found it on the same machine."""
     exact = load("routing_scorer_2cpu_202611")["published"][CPU_SIZE]["exact"]
@@ -304,6 +322,7 @@ def blocks() -> dict[str, str]:
         "routing on an h200": routing_gpu(),
         "encoding": encoding(),
         "encoding and decoding": encode_decode(),
+        "few rows": few_rows(),
         "memory size": memory_sizes(),
         "concurrency": concurrency(),
     }

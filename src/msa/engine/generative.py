@@ -53,6 +53,7 @@ class GenerativeMode:
                 options,
                 decoding,
             )
+            yield decoding  # for its prefill
             for row, i in enumerate(active):
                 decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
             for drawn in decoding.steps(cancelled):
@@ -135,6 +136,7 @@ class GenerativeMode:
             prefix=self.model.prefix,
             doc_mask=doc_mask,
             earlier=None if last is None else last.lower,
+            later=True,
         )
 
 

@@ -52,12 +52,17 @@ class LowerLayers:
 
 @dataclass
 class Prefilled:
-    """A prefilled question: logits ``[1, V]`` after its last token, and what goes on from it."""
+    """Prefilled questions: logits ``[B, V]`` after the last token of each, and what goes on from it.
+
+    Attributes:
+        routing: router layer → :class:`msa.ops.Routing`.
+        lower: of a single one over a memory, for a later one that begins alike; None: nothing was kept.
+    """
 
     logits: Tensor
     cache: KVCache
     routing: dict[int, Routing]
-    lower: LowerLayers
+    lower: LowerLayers | None
 
 
 @torch.inference_mode()
