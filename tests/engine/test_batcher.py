@@ -241,6 +241,17 @@ def test_prefills_go_together(random, monkeypatch):
     assert max(passes) > 1
 
 
+@pytest.mark.parametrize("retrieval", ["generative", "routed"])
+def test_one_is_cancelled_before_its_prefill(random, retrieval):
+    gone = []
+    steps = random.steps(QUESTIONS[0], AskOptions(retrieval=retrieval), lambda: bool(gone))
+    waiting = next(item for item in steps if isinstance(item, Decoding))
+    assert waiting.coming is not None
+    gone.append(True)
+    (done,) = steps
+    assert done.answer.finish_reason == "cancelled"
+
+
 def test_a_prefill_that_fails_fails_alone(random, monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("one of them cannot be read")

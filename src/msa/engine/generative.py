@@ -54,6 +54,8 @@ class GenerativeMode:
                 decoding,
             )
             yield decoding  # for its prefill
+            if cancelled is not None and cancelled():
+                return decoding
             for row, i in enumerate(active):
                 decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
             for drawn in decoding.steps(cancelled):

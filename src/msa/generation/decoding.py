@@ -175,12 +175,12 @@ class Decoding:
         """
         if self.coming is not None:
             yield None
-        self._check()
         while True:
             if cancelled is not None and cancelled():
                 for row in self.rows:
                     row.finish_reason = row.finish_reason or "cancelled"
                 return
+            self._check()
             running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
             if not running:
                 return
