@@ -98,13 +98,12 @@ def test_a_decoding_that_prefills_later(given):
     assert later.routing.keys() == now.routing.keys()
 
 
-def test_whoever_goes_on_is_told_that_the_prefill_failed(given):
+@pytest.mark.parametrize("goes_on", ["by its routing", "by the next token"])
+def test_whoever_goes_on_is_told_that_the_prefill_failed(given, goes_on):
     lm, context = given
     decoding = Decoding(lm, [Prompt(ids=QUESTIONS[0])], **context, later=True)
     steps = decoding.steps()
     assert next(steps) is None
     decoding.fail(ValueError("unreadable"))
     with pytest.raises(ValueError, match="unreadable"):
-        _ = decoding.routing
-    with pytest.raises(ValueError, match="unreadable"):
-        next(steps)
+        _ = decoding.routing if goes_on == "by its routing" else next(steps)

@@ -93,20 +93,22 @@ class Batcher:
         if not wanted:
             return []
         group = pass_together(self._lm, [*wanted])
+        served = [wanted[each] for each in group]
         if len(group) > 1:
             try:
-                for each, done in zip(group, prefill_together(self._lm, group), strict=True):
-                    wanted[each].begin(done)
+                for decoding, done in zip(served, prefill_together(self._lm, group), strict=True):
+                    decoding.begin(done)
+            # memory ran out, or one of them cannot be read: alone each finds out
             except Exception as error:
-                logger.warning("prefill of %d questions, now one by one: %s", len(group), error)
-        for decoding in [wanted[each] for each in group]:
+                logger.warning("a prefill of %d questions failed; now one by one: %s", len(group), error)
+        for decoding in served:
             try:
                 if decoding.coming is not None:
                     decoding.advance()
-            # the others may go on without this one
+            # the others go on without this one
             except Exception as error:
                 decoding.fail(error)
-        return [wanted[each] for each in group]
+        return served
 
     def _join(self, decoding: Decoding) -> bool:
         """Give a decoding a row if there is room for it."""

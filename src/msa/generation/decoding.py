@@ -140,12 +140,14 @@ class Decoding:
         self.coming = None
 
     def fail(self, error: Exception) -> None:
-        """The prefill was tried and cannot be made; whoever goes on with this decoding is told so."""
-        self._error, self.coming = error, None
+        """The prefill was tried and cannot be made: who goes on with this decoding is told why."""
+        self._error = error
 
     def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
+        # told once and forgotten: its frames hold the decodings that were prefilled beside this one
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         if self.coming is not None:
             raise RuntimeError("this decoding has not been prefilled: advance it first")
 
