@@ -19,6 +19,7 @@ from performance_tables import (
     GPU_FORMS,
     GPU_SIZE,
     LENGTHS,
+    TOP_K,
     WAYS,
     blocks,
     load,
@@ -139,6 +140,21 @@ def draw_concurrency() -> None:
     save(figure, "concurrency")
 
 
+def draw_top_k() -> None:
+    """Prefill and decoding by documents selected."""
+    rows = load(TOP_K)["rows"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
+    numbers = [row["top_k"] for row in rows]
+    for axis, key, label in zip(axes, ("prefill_seconds", "token_seconds"), ("prefill", "each token"), strict=True):
+        axis.plot(numbers, [1000 * row[key] for row in rows], "o-")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, [str(number) for number in numbers])
+        axis.set(xlabel="documents selected per router layer", ylabel=f"{label}, ms")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    save(figure, "top-k")
+
+
 def main() -> None:
     """Draw everything and fill the page."""
     draw_question_length()
@@ -146,6 +162,8 @@ def main() -> None:
     draw_memory_size()
     if stored(CONCURRENCY):
         draw_concurrency()
+    if stored(TOP_K):
+        draw_top_k()
     PAGE.write_text(with_blocks(PAGE.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
 
 

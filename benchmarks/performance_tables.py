@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-CONCURRENCY = "serving_throughput_2cpu_202611"
+CONCURRENCY, TOP_K = "serving_throughput_2cpu_202611", "top_k_growth_2cpu_202611"
 COMMANDS = {
     "encode_decode_2cpu_202611": "python benchmarks/encode_decode.py",
     "routing_memory_2cpu_202611": "python benchmarks/routing_memory.py",
@@ -251,6 +251,25 @@ def memory_sizes() -> str:
     return f"{table([*header, 'fetch winners, ms', 'resident, GB'], rows)}\n\n{origin(name)}"
 
 
+def top_k_growth() -> str:
+    """A question by documents selected per router layer; empty where it has not been measured."""
+    if not stored(TOP_K):
+        return ""
+    content = load(TOP_K)
+    rows = [
+        [
+            str(row["top_k"]),
+            f"{row['columns']:,.0f}",
+            f"{row['fetched_bytes'] / 1e6:.2f}",
+            ms(row["prefill_seconds"]),
+            ms(row["token_seconds"]),
+        ]
+        for row in content["rows"]
+    ]
+    header = ["selected per layer", "columns", "fetched, MB", "prefill, ms", "each token, ms"]
+    return f"{table(header, rows)}\n\n{origin(TOP_K)}"
+
+
 def concurrency() -> str:
     """Questions side by side; empty where they have not been measured."""
     if not stored(CONCURRENCY):
@@ -324,5 +343,6 @@ def blocks() -> dict[str, str]:
         "encoding and decoding": encode_decode(),
         "few rows": few_rows(),
         "memory size": memory_sizes(),
+        "top k": top_k_growth(),
         "concurrency": concurrency(),
     }
