@@ -146,11 +146,12 @@ def draw_top_k() -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
     numbers = [row["top_k"] for row in rows]
     for axis, key, label in zip(axes, ("prefill_seconds", "token_seconds"), ("prefill", "each token"), strict=True):
-        axis.plot(numbers, [1000 * row[key] for row in rows], "o-")
+        milliseconds = [1000 * row[key] for row in rows]
+        axis.plot(numbers, milliseconds, "o-")
         axis.set_xscale("log", base=2)
         axis.set_xticks(numbers, [str(number) for number in numbers])
         axis.set(xlabel="documents selected per router layer", ylabel=f"{label}, ms")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(milliseconds))
         axis.grid(alpha=0.3)
     save(figure, "top-k")
 

@@ -45,7 +45,7 @@ def origin(name: str) -> str:
     content = load(name)
     made = content.get("environment", content)
     machine = made["machine"] + (f", {made['threads']} threads" if "threads" in made else "")
-    command = content.get("command", COMMANDS.get(name))
+    command = content.get("command") or COMMANDS.get(name) or made["command"]
     return f"[`{name}.json`](../benchmarks/results/{name}.json): `{command}`; {machine}; {made['date']}."
 
 
