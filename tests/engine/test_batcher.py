@@ -7,7 +7,6 @@ import torch
 from tiny import tiny_model
 
 import msa
-import msa.engine.batcher
 from msa import AskOptions, Done, Engine, Sampling, TextPiece
 from msa.engine import Batcher, answer_together
 from msa.generation.decoding import Decoding, Prompt
@@ -175,7 +174,7 @@ def test_one_is_cancelled_and_the_others_go_on(random):
         assert without_measures(answers[index]) == without_measures(random.ask([QUESTIONS[index]], options[0])[0])
 
 
-@pytest.mark.parametrize("max_bytes", [0, 450_000])
+@pytest.mark.parametrize("max_bytes", [0, 600_000])
 def test_rows_that_do_not_fit_into_memory_wait(random, max_bytes):
     options, batcher = staggered(retrieval="generative"), Watched(random.model.lm, 8, max_bytes)
     assert_as_alone(random, options, together(random, options, batcher))
@@ -216,59 +215,6 @@ def test_a_pass_that_fails_can_be_made_again_with_fewer(random):
     assert len(answers) == 2
     for question, answer in zip(QUESTIONS, answers.values(), strict=False):
         assert without_measures(answer) == without_measures(random.ask([question], options[0])[0])
-
-
-def waiting_decodings(engine, options):
-    """A question each, brought to its first wait."""
-    steps = [engine.steps(question, chosen) for question, chosen in zip(QUESTIONS, options, strict=True)]
-    return steps, [next(item for item in each if isinstance(item, Decoding)) for each in steps]
-
-
-def test_prefills_go_together(random, monkeypatch):
-    passes, prefilled = [], msa.engine.batcher.prefill_together
-    monkeypatch.setattr(
-        msa.engine.batcher, "prefill_together", lambda lm, group: passes.append(len(group)) or prefilled(lm, group)
-    )
-    options = staggered(retrieval="generative")
-    steps, waiting = waiting_decodings(random, options)
-    batcher = Batcher(random.model.lm, 4)
-    assert batcher.advance(waiting) == waiting[:4]
-    assert passes == [4]
-    assert [decoding.coming is None for decoding in waiting] == [True] * 4 + [False]
-    for each in steps:
-        each.close()
-    assert_as_alone(random, options, together(random, options, Batcher(random.model.lm, 5)))
-    assert max(passes) > 1
-
-
-@pytest.mark.parametrize("retrieval", ["generative", "routed"])
-def test_one_is_cancelled_before_its_prefill(random, retrieval):
-    gone = []
-    steps = random.steps(QUESTIONS[0], AskOptions(retrieval=retrieval), lambda: bool(gone))
-    waiting = next(item for item in steps if isinstance(item, Decoding))
-    assert waiting.coming is not None
-    gone.append(True)
-    (done,) = steps
-    assert done.answer.finish_reason == "cancelled"
-
-
-def test_a_prefill_that_fails_fails_alone(random, monkeypatch, caplog):
-    def fails(*_):
-        raise RuntimeError("one of them cannot be read")
-
-    monkeypatch.setattr(msa.engine.batcher, "prefill_together", fails)
-    options = staggered(retrieval="generative")
-    steps, waiting = waiting_decodings(random, options)
-    monkeypatch.setattr(waiting[1], "advance", fails)
-    assert Batcher(random.model.lm).advance(waiting) == waiting
-    assert "one by one" in caplog.text
-    for index, each in enumerate(steps):
-        if index == 1:
-            with pytest.raises(RuntimeError, match="cannot be read"):
-                next(each)
-        else:
-            next(each)
-            each.close()
 
 
 def test_closing_frees_all_rows(random):

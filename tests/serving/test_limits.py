@@ -12,7 +12,7 @@ import pytest
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, until
 
 from msa.serving import ServingError
-from msa.serving.jobs import Lane
+from msa.serving.scheduler import Lane
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
 SLOW = {"model": "msa-tiny@known", **ENDLESS}

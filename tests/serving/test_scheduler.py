@@ -6,9 +6,14 @@ import time
 import pytest
 from serving_helpers import until
 
-import msa.serving.scheduler
-from msa.serving.jobs import CancelledJobError, DeadlineError, Lane, QueueFullError, ShuttingDownError
-from msa.serving.scheduler import Scheduler
+from msa.serving.scheduler import (
+    CancelledJobError,
+    DeadlineError,
+    Lane,
+    QueueFullError,
+    Scheduler,
+    ShuttingDownError,
+)
 
 
 @pytest.fixture
@@ -310,8 +315,7 @@ def end(scheduler):
     assert scheduler.join(5)
 
 
-def test_questions_that_take_long_to_begin_begin_one_a_turn(monkeypatch):
-    monkeypatch.setattr(msa.serving.scheduler, "_BEGIN_S", 0)
+def test_questions_run_side_by_side_each_beginning_and_ending_at_its_own_time():
     baton = Baton()
     scheduler = side_by_side(baton)
     jobs = ask_together(scheduler, [counting("a", 3), counting("b", 1), counting("c", 2), counting("d", 2)])
@@ -319,16 +323,6 @@ def test_questions_that_take_long_to_begin_begin_one_a_turn(monkeypatch):
     # one begins a turn, so that those that run do not wait for many
     # in the end there is nothing to do, which is said once
     assert baton.turns == [["a0"], ["a1", "b0"], ["a2", "c0"], ["c1", "d0"], ["d1"], []]
-    assert scheduler.running(Lane.ASK) == 0
-    end(scheduler)
-
-
-def test_questions_run_side_by_side_each_ending_at_its_own_time():
-    baton = Baton()
-    scheduler = side_by_side(baton, max_concurrent=4)
-    jobs = ask_together(scheduler, [counting("a", 3), counting("b", 1), counting("c", 2), counting("d", 2)])
-    assert [job.future.result(5) for job in jobs] == ["a", "b", "c", "d"]
-    assert baton.turns == [["a0", "b0", "c0", "d0"], ["a1", "c1", "d1"], ["a2"], []]
     assert scheduler.running(Lane.ASK) == 0
     end(scheduler)
 
@@ -351,8 +345,7 @@ def test_with_one_at_a_time_a_question_ends_before_the_next_begins():
     end(scheduler)
 
 
-def test_where_there_is_no_room_questions_wait_and_none_begins(monkeypatch):
-    monkeypatch.setattr(msa.serving.scheduler, "_BEGIN_S", 0)
+def test_where_there_is_no_room_questions_wait_and_none_begins():
     baton = Baton(places=2)
     scheduler = side_by_side(baton, max_concurrent=4)
     jobs = ask_together(scheduler, [counting(name, 4) for name in "abcd"])

@@ -13,8 +13,7 @@ import pytest
 from serving_helpers import error_of, until
 
 from msa.serving.http import outcome_of, result_of
-from msa.serving.jobs import CancelledJobError, DeadlineError, Lane
-from msa.serving.scheduler import Scheduler
+from msa.serving.scheduler import CancelledJobError, DeadlineError, Lane, Scheduler
 
 
 def services(scheduler, **settings):

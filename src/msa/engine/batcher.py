@@ -9,18 +9,14 @@ Axes: B rows, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import torch
 
 from msa.generation.decoding import Decoding
-from msa.generation.prefill import pass_together, prefill_together
 from msa.generation.types import Event
 from msa.model import KVCache, MSAForCausalLM, RunningCache
 from msa.routing.tiers import free_host_bytes
-
-logger = logging.getLogger(__name__)
 
 Question = Generator[Event | Decoding, None, None]
 
@@ -57,7 +53,7 @@ class Batcher:
         return len(self._rows)
 
     def advance(self, waiting: Sequence[Decoding]) -> list[Decoding]:
-        """One pass for those that wait for a token, the earliest first, and one for prefills; returns who was served.
+        """One pass for those that wait, the earliest first; returns those that were served.
 
         Args:
             waiting: every decoding that waits for its next token, also those that were not served the last time. One
@@ -71,15 +67,8 @@ class Batcher:
             raise ValueError("only decodings of a single row can be batched; run one of several rows by itself")
         for decoding in [row for row in self._rows if row not in waiting]:
             self._leave(decoding)
-        begun = [decoding for decoding in waiting if decoding.coming is None]
-        served = self._decode(begun) if begun else []
-        return [*served, *self._prefill([decoding for decoding in waiting if decoding.coming is not None])]
-
-    def _decode(self, waiting: Sequence[Decoding]) -> list[Decoding]:
-        """The next token of each, as far as there is room for rows."""
         if self.max_rows == 1 or (not self._rows and len(waiting) == 1):
-            waiting[0].advance()
-            return [waiting[0]]
+            return self._alone(waiting[:1])
         served = [decoding for decoding in waiting if decoding in self._columns or self._join(decoding)]
         if served:
             logits = self._cache.decode(self._lm, [decoding.tokens[0] for decoding in self._rows])
@@ -87,28 +76,11 @@ class Batcher:
                 decoding.give(logits[row : row + 1])
         return served
 
-    def _prefill(self, waiting: Sequence[Decoding]) -> list[Decoding]:
-        """The prefill of the earliest, and of those that belong into the same pass."""
-        wanted = {decoding.coming: decoding for decoding in waiting[: self.max_rows] if decoding.coming is not None}
-        if not wanted:
-            return []
-        group = pass_together(self._lm, [*wanted])
-        served = [wanted[each] for each in group]
-        if len(group) > 1:
-            try:
-                for decoding, done in zip(served, prefill_together(self._lm, group), strict=True):
-                    decoding.begin(done)
-            # memory ran out, or one of them cannot be read: alone each finds out
-            except Exception as error:
-                logger.warning("a prefill of %d questions failed; now one by one: %s", len(group), error)
-        for decoding in served:
-            try:
-                if decoding.coming is not None:
-                    decoding.advance()
-            # the others go on without this one
-            except Exception as error:
-                decoding.fail(error)
-        return served
+    @staticmethod
+    def _alone(waiting: Sequence[Decoding]) -> list[Decoding]:
+        for decoding in waiting:
+            decoding.advance()
+        return [*waiting]
 
     def _join(self, decoding: Decoding) -> bool:
         """Give a decoding a row if there is room for it."""
@@ -162,7 +134,7 @@ def answer_together(questions: Iterable[Question], batcher: Batcher) -> Iterator
     more, crowded = True, False
     try:
         while running or more:
-            while more and not crowded and len(running) < batcher.max_rows:
+            if more and not crowded and len(running) < batcher.max_rows:
                 index, question = next(coming, (-1, None))
                 if question is not None:
                     running[index] = question

@@ -53,9 +53,6 @@ class GenerativeMode:
                 options,
                 decoding,
             )
-            yield decoding  # for its prefill
-            if cancelled is not None and cancelled():
-                return decoding
             for row, i in enumerate(active):
                 decoding.rows[row].prompt.allowed = self._allowed_ids(sessions[i].state, options, decoding.routing, row)
             for drawn in decoding.steps(cancelled):
@@ -138,7 +135,6 @@ class GenerativeMode:
             prefix=self.model.prefix,
             doc_mask=doc_mask,
             earlier=None if last is None else last.lower,
-            later=True,
         )
 
 

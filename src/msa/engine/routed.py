@@ -59,7 +59,7 @@ class RoutedMode:
     def decode_answers(self, sessions: list[Session], options: AskOptions) -> Decoding:
         """Plain reading of the retrieved texts."""
         prompts = [answer_prompt(self.model, session.state.ids, [], options) for session in sessions]
-        return Decoding(self.model.lm, prompts, later=True)
+        return Decoding(self.model.lm, prompts)
 
     def free_tokens(self, question: str, options: AskOptions) -> int:
         """Tokens free for documents in the prompt."""

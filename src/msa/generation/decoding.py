@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from msa.generation.prefill import Prefill, prefill
+from msa.documents.batching import pad_left
 from msa.generation.sampling import Sampling, sample
 from msa.model import KVCache, MemoryView, MSAForCausalLM, PrefixMemory
-from msa.model.lower_layers import LowerLayers, Prefilled
+from msa.model.lower_layers import LowerLayers, prefill_after
 from msa.ops import Routing
 
 
@@ -74,14 +74,14 @@ class Decoding:
         memory: what to route over; None: nothing.
         prefix: the template prefix; None: none.
         doc_mask: documents that may be selected, bool ``[N]`` or ``[B, N]``.
-        prefill_tokens: tokens per forward pass of the prefill, see :class:`msa.generation.prefill.Prefill`.
+        prefill_tokens: tokens per forward pass of the prefill. Everything up to the last routing token goes in one
+            pass whatever it is, because a router layer needs the whole question; the result is the same.
         earlier: what an earlier decoding, of a prompt that this single one begins with, kept in ``lower``; it is not
             computed again.
-        later: the prefill is made by the first :meth:`advance`, or together with others, and not now.
 
     Attributes:
         rows: their state.
-        coming: the prefill while it has not been made.
+        routing: router layer → :class:`msa.ops.Routing` of the prefill.
         tokens: the last token of each row, drawn and not yet in the cache.
         lower: of a single prompt over a memory that went in one pass: for a later one that begins alike.
     """
@@ -96,7 +96,6 @@ class Decoding:
         doc_mask: Tensor | None = None,
         prefill_tokens: int = 4096,
         earlier: LowerLayers | None = None,
-        later: bool = False,
     ) -> None:
         if not prompts or any(not prompt.ids for prompt in prompts):
             raise ValueError("every prompt needs at least one token")
@@ -106,50 +105,44 @@ class Decoding:
         self.rows = [Row(prompt, generator=prompt.sampling.generator()) for prompt in prompts]
         self.tokens: list[int] = []
         self.lower: LowerLayers | None = None
-        self.coming: Prefill | None = Prefill(
-            ids=[prompt.ids for prompt in prompts],
-            routes=[prompt.routes for prompt in prompts],
-            memory=memory,
-            prefix=prefix,
-            doc_mask=doc_mask,
-            tokens_per_pass=prefill_tokens,
-            earlier=earlier,
-        )
-        self._logits: Tensor
         self._cache: KVCache | None
-        self._routing: dict[int, Routing]
-        self._error: Exception | None = None
+        if (
+            memory is not None
+            and len(prompts) == 1
+            and any(prompts[0].routes)
+            and len(prompts[0].ids) <= prefill_tokens
+        ):
+            done = prefill_after(lm, prompts[0].ids, prompts[0].routes, memory, prefix, doc_mask, earlier)
+            self._logits, self._cache, self.routing, self.lower = done.logits, done.cache, done.routing, done.lower
+        else:
+            self._logits, self._cache, self.routing = self._prefill(memory, prefix, doc_mask, prefill_tokens)
         self._reclaim: Callable[[Decoding], KVCache] | None = None
-        if not later:
-            self.advance()
 
-    @property
-    def routing(self) -> dict[int, Routing]:
-        """Router layer → :class:`msa.ops.Routing` of the prefill.
-
-        Raises:
-            Exception: the prefill failed, by this.
-            RuntimeError: it has not been made.
-        """
-        self._check()
-        return self._routing
-
-    def begin(self, done: Prefilled) -> None:
-        """Take a prefill that was made together with others."""
-        self._logits, self._cache, self._routing, self.lower = done.logits, done.cache, done.routing, done.lower
-        self.coming = None
-
-    def fail(self, error: Exception) -> None:
-        """The prefill was tried and cannot be made: who goes on with this decoding is told why."""
-        self._error = error
-
-    def _check(self) -> None:
-        # told once and forgotten: its frames hold the decodings that were prefilled beside this one
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        if self.coming is not None:
-            raise RuntimeError("this decoding has not been prefilled: advance it first")
+    def _prefill(
+        self, memory: MemoryView | None, prefix: PrefixMemory | None, doc_mask: Tensor | None, prefill_tokens: int
+    ) -> tuple[Tensor, KVCache, dict[int, Routing]]:
+        prompts = [row.prompt for row in self.rows]
+        ids, mask = pad_left([prompt.ids for prompt in prompts], self._lm.device)
+        routes, _ = pad_left([[int(r) for r in p.routes] or [0] * len(p.ids) for p in prompts], self._lm.device)
+        routing_columns = routes.bool().any(0).nonzero()
+        last_routing = int(routing_columns[-1]) + 1 if routing_columns.numel() else 0
+        first = min(ids.shape[1], max(prefill_tokens, last_routing))
+        with torch.inference_mode():
+            out = self._lm(
+                ids[:, :first],
+                attention_mask=mask[:, :first],
+                routing_mask=routes[:, :first],
+                memory=memory,
+                prefix=prefix,
+                doc_mask=doc_mask,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            routing = out.routing
+            for start in range(first, ids.shape[1], prefill_tokens):
+                piece = slice(start, start + prefill_tokens)
+                out = self._lm(ids[:, piece], attention_mask=mask[:, piece], cache=out.cache, logits_to_keep=1)
+        return out.logits[:, -1], out.cache, routing
 
     def extend(self, ids: Sequence[int], prompt: Prompt) -> None:
         """Append tokens to a single finished row and let it go on under ``prompt``'s limits; nothing is routed."""
@@ -175,14 +168,11 @@ class Decoding:
 
         Each None asks for one: :meth:`advance`, or one together with other decodings (:class:`msa.engine.Batcher`).
         """
-        if self.coming is not None:
-            yield None
         while True:
             if cancelled is not None and cancelled():
                 for row in self.rows:
                     row.finish_reason = row.finish_reason or "cancelled"
                 return
-            self._check()
             running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
             if not running:
                 return
@@ -196,10 +186,7 @@ class Decoding:
             yield None
 
     def advance(self) -> None:
-        """The pass between two tokens; the first one is the prefill, where it was not made yet."""
-        if self.coming is not None:
-            self.begin(prefill(self._lm, self.coming))
-            return
+        """The pass between two tokens."""
         self._forward([[token] for token in self.tokens])
 
     @property

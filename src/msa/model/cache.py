@@ -66,15 +66,3 @@ class KVCache:
     layers: list[LayerCache] = field(default_factory=list)
     local_mask: Tensor | None = None
     next_position: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-    def row(self, index: int) -> KVCache:
-        """One row alone, without its padding; its tensors are its own."""
-        layers = []
-        for layer in self.layers:
-            keys, values = (kept[index : index + 1, :, : layer.length] for kept in (layer.keys, layer.values))
-            if self.local_mask is not None:
-                real = torch.nn.functional.pad(self.local_mask[index], (layer.num_context, 0), value=True)
-                keys, values = keys[:, :, real], values[:, :, real]
-            bias = None if layer.context_bias is None else layer.context_bias[index : index + 1]
-            layers.append(LayerCache.start(keys, values, layer.num_context, bias))
-        return KVCache(layers=layers, next_position=self.next_position[index : index + 1].clone())

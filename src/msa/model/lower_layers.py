@@ -52,17 +52,12 @@ class LowerLayers:
 
 @dataclass
 class Prefilled:
-    """Prefilled questions: logits ``[B, V]`` after the last token of each, and what goes on from it.
-
-    Attributes:
-        routing: router layer → :class:`msa.ops.Routing`.
-        lower: of a single one over a memory, for a later one that begins alike; None: nothing was kept.
-    """
+    """A prefilled question: logits ``[1, V]`` after its last token, and what goes on from it."""
 
     logits: Tensor
     cache: KVCache
     routing: dict[int, Routing]
-    lower: LowerLayers | None
+    lower: LowerLayers
 
 
 @torch.inference_mode()

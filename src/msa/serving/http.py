@@ -17,11 +17,11 @@ from starlette.types import Receive
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.futures import event_of
 from msa.serving.intake import media_type, too_large
-from msa.serving.jobs import CancelledJobError, DeadlineError, Job
 from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
 from msa.serving.memories import is_name
 from msa.serving.operations import Operations
+from msa.serving.scheduler import CancelledJobError, DeadlineError, Job
 from msa.serving.services import Services
 
 Result = TypeVar("Result")

@@ -19,8 +19,8 @@ from typing import Any
 
 from msa.serving.errors import ApiError, to_api_error
 from msa.serving.failure_log import WORK_ID, log_failure
-from msa.serving.jobs import QueueFullError, ShuttingDownError
 from msa.serving.ledger import Ledger
+from msa.serving.scheduler import QueueFullError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,11 +61,6 @@ class Routing:
     scores: Tensor
     doc_scores: Tensor
     chunk_scores: Tensor
-
-    def row(self, index: int) -> Routing:
-        """What it decided for one row, as of one alone."""
-        rows = {name: value[index : index + 1] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **rows)
 
 
 def reduce_chunks(chunk_scores: Tensor, chunk_offsets: Tensor, reduction: str) -> Tensor:

@@ -18,10 +18,10 @@ from msa.serving.chat_request import ChatRequest, Wanted, wanted
 from msa.serving.conversation import Composed, compose
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.http import KeyOf, ServicesOf, deadline_of, read_model, result_of
-from msa.serving.jobs import Job
 from msa.serving.keys import ApiKey
 from msa.serving.openapi import described
 from msa.serving.replies import Reply
+from msa.serving.scheduler import Job
 from msa.serving.schemas import ChatCompletion, ModelInfo, ModelList
 from msa.serving.services import Services
 from msa.serving.streaming import Events, EventStream, cancel_for, first_event, reply_events

@@ -30,10 +30,10 @@ from msa.serving.http import (
 )
 from msa.serving.idempotency import once
 from msa.serving.intake import checked, documents_of_body, media_type
-from msa.serving.jobs import Job, Lane
 from msa.serving.keys import ApiKey
 from msa.serving.openapi import described
 from msa.serving.operations import Operations
+from msa.serving.scheduler import Job, Lane
 from msa.serving.schemas import (
     DocumentDeleted,
     DocumentInfo,

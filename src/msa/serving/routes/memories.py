@@ -28,12 +28,12 @@ from msa.serving.http import (
     result_of,
 )
 from msa.serving.idempotency import once
-from msa.serving.jobs import Job, Lane
 from msa.serving.keys import ApiKey
 from msa.serving.memories import check_name
 from msa.serving.openapi import described
 from msa.serving.operations import Operation, Operations
 from msa.serving.queries import check_query, check_where
+from msa.serving.scheduler import Job, Lane
 from msa.serving.schemas import (
     Compaction,
     FoundList,
