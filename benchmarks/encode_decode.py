@@ -10,7 +10,6 @@ Rounds alternate between the two, so that a noisy machine disturbs both; medians
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import show_and_store
 
 import msa
 from msa.bench.answering import decoding_rounds
@@ -82,10 +82,7 @@ def main() -> None:
         "encode / forward without logits": enc["msa_encode"] / enc["transformers_forward_without_logits"],
         "decode / generate": dec["msa_decode"] / dec["transformers_generate"],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ says what was set.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -35,6 +34,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from storing import show_and_store
 
 import msa
 from msa.bench.encoding import Works, made_up_documents, padding, ratios
@@ -86,10 +86,7 @@ def main() -> None:
         "tokens_per_s": {name: tokens / statistics.median(values) for name, values in times.items()},
         "ratios": ratios(times),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ The floor reads the bf16 weights once.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from storing import show_and_store
 from torch import Tensor
 
 from msa.bench.floors import reading
@@ -78,11 +79,7 @@ def ways_of(weight: Tensor) -> Ways:
 
 def one_token(products: list[tuple[Ways, int]], way: str, inputs: dict[int, Tensor]) -> None:
     """All products of one token a row."""
-    if way == "plain":
-        with OneRowProducts():
-            for ways, size in products:
-                ways[way](inputs[size])
-    else:
+    with OneRowProducts() if way == "plain" else nullcontext():
         for ways, size in products:
             ways[way](inputs[size])
 
@@ -136,10 +133,7 @@ def main() -> None:
         "environment": environment(),
         **measure(args.rows, args.repeats),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

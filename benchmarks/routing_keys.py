@@ -13,7 +13,6 @@ stored keys selects in the same run; with a second look compact forms score the 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import show_and_store
 from torch import Tensor
 
 from msa.ops import ExactKeys, KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
@@ -167,10 +167,7 @@ def main() -> None:
     for num_tokens in args.tokens:
         for kind in args.keys:
             result[f"{num_tokens} tokens, {kind} keys"] = measure(num_tokens, kind, args)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

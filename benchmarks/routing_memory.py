@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import show_and_store
 from torch import Tensor
 
 from msa.bench.routing import SHAPES, TOP_K, draw_keys, draw_query, offsets_of
@@ -93,10 +94,7 @@ def main() -> None:
     exact = set(result["msa"]["selected"])
     for method in METHODS:
         result[method]["selected as msa"] = len(exact & set(result[method].pop("selected")))
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

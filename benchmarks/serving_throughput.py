@@ -17,12 +17,13 @@ are as good as equal. In float32 (``--dtype float32``) all should.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from storing import show_and_store
 
 import msa
 from msa.bench.answering import needle_documents, needle_questions, question_rounds
@@ -104,10 +105,7 @@ def main() -> None:
             "throughput": throughput(engine, asked, options, args.concurrent, args.repeats),
             "passes": passes(model, args.context, args.concurrent, args.repeats),
         }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

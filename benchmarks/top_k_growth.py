@@ -10,13 +10,13 @@ Columns are what a router layer's tokens attend to before themselves: prefix and
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from storing import show_and_store
 
 import msa
 from msa.bench.timing import alternated
@@ -113,10 +113,7 @@ def main() -> None:
         "chunks": chunks,
         "rows": rows,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    show_and_store(result, args.out)
 
 
 if __name__ == "__main__":

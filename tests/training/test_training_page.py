@@ -59,11 +59,9 @@ def test_a_key_that_is_not_described_is_refused(script):
         script.table(More)
 
 
-def test_the_example_trains(tmp_path, monkeypatch):
+def test_the_example_trains(tmp_path, monkeypatch, plain_log):
     """Its steps are cut to one a phase; its files are those that recipes/build_data.py writes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("msa.training.log.draw_curves", lambda *_: None)
-    monkeypatch.setattr("msa.training.log.matmul_peak", lambda *_: 1e9)
     Path("data").mkdir()
     samples = [{"query": s.query, "positives": s.positives, "answer": s.answer} for s in (ONE_HOP, TWO_HOPS)]
     corpus = [{"id": name, "text": text} for name, text in CORPUS.items()]
