@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny import tiny_model
 
 from msa import ProtocolStrings, zoo
 from msa.errors import CheckpointError, ModelNotFoundError
+from msa.model import MSAForCausalLM
 from msa.model.adapter import file_checksum
 from msa.model.bundle import model_fingerprint
 
@@ -198,6 +200,28 @@ def test_two_first_uses_at_once_prepare_it_once(named, pip, conversions, monkeyp
         first, second = threads.map(lambda _: load(), range(2))
     assert len(conversions) == 1
     assert first.fingerprint == second.fingerprint
+
+
+def test_threads_that_load_at_once_leave_tied_weights_tied(tmp_path, monkeypatch):
+    tied = {"tie_word_embeddings": True}
+    tiny_model(**tied).save_pretrained(tmp_path)
+    inside, most, load_weights = [], [], MSAForCausalLM.from_pretrained
+
+    def slowly(*given, **named):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return load_weights(*given, **named)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(MSAForCausalLM, "from_pretrained", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        loaded = [*threads.map(lambda _: load(tmp_path), range(3))]
+    assert most == [1, 1, 1]
+    for model in (*loaded, tiny_model(**tied)):
+        assert model.lm.lm_head.weight is model.lm.model.embed_tokens.weight
 
 
 def test_what_is_left_of_a_cached_model_is_made_anew(named, pip, conversions, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +22,7 @@ from msa.model.attention import PrefixMemory
 from msa.model.configuration_msa import MSAConfig
 from msa.model.modeling_msa import MSAForCausalLM
 
+_loading = threading.RLock()
 _FINGERPRINT_SAMPLES = 65536  # elements read per tensor
 # settings that change what a document's latents are
 _FINGERPRINT_FIELDS = ("backbone", "router_layers", "chunk_size", "decouple_router", "rope_parameters", "protocol")
@@ -129,14 +131,19 @@ def load_checkpoint(
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars of transformers' inside; models here load in a second or two."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+    """One thread at a time, and no progress bars of transformers'; models here load in a second or two.
+
+    While transformers loads, it replaces functions of its classes for the whole process and puts back what it found: of
+    two threads that load at once the later one puts back the replacement, and embeddings are no longer tied to heads.
+    """
+    with _loading:
+        shown = hf_logging.is_progress_bar_enabled()
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                hf_logging.enable_progress_bar()
 
 
 def resolve_device(device: str) -> torch.device:
