@@ -27,6 +27,7 @@ import torch
 import msa
 from msa.evaluation.alternatives.prompts import reading_prompt, stop_ids
 from msa.evaluation.metrics import contains_answer, exact_match, recall_at, token_f1
+from msa.evaluation.statistics import mcnemar
 from msa.evaluation.types import Question
 from msa.generation.constraint import IdConstraint, IdTrie, id_pieces
 from msa.generation.decoding import Decoding, Prompt
@@ -142,7 +143,7 @@ def decoded(model: MSAModel, prompts: Sequence[Prompt], rows: int, **context: An
 def answers(
     model: MSAModel, asked: Sequence[Asked], texts: Sequence[Sequence[str]], rows: int, tokens: int, *, lead: bool
 ) -> dict[str, Any]:
-    """Scores and examples of what the model answers after reading each question's texts.
+    """Scores and examples of what the model answers after reading each question's texts; ``right``: which hold it.
 
     Args:
         model: whoever reads.
@@ -171,7 +172,8 @@ def answers(
             }
         )
         examples.append({"question": each.question.question, "expected": expected[0], "given": text})
-    return means(asked, scores) | {"examples": examples[:: max(1, len(examples) // 12)]}
+    right = [int(score["contains"]) for score in scores]
+    return means(asked, scores) | {"right": right, "examples": examples[:: max(1, len(examples) // 12)]}
 
 
 def ids_written(of: Trained, asked: Sequence[Asked], places: Sequence[int], names: Sequence[str], rows: int) -> Any:
@@ -202,6 +204,23 @@ def ids_written(of: Trained, asked: Sequence[Asked], places: Sequence[int], name
         out[f"{constraint}, all"] = sum(right) / max(len(right), 1)
         out[f"{constraint}, examples"] = texts[:5]
     return out
+
+
+def paired(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How often the first reader measured and each other contain the expected answer alone, and McNemar's p-value."""
+    readers = {name: part["right"] for name, part in results.items() if name.startswith("answers/") and "right" in part}
+    if not readers:
+        return {}
+    ours, first = next(iter(readers.items()))
+    return {
+        f"{ours} against {name}": {
+            "first alone": sum(a > b for a, b in zip(first, other, strict=True)),
+            "second alone": sum(b > a for a, b in zip(first, other, strict=True)),
+            "p": mcnemar([*map(bool, first)], [*map(bool, other)]),
+        }
+        for name, other in readers.items()
+        if name != ours
+    }
 
 
 def id_prompts(of: Trained, queries: Sequence[str], best: Sequence[Sequence[int]], constraint: str) -> list[Prompt]:
@@ -321,6 +340,7 @@ def evaluate(args: argparse.Namespace) -> None:
     read("plain reads 3 of bm25", plain, bm25, 3)
     for one in last:
         read("trained reads 3 of bm25", one.model, bm25, 3)
+    report.add("paired", partial(paired, report.results))
 
 
 def main() -> None:

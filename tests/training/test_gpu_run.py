@@ -177,6 +177,14 @@ def test_an_adapter_is_evaluated_beside_other_retrievers(tmp_path, evaluated):
     answers = results["answers/trained reads 3 routed"]
     assert answers["all"]["questions"] == 3, "questions that have an answer"
     assert all(example["given"] for example in answers["examples"])
+    assert len(answers["right"]) == 3
+    ours = "answers/trained reads 3 routed"
+    others = {name for name in results if name.startswith("answers/")} - {ours}
+    assert set(results["paired"]) == {f"{ours} against {name}" for name in others}
+    for name in others:
+        pairs = [*zip(answers["right"], results[name]["right"], strict=True)]
+        found = results["paired"][f"{ours} against {name}"]
+        assert (found["first alone"], found["second alone"]) == (pairs.count((1, 0)), pairs.count((0, 1)))
     ids = results["ids"]
     assert ids["none, right document among the best 16"]["questions"] == 3
     for text in [*ids["existing, examples"], *ids["selected, examples"]]:

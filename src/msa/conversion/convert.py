@@ -119,7 +119,8 @@ def _assemble(
     protocol: ProtocolStrings | None,
 ) -> MSAModel:
     """The backbone's weights in our network, routers still random."""
-    strings = protocol or protocol_for(backbone.tokenizer)
+    outputs = backbone.weights.get("lm_head.weight", backbone.weights["model.embed_tokens.weight"])
+    strings = protocol or protocol_for(backbone.tokenizer, outputs)
     config = config_from_backbone(
         backbone.config,
         router_layers=router_layers,
