@@ -199,3 +199,22 @@ def test_bad_strings_are_refused(strings, message):
 def test_a_tokenizer_without_a_backend_is_refused():
     with pytest.raises(CheckpointError, match="object has no fast backend.*tokenizer.json"):
         Protocol(ProtocolStrings(), object())
+
+
+@given(st.lists(fragments, max_size=6), st.integers(1, 10**6))
+def test_many_documents_are_tokenised_as_each_alone(protocol, texts, first):
+    numbers = range(first, first + len(texts))
+    alone = [protocol.document_ids(number, text) for number, text in zip(numbers, texts, strict=True)]
+    assert protocol.document_ids_many(numbers, texts) == alone
+    assert protocol.plain_starts_many(texts) == [protocol.plain_starts(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "template", ["{text}<|im_end|>{id}", "{id}{text}", "<|im_start|>{text}<|im_end|>{id}<|im_end|>"]
+)
+def test_many_documents_of_other_templates_are_tokenised_as_each_alone(template):
+    protocol = Protocol(ProtocolStrings(document=template), tiny_tokenizer((("a", "b"), ("ab", "1"), ("Ġ", "a"))))
+    texts = ["", "ab", "<|im_end|>ab{id}", "{text}", "e\u0301 🙂", " ", "ab" * 200]
+    alone = [protocol.document_ids(number, text) for number, text in enumerate(texts, start=9)]
+    assert protocol.document_ids_many(range(9, 9 + len(texts)), texts) == alone
+    assert protocol.document_ids_many([], []) == []

@@ -8,7 +8,7 @@ from tiny import random_tokens, tiny_lm
 
 from msa.documents.batching import length_buckets, pad_left, pad_right, tight_buckets
 from msa.encoding import encode_in_batches
-from msa.encoding.encoder import batches_of
+from msa.encoding.encoder import BATCH_TOKENS, batch_tokens_for, batches_of
 from msa.model import DocumentMemory
 
 DOCUMENTS = random_tokens(9, 3, 14, 1, 8, 3, 20, 2)
@@ -41,6 +41,11 @@ def test_batches_are_bounded_and_progress_is_told(lm, monkeypatch):
     assert any(rows > 1 for rows, _ in shapes)
     assert len(told) == len(shapes)
     assert sum(told) == sum(map(len, DOCUMENTS))
+
+
+def test_batches_suit_the_device():
+    assert batch_tokens_for(torch.device("cpu")) == BATCH_TOKENS
+    assert batch_tokens_for(torch.device("cuda", 0)) > BATCH_TOKENS
 
 
 @pytest.mark.parametrize("batch_tokens", [10, 40, 4096])

@@ -17,7 +17,7 @@ from msa.bench.floors import seconds_per_operation
 from msa.bench.timing import alternated, scaled, seconds_of, times_of
 from msa.bench.twin import transformers_twin
 from msa.documents.batching import pad_right
-from msa.encoding.encoder import BATCH_TOKENS, batches_of, encode_in_batches
+from msa.encoding.encoder import batch_tokens_for, batches_of, encode_in_batches
 from msa.memory import Memory
 from msa.model.attention import MemorySparseAttention
 from msa.model.bundle import MSAModel
@@ -84,8 +84,9 @@ def padding(groups: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
 class Works:
     """What is measured, each over the same documents."""
 
-    def __init__(self, model: MSAModel, documents: Sequence[dict[str, str]], batch_tokens: int = BATCH_TOKENS) -> None:
-        self.model, self.documents, self.batch_tokens = model, documents, batch_tokens
+    def __init__(self, model: MSAModel, documents: Sequence[dict[str, str]], batch_tokens: int | None = None) -> None:
+        self.model, self.documents = model, documents
+        self.batch_tokens = batch_tokens = batch_tokens or batch_tokens_for(model.device)
         numbered = enumerate(documents, start=1)
         self.sequences = [model.protocol.document_ids(number, document["text"]) for number, document in numbered]
         self.lengths = [len(ids) for ids in self.sequences]

@@ -174,6 +174,15 @@ class Protocol:
         """Start offset in characters of each token of a plain text."""
         return [start for start, _ in self._encode_plain(text)[1]]
 
+    def plain_starts_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """:meth:`plain_starts` of many texts; the tokenizer works on several at a time."""
+        found: list[list[int]] = [[] for _ in texts]
+        rows = [row for row, text in enumerate(texts) if text]
+        encodings = self._plain.encode_batch([texts[row] for row in rows], add_special_tokens=False)
+        for row, encoding in zip(rows, encodings, strict=True):
+            found[row] = [start for start, _ in encoding.offsets]
+        return found
+
     def template_ids(self, template: str, **values: str) -> list[int]:
         """Token ids of a template whose fields are filled with plain text."""
         return self.encode_template(template, None, **values).ids
@@ -200,6 +209,25 @@ class Protocol:
     def document_ids(self, number: int, text: str) -> list[int]:
         """A document as it is encoded into memory."""
         return self.template_ids(self.strings.document, id=str(number), text=text)
+
+    def document_ids_many(self, numbers: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
+        """:meth:`document_ids` of many documents; the tokenizer works on several at a time."""
+        found: list[list[int]] = [[] for _ in texts]
+        template = self.strings.document
+        for piece in self._split.split(template) if self._split else [template]:
+            if piece in self._control:
+                for ids in found:
+                    ids.append(self._control[piece])
+                continue
+            filled = [
+                _fill(piece, None, {"id": str(number), "text": text})[0]
+                for number, text in zip(numbers, texts, strict=True)
+            ]
+            rows = [row for row, text in enumerate(filled) if text]
+            encodings = self._plain.encode_batch_fast([filled[row] for row in rows], add_special_tokens=False)
+            for row, encoding in zip(rows, encodings, strict=True):
+                found[row] += encoding.ids
+        return found
 
     def closing_ids(self, number: int) -> list[int]:
         """The end of a document as it is encoded: what follows its text, the closing id included."""

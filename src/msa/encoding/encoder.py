@@ -15,6 +15,7 @@ from msa.model import DocumentMemory, MSAForCausalLM
 
 # fewer tokens: calls weigh; more: what a layer hands to the next no longer fits a core's cache (benchmarks/encoding.py)
 BATCH_TOKENS = 2048
+_GPU_BATCH_TOKENS = 32768  # with 2048 a GPU waits for the host between two kernels
 _MAX_PADDING = 0.1  # of a batch on a CPU, where a few more calls cost less than tokens nobody asked for
 
 
@@ -23,7 +24,7 @@ def encode_in_batches(
     lm: MSAForCausalLM,
     documents: Sequence[Sequence[int]],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DocumentMemory:
     """Stage 1 over many documents.
@@ -31,7 +32,7 @@ def encode_in_batches(
     Args:
         lm: the network.
         documents: token ids of each document, none empty.
-        batch_tokens: tokens per forward pass once padded; bounds the memory needed.
+        batch_tokens: tokens per forward pass once padded; bounds the memory needed. None: what suits the device.
         progress: called after each batch with its number of tokens.
 
     Returns:
@@ -47,12 +48,18 @@ def encode_in_batches(
         raise ValueError(f"document {lengths.index(0)} has no tokens")
     order: list[int] = []
     parts = []
+    batch_tokens = batch_tokens or batch_tokens_for(lm.device)
     for bucket in batches_of(lengths, batch_tokens, lm.device):
         parts.append(encode_batch(lm, [documents[i] for i in bucket]))
         order += bucket
         if progress:
             progress(sum(lengths[i] for i in bucket))
     return DocumentMemory.concatenate(parts).select(torch.tensor(order, device=lm.device).argsort())
+
+
+def batch_tokens_for(device: torch.device) -> int:
+    """Tokens per forward pass that suit a device."""
+    return _GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
 
 
 def batches_of(lengths: Sequence[int], batch_tokens: int, device: torch.device) -> list[list[int]]:
@@ -72,4 +79,6 @@ def encode_batch(lm: MSAForCausalLM, documents: Sequence[Sequence[int]]) -> Docu
     """
     ids, lengths = pad_right(documents)
     means = ChunkMeans(lengths, lm.config.chunk_size, lm.device)
-    return lm.encode_pooled(ids.to(lm.device), lengths, means.take)
+    if lm.device.type == "cuda":
+        ids = ids.pin_memory()  # from other memory a GPU copies only once it has done all it was given before
+    return lm.encode_pooled(ids.to(lm.device, non_blocking=True), lengths, means.take)

@@ -180,7 +180,7 @@ class Memory:
 
         The same id with the same text costs nothing; with new text it updates the document; of an id given several
         times the last one stays. Work is committed as it goes: what an interrupted call had committed is kept, and
-        calling again goes on from there.
+        calling again goes on from there. On a GPU documents are read up to two windows ahead of the commits.
 
         Args:
             documents: mappings with ``text`` and optionally ``id`` and ``metadata``, :class:`Document` objects, or
@@ -197,11 +197,8 @@ class Memory:
         """
         self._bank.check_open()
         ids: builtins.list[str] = []
-        done = AddProgress()
-        for window in windows(documents_from_mappings(documents), ids):
-            done = self._writer.add(window, done, progress)
-            if progress:
-                progress(done)
+        groups = windows(documents_from_mappings(documents), ids, self._writer.commit_tokens)
+        self._writer.add(groups, progress)
         return ids
 
     def delete(self, ids: Iterable[str]) -> builtins.list[str]:

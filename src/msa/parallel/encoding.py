@@ -11,7 +11,7 @@ import torch
 
 from msa.documents.batching import length_buckets
 from msa.encoding import encode_in_batches
-from msa.encoding.encoder import BATCH_TOKENS
+from msa.encoding.encoder import batch_tokens_for
 from msa.model import DocumentMemory, MSAForCausalLM
 from msa.parallel.ranks import Ranks, as_bytes, from_bytes
 
@@ -21,7 +21,7 @@ def encode_across_ranks(
     documents: Sequence[Sequence[int]],
     ranks: Ranks,
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DocumentMemory | None:
     """Encode documents on all ranks and bring them together on rank 0.
@@ -33,7 +33,7 @@ def encode_across_ranks(
         lm: the network, the same on every rank.
         documents: token ids of all documents, the same list on every rank, none empty.
         ranks: the processes.
-        batch_tokens: tokens per forward pass once padded.
+        batch_tokens: tokens per forward pass once padded, the same on every rank. None: what suits the device.
         progress: called after each of this rank's own batches with its number of tokens.
 
     Returns:
@@ -46,6 +46,7 @@ def encode_across_ranks(
     lengths = [len(ids) for ids in documents]
     if not lengths or min(lengths) == 0:  # on all ranks alike, before any of them waits for another
         raise ValueError("every document must have tokens" if lengths else "nothing to encode: the list is empty")
+    batch_tokens = batch_tokens or batch_tokens_for(lm.device)
     buckets = length_buckets(lengths, batch_tokens)
     orders = [[i for bucket in buckets[rank :: ranks.world] for i in bucket] for rank in range(ranks.world)]
     mine = orders[ranks.rank]
