@@ -13,6 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 CONCURRENCY, TOP_K = "serving_throughput_2cpu_202611", "top_k_growth_2cpu_202611"
+GPU_MEMORY = "gpu_memory_h200_202611"
 COMMANDS = {
     "encode_decode_2cpu_202611": "python benchmarks/encode_decode.py",
     "routing_memory_2cpu_202611": "python benchmarks/routing_memory.py",
@@ -251,6 +252,34 @@ def memory_sizes() -> str:
     return f"{table([*header, 'fetch winners, ms', 'resident, GB'], rows)}\n\n{origin(name)}"
 
 
+def gpu_memory() -> str:
+    """A memory of real texts on one GPU: taking them in, searching, answering."""
+    content = load(GPU_MEMORY)
+    rows = []
+    for size in content["sizes"]:
+        exact, eight = (size["tiers"][form] for form in ("exact", "int8"))
+        rows.append(
+            [
+                f"{size['tokens'] / 1e6:.1f}M",
+                rate(size["adding"]["tokens_per_s"]),
+                f"{size['bytes_on_disk'] / 1e9:.2f}",
+                f"{exact['search_milliseconds']:.0f} / {eight['search_milliseconds']:.0f}",
+                f"{exact['floor_milliseconds']:.2g} / {eight['floor_milliseconds']:.2g}",
+                ms(size["ask"]["first_text_seconds"]),
+                f"{size['asking_gpu_peak_bytes'] / 1e9:.2f}" if "asking_gpu_peak_bytes" in size else "",
+            ]
+        )
+    encoding, machine = content["encoding"]["tokens_per_s"], content["machine"]
+    header = ["tokens", "added, tokens/s", "on disk, GB", "search, ms: exact / int8", "floor: read the keys, ms"]
+    beside = (
+        f"The encoder alone: {rate(encoding['encoder'])} tokens/s; the layers it needs, over batches padded "
+        f"beforehand, nothing kept: {rate(encoding['bare'])}."
+    )
+    made = f"`{content['command']}`; {machine['gpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    source = f"[`{GPU_MEMORY}.json`](../benchmarks/results/{GPU_MEMORY}.json): {made}; {content['date']}."
+    return f"{table([*header, 'first text, ms', 'GPU memory, GB'], rows)}\n\n{beside}\n\n{source}"
+
+
 def top_k_growth() -> str:
     """A question by documents selected per router layer; empty where it has not been measured."""
     if not stored(TOP_K):
@@ -343,6 +372,7 @@ def blocks() -> dict[str, str]:
         "encoding and decoding": encode_decode(),
         "few rows": few_rows(),
         "memory size": memory_sizes(),
+        "gpu memory": gpu_memory(),
         "top k": top_k_growth(),
         "concurrency": concurrency(),
     }
