@@ -1,10 +1,14 @@
 """The default model trained on one GPU in minutes: routers and LoRA over a backbone that stays as it is.
 
     python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --measure
-    python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --start ROUTERS.safetensors --seconds 520
+    python recipes/gpu_run.py --backbone FOLDER --data DIR --out OUT --start ADAPTER.safetensors --seconds 520
 
 The first command takes a few steps of every phase and notes their time; the second divides ``--seconds`` by it, unless
-``--steps`` says otherwise. Phases: short chunks → middle chunks → continual pre-training with mined negatives → SFT.
+``--steps`` says otherwise. Phases: made-up memories whose ids have one digit, then two and three, in chunks that grow →
+real documents in middle chunks → continual pre-training in the model's own, with mined negatives. ``--start`` takes
+trained routers, or an adapter of an earlier run to go on from. Let nothing else run on the GPU: with three small
+trainings beside it a step took three times as long.
+
 The same command again goes on from the last checkpoint, on the same or on another machine that has OUT. With every
 evaluation and at the end of a stretch it leaves in OUT/result the adapter as it is then and the curves, cut into
 numbered parts of at most 16 MB, and ``metrics.json`` of held-out questions; ``--join`` puts the parts together.
@@ -31,20 +35,22 @@ from msa.documents import Protocol
 from msa.model import MSAForCausalLM
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, FileSource, SampleSource
+from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch
 from msa.training.data.formats import read_training_set
+from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.reading import reading_rows
 from msa.training.data.samples import TrainingSet
+from msa.training.data.words import haystack_sentences, needle_words
 from msa.training.log import draw_curves, read_log
 from msa.training.objective import LossWeights
-from msa.training.parameters import save_trained
+from msa.training.parameters import has_lora, load_trained, save_trained
+from msa.training.parts import cut, join
 from msa.training.prefetch import Prefetched
 from msa.training.run import held_out_evaluation, write_metrics
 from msa.training.trainer import Trainer
 
-PART_BYTES = 16 * 1000 * 1000
 # share of --seconds that steps are planned for; the rest is for evaluation, checkpoints and slower steps
 PLANNED_SHARE = 0.88
 # what every layer's routing bias begins at, and the temperature of the routing loss
@@ -54,37 +60,79 @@ MOST_READ = 4  # documents in the prompt of a row that reads
 NEVER = 10**6  # steps, more than any run has
 log = logging.getLogger("gpu_run")
 
-# name, share of the time, chunk size (0: the model's), digits of ids, share of rows that answer, negatives mined
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the phases.
+
+    Attributes:
+        name: shown in the log; share: of the time.
+        chunk_size: 0: the model's own; digits: of ids.
+        filler: words around the needles of made-up memories, at most; None: real documents.
+        final: share of rows that answer; negatives: mined for each question.
+    """
+
+    name: str
+    share: float
+    chunk_size: int
+    digits: int
+    filler: int | None = None
+    final: float = 0.0
+    negatives: int = 0
+
+
+# ids of one digit are read after some thirty steps, and each longer kind soon after the one before; begun with real
+# documents and longer ids, none were read after 240
 PHASES = (
-    ("short chunks", 0.15, 16, 3, 0.0, 0),
-    ("middle chunks", 0.15, 32, 5, 0.1, 0),
-    ("continual pre-training", 0.35, 0, 5, 0.1, 1),
-    ("SFT", 0.35, 0, 5, 0.4, 2),
+    Stage("1 digit", 0.12, 8, 1, filler=2),
+    Stage("2 digits", 0.10, 16, 2, filler=4),
+    Stage("3 digits", 0.13, 32, 3, filler=8),
+    Stage("middle chunks", 0.20, 32, 5, final=0.1),
+    Stage("continual pre-training", 0.45, 0, 5, final=0.15, negatives=1),
 )
+
+
+def phase(args: argparse.Namespace, stage: Stage, steps: int) -> Phase:
+    """A stage of so many steps."""
+    made_up = stage.filler is not None
+    needles = NeedleConfig(
+        documents=args.needle_documents,
+        questions=args.needle_questions,
+        max_filler=stage.filler or 0,
+        key_kinds=("word",),
+        value_kinds=("word", "number"),
+        hard_negatives=0.0,
+        two_hop=0.0,
+        unanswerable=0.0,
+        plain_documents=0.0,
+    )
+    files = FileData(
+        paths=(str(args.data / "train.jsonl"),),
+        held_out_paths=(str(args.data / "validation.jsonl"),),
+        corpus=(str(args.data / "corpus.jsonl"),),
+        documents=args.documents,
+        questions=args.questions,
+        mined_negatives=stage.negatives,
+    )
+    routing = 0.5 if made_up else 1.0
+    return Phase(
+        name=stage.name,
+        steps=steps,
+        learning_rate=args.learning_rate,
+        weights=LossWeights(ids=1.0, answer=0.3, routing=routing, recall=0.5, id_probe=1.0, closing_id=0.2),
+        needles=needles if made_up else None,
+        files=None if made_up else files,
+        id_digits=stage.digits,
+        full_ids=0.5,
+        repeat_ids=stage.digits < 3,
+        final_share=stage.final,
+        chunk_size=stage.chunk_size,
+    )
 
 
 def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainConfig:
     """The phases, of so many steps each; a step takes about ``seconds``."""
-    phases = tuple(
-        Phase(
-            name=name,
-            steps=count,
-            learning_rate=args.learning_rate,
-            weights=LossWeights(ids=0.5, answer=0.3, routing=1.0, recall=0.5, id_probe=0.2),
-            files=FileData(
-                paths=(str(args.data / "train.jsonl"),),
-                held_out_paths=(str(args.data / "validation.jsonl"),),
-                corpus=(str(args.data / "corpus.jsonl"),),
-                documents=args.documents,
-                questions=args.questions,
-                mined_negatives=negatives,
-            ),
-            id_digits=digits,
-            final_share=final,
-            chunk_size=chunk_size,
-        )
-        for (name, _, chunk_size, digits, final, negatives), count in zip(PHASES, steps, strict=True)
-    )
+    phases = tuple(phase(args, stage, count) for stage, count in zip(PHASES, steps, strict=True))
     on_gpu = torch.cuda.is_available()
     return TrainConfig(
         out=str(args.out / "run"),
@@ -97,7 +145,7 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
         checkpoint_documents=args.checkpoint_documents,
         max_document_tokens=1024,
         router_rate=args.router_rate,
-        warmup_steps=max(1, min(60, sum(steps) // 10)),
+        warmup_steps=max(1, min(20, sum(steps) // 10)),
         min_learning_rate=0.03,
         weight_decay=0.0,
         refresh_every=max(1, -(-steps[-1] // 2)),
@@ -110,8 +158,7 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
 
 def planned_steps(measured: dict[str, Any], seconds: float) -> list[int]:
     """Steps of each phase that fill the time, by what a step of each was measured to take."""
-    times = [measured[name] for name, *_ in PHASES]
-    return [max(2, int(seconds * PLANNED_SHARE * phase[1] / took)) for phase, took in zip(PHASES, times, strict=True)]
+    return [max(2, int(seconds * PLANNED_SHARE * stage.share / measured[stage.name])) for stage in PHASES]
 
 
 class ReadingBatches(Batches):
@@ -162,43 +209,16 @@ def read_sources(settings: TrainConfig, folder: Path) -> tuple[list[SampleSource
         samples=[sample for sample in training.samples if not hidden & set(sample.named)],
     )
     log.info("%d documents to train on of %d, %d questions", len(seen.corpus), len(training.corpus), len(seen.samples))
-    phases = [phase.files for phase in settings.phases if phase.files is not None]
-    return (
-        [FileSource(seen, files, settings.seed) for files in phases],
-        [FileSource(held_out, files, settings.seed) for files in phases],
-    )
 
+    def sources(real: TrainingSet, *, hold_out: bool) -> list[SampleSource | None]:
+        worlds = NeedleWorlds(*needle_words(held_out=hold_out), haystack_sentences((), held_out=hold_out))
+        return [
+            NeedleSource(worlds, each.needles) if each.needles else FileSource(real, each.files, settings.seed)
+            for each in settings.phases
+            if each.needles or each.files
+        ]
 
-def cut(path: Path, folder: Path) -> list[Path]:
-    """A file as numbered parts in ``folder``, in place of those of an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{path.name}.part-*"):
-        old.unlink()
-    data = path.read_bytes()
-    parts = []
-    for number, start in enumerate(range(0, max(len(data), 1), PART_BYTES)):
-        part = folder / f"{path.name}.part-{number:03d}"
-        part.write_bytes(data[start : start + PART_BYTES])
-        parts.append(part)
-    return parts
-
-
-def join(folder: Path) -> list[Path]:
-    """Put the parts in ``folder`` together; the files that came of it.
-
-    Raises:
-        ValueError: no parts, or one is missing.
-    """
-    names = sorted({part.name.rsplit(".part-", 1)[0] for part in folder.glob("*.part-*")})
-    if not names:
-        raise ValueError(f"expected numbered parts in {folder}, found none; train first, or name another --out")
-    for name in names:
-        parts = sorted(folder.glob(f"{name}.part-*"))
-        expected = [f"{name}.part-{number:03d}" for number in range(len(parts))]
-        if [part.name for part in parts] != expected:
-            raise ValueError(f"a part of {name} is missing in {folder}: found {', '.join(p.name for p in parts)}")
-        (folder / name).write_bytes(b"".join(part.read_bytes() for part in parts))
-    return [folder / name for name in names]
+    return sources(seen, hold_out=False), sources(held_out, hold_out=True)
 
 
 @dataclass(frozen=True)
@@ -226,7 +246,8 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it has no gradient of the routing bias
     model = msa.load(str(args.backbone), dtype="float32")
     backbone = model_fingerprint(model.lm, routers=False)
-    if args.start is not None:
+    goes_on = args.start is not None and has_lora(args.start)
+    if args.start is not None and not goes_on:
         apply_adapter(model.lm, args.start, backbone=backbone)
     model.lm.add_routing_bias(ROUTING_BIAS)
     model.lm.temperature.data.fill_(ROUTING_TEMPERATURE)
@@ -240,6 +261,10 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
         return measured(lm, step)
 
     trainer = Trainer(model, settings, batches, evaluate=evaluate)
+    if goes_on and not trainer.done:
+        load_trained(
+            trainer.model.lm, args.start, lora_scale=settings.lora.alpha / settings.lora.rank, backbone=backbone
+        )
     if torch.cuda.is_available():
         for parameter in model.lm.parameters():
             if not parameter.requires_grad and parameter.ndim:
@@ -256,7 +281,7 @@ def run(args: argparse.Namespace) -> bool:
     steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds))
     if measured and not args.steps and "steps" not in measured:
         plan.write_text(json.dumps(measured | {"steps": steps}, indent=1))  # a later stretch has the same schedule
-    settings = config(args, steps, sum(measured.get(name, 1.0) for name, *_ in PHASES) / len(PHASES))
+    settings = config(args, steps, sum(measured.get(stage.name, 1.0) for stage in PHASES) / len(PHASES))
     log.info("steps of the phases: %s", steps)
     stretch = prepared(args, settings)
     model, trainer = stretch.model, stretch.trainer
@@ -316,18 +341,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", type=Path, help="an MSA model folder (msa convert writes one)")
     parser.add_argument("--data", type=Path, help="folder of recipes/build_data.py: corpus.jsonl and three splits")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="adapter to begin with, for instance trained routers")
+    parser.add_argument("--start", type=Path, help="adapter to begin with: trained routers, or of an earlier run")
     parser.add_argument("--seconds", type=float, default=520, help="length of a stretch")
     parser.add_argument("--steps", type=int, nargs=len(PHASES), metavar="N", help="of each phase")
     parser.add_argument("--measure", action="store_true", help="only measure a step of each phase")
     parser.add_argument("--measured-steps", type=int, default=8, help="of each phase")
-    parser.add_argument("--documents", type=int, default=512, help="of a step")
-    parser.add_argument("--questions", type=int, default=128, help="of a step")
-    parser.add_argument("--reading", type=int, default=48, help="rows of a step that answer from texts in the prompt")
-    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of LoRA")
-    parser.add_argument("--router-rate", type=float, default=7.5, help="the routers' learning rate in multiples of it")
+    parser.add_argument("--documents", type=int, default=160, help="of a step")
+    parser.add_argument("--questions", type=int, default=96, help="of a step")
+    parser.add_argument("--needle-documents", type=int, default=48, help="of a step with made-up memories")
+    parser.add_argument("--needle-questions", type=int, default=128, help="of a step with made-up memories")
+    parser.add_argument("--reading", type=int, default=16, help="rows of a step that answer from texts in the prompt")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of LoRA")
+    parser.add_argument("--router-rate", type=float, default=3.0, help="the routers' learning rate in multiples of it")
     parser.add_argument("--rank", type=int, default=24)
-    parser.add_argument("--bucket-tokens", type=int, default=24576 if on_gpu else 4096)
+    parser.add_argument("--bucket-tokens", type=int, default=49152 if on_gpu else 4096)
     parser.add_argument("--checkpoint-documents", action="store_true", help="less memory, a third more time")
     parser.add_argument("--workers", type=int, default=8 if on_gpu else 0, help="processes that prepare batches")
     parser.add_argument("--join", action="store_true", help="only put the parts in OUT/result together")

@@ -174,7 +174,7 @@ def test_another_recipe_is_another_cached_model(named, pip, conversions, tmp_pat
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", [zoo.DEFAULT_MODEL, zoo.ROUTERS_MODEL, zoo.UNTRAINED_MODEL])
+@pytest.mark.parametrize("name", [zoo.DEFAULT_MODEL, zoo.GENERATIVE_MODEL, zoo.ROUTERS_MODEL, zoo.UNTRAINED_MODEL])
 def test_the_shipped_adapters_are_whole_and_cover_every_router(name):
     adapter = zoo.MODELS[name].adapter
     path = Path(zoo.__file__).parent / "adapters" / adapter.file
@@ -184,7 +184,7 @@ def test_the_shipped_adapters_are_whole_and_cover_every_router(name):
         routers = [key for key in names if "router" in key]
         assert len(routers) == 2 * 15
         assert all("lora_" in key or key.endswith("routing_alpha") for key in set(names) - set(routers))
-        assert name == zoo.DEFAULT_MODEL or routers == names
+        assert name in (zoo.DEFAULT_MODEL, zoo.GENERATIVE_MODEL) or routers == names
         assert len(file.metadata()["backbone"]) == 16
 
 

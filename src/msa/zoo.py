@@ -77,9 +77,10 @@ MODELS = {
         protocol=ProtocolStrings(
             question="{question}",
             question_end=_CHAT_END,
-            reference_end="<file_sep>",
-            end_of_retrieve="<issue_closed>",
-            answer_request="<|im_start|>The user's question is: {question}\n<file_sep>",
+            # <file_sep>, <issue_closed> and others share one output vector: what is trained could not tell them apart
+            reference_end="<filename>",
+            end_of_retrieve="<repo_name>",
+            answer_request="<|im_start|>The user's question is: {question}\n<filename>",
             route_whole_turn=False,
             retrieval="routed",
             reader_prompt=(
@@ -98,6 +99,16 @@ MODELS = {
         ),
     )
 }
+# the default gone on with, to write ids as well; its routing is a little less good (see msa/adapters/README.md)
+GENERATIVE_MODEL = f"{DEFAULT_MODEL}-generative"
+MODELS[GENERATIVE_MODEL] = replace(
+    MODELS[DEFAULT_MODEL],
+    protocol=replace(MODELS[DEFAULT_MODEL].protocol, retrieval="generative", constrain_ids="selected"),
+    adapter=Adapter(
+        file="smollm2-135m-generative.safetensors",
+        sha256="1fd2d79a06aaf15048a02d5af055fcec1791b3f5cda8a105103593c707078095",
+    ),
+)
 # the backbone as it came with routers alone laid over it, trained on a CPU by recipes/router_warmup.py
 ROUTERS_MODEL = f"{DEFAULT_MODEL}-routers"
 MODELS[ROUTERS_MODEL] = replace(

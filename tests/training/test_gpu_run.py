@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_model
 
 import msa
+from msa.errors import CheckpointError
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import model_fingerprint
+from msa.training import parts as parts_of_files
 from msa.training.batches import FileSource
+from msa.training.parameters import save_trained
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -45,18 +49,34 @@ def arguments(tmp_path):
     for name, lines in splits.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = ["--backbone", str(tmp_path / "backbone"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    return [*given, "--documents", "4", "--questions", "2", "--reading", "2", "--rank", "2", "--workers", "1"]
+    return [
+        *given,
+        "--documents",
+        "4",
+        "--questions",
+        "2",
+        "--needle-documents",
+        "4",
+        "--needle-questions",
+        "2",
+        "--reading",
+        "2",
+        "--rank",
+        "2",
+        "--workers",
+        "1",
+    ]
 
 
 def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, arguments, monkeypatch):
     gpu_run = recipe()
-    monkeypatch.setattr(gpu_run, "PART_BYTES", 20_000)
+    monkeypatch.setattr(parts_of_files, "PART_BYTES", 20_000)
     stretches = 1
-    while not gpu_run.run(gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1", "--seconds", "1e-5"])):
+    while not gpu_run.run(gpu_run.parse([*arguments, "--steps", *"11111", "--seconds", "1e-5"])):
         stretches += 1
         assert (tmp_path / "out" / "result" / "metrics.json").is_file(), "a stretch that stops leaves results too"
-        assert stretches < 6
-    assert stretches == 4, "each stretch stops after its first step, the last one at the end"
+        assert stretches < 7
+    assert stretches == 5, "each stretch stops after its first step, the last one at the end"
 
     result = tmp_path / "out" / "result"
     parts = sorted(result.glob("adapter.safetensors.part-*"))
@@ -76,6 +96,26 @@ def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, arguments,
     assert msa.MSAModel(model.lm, model.tokenizer).fingerprint != before
 
 
+def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
+    gpu_run = recipe()
+    gpu_run.run(gpu_run.parse([*arguments, "--steps", *"11111"]))
+    first = tmp_path / "first.safetensors"
+    (tmp_path / "out" / "run" / "adapter.safetensors").rename(first)
+    given = [*arguments[:4], "--out", str(tmp_path / "second"), *arguments[6:], "--start", str(first)]
+    args = gpu_run.parse([*given, "--steps", *"11111"])
+    stretch = gpu_run.prepared(args, gpu_run.config(args, [1] * 5, 1.0))
+    stretch.batches.close()
+    settings = stretch.trainer.config.lora
+    copy = tmp_path / "copy.safetensors"
+    save_trained(stretch.trainer.model.lm, copy, lora_scale=settings.alpha / settings.rank, metadata={})
+    assert load_file(copy).keys() == (expected := load_file(first)).keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(copy).items())
+
+    other = gpu_run.parse([*given, "--rank", "3", "--steps", *"11111"])
+    with pytest.raises(CheckpointError, match=r"does not fit: .* is \[2, .*and \[\d.* here; use the rank"):
+        gpu_run.prepared(other, gpu_run.config(other, [1] * 5, 1.0))
+
+
 def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):
     gpu_run = recipe()
     mined = []
@@ -85,9 +125,9 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
     )
     for _ in range(2):  # the second does not go on from the first
         gpu_run.measure(gpu_run.parse([*arguments, "--measure", "--measured-steps", "2"]))
-    assert mined == [range(2)] * 4, "negatives are mined once in each phase that asks for them, for its own steps"
+    assert mined == [range(2)] * 2, "negatives are mined once in each phase that asks for them, for its own steps"
     times = json.loads((tmp_path / "out" / "steps.json").read_text())
-    assert set(times) == {name for name, *_ in gpu_run.PHASES}
+    assert set(times) == {stage.name for stage in gpu_run.PHASES}
     assert all(seconds > 0 for seconds in times.values())
     steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0)
     assert 0.8 * 100 <= sum(steps) * 0.5 <= 100
@@ -95,10 +135,11 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
 
 def test_held_out_documents_are_no_training_documents(arguments):
     gpu_run = recipe()
-    args = gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1"])
-    training, held_out = gpu_run.read_sources(gpu_run.config(args, [1, 1, 1, 1], 1.0), args.data)
-    assert set(training[0].training_set.corpus) == {str(n) for n in range(8)}
-    assert [sample.positives for sample in held_out[0].training_set.samples] == [("8",), ("9",), ("10",), ("11",)]
+    args = gpu_run.parse([*arguments, "--steps", *"11111"])
+    training, held_out = gpu_run.read_sources(gpu_run.config(args, [1] * 5, 1.0), args.data)
+    assert len(training) == len(held_out) == 5
+    assert set(training[-1].training_set.corpus) == {str(n) for n in range(8)}
+    assert [sample.positives for sample in held_out[-1].training_set.samples] == [("8",), ("9",), ("10",), ("11",)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +162,7 @@ def test_what_is_missing_is_said(tmp_path, capsys, given, message):
 
 def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
     gpu_run = recipe()
-    monkeypatch.setattr(gpu_run, "PART_BYTES", 10)
+    monkeypatch.setattr(parts_of_files, "PART_BYTES", 10)
     file, parts = tmp_path / "file", tmp_path / "parts"
     with pytest.raises(ValueError, match="expected numbered parts in .*parts, found none"):
         gpu_run.join(parts)
@@ -139,7 +180,7 @@ def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
 def evaluated(tmp_path, arguments):
     """Arguments of gpu_evaluate.py: an adapter, and questions that other retrievers answer rightly and wrongly."""
     gpu_run = recipe()
-    settings = gpu_run.config(gpu_run.parse([*arguments, "--steps", "1", "1", "1", "1"]), [1, 1, 1, 1], 1.0)
+    settings = gpu_run.config(gpu_run.parse([*arguments, "--steps", *"11111"]), [1] * 5, 1.0)
     model = msa.load(tmp_path / "backbone", dtype="float32")
     backbone = model_fingerprint(model.lm, routers=False)
     model.lm.add_routing_bias(2.0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from msa.errors import TrainingError
+from msa.errors import CheckpointError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.training.config import LoraConfig, TrainConfig
 
@@ -75,11 +76,55 @@ def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, met
         ValueError: nothing of that kind in the network.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for name, value in lm.named_parameters():
-        if is_router(name) or "lora_" in name:
-            plain = name.replace(".base_layer", "").replace(".default.weight", ".weight")
-            tensors[plain] = value.detach().to("cpu", torch.bfloat16).contiguous()
+    for name, value in _trained(lm).items():
+        tensors[name] = value.detach().to("cpu", torch.bfloat16).contiguous()
     if not tensors:
         raise ValueError("the network has neither routers nor LoRA weights")
     save_file(tensors, path, metadata={**metadata, "lora_scale": str(lora_scale)})
     return sorted(tensors)
+
+
+def has_lora(path: str | Path) -> bool:
+    """Whether an adapter file holds LoRA pairs."""
+    with safe_open(path, framework="pt") as file:
+        return any("lora_" in name for name in file.keys())  # noqa: SIM118 (not a dict)
+
+
+@torch.no_grad()
+def load_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, backbone: str) -> None:
+    """Go on from what :func:`save_trained` wrote: its routers and LoRA pairs become those of a network prepared alike.
+
+    Args:
+        lm: after :func:`choose_trainable`, so that LoRA's weights are there.
+        path: the adapter.
+        lora_scale: of the network's LoRA.
+        backbone: fingerprint of the weights below.
+
+    Raises:
+        CheckpointError: another backbone, another scale, or tensors that are not those of the network. It is unchanged.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("backbone", backbone) != backbone:
+        raise CheckpointError(f"adapter {path} was trained over backbone {metadata['backbone']}, this is {backbone}")
+    if float(metadata.get("lora_scale", lora_scale)) != lora_scale:
+        raise CheckpointError(f"adapter {path} has LoRA of scale {metadata['lora_scale']}, this run {lora_scale}")
+    tensors, own = load_file(path), _trained(lm)
+    shapes, found = ({name: [*t.shape] for name, t in each.items()} for each in (own, tensors))
+    if shapes != found:
+        different = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        raise CheckpointError(
+            f"adapter {path} does not fit: {different[0]} is {found.get(different[0])} there and "
+            f"{shapes.get(different[0])} here; use the rank, targets and layers it was trained with"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(tensors[name])
+
+
+def _trained(lm: MSAForCausalLM) -> dict[str, torch.nn.Parameter]:
+    """Routers and LoRA's weights by the names they have in an adapter."""
+    return {
+        name.replace(".base_layer", "").replace(".default.weight", ".weight"): parameter
+        for name, parameter in lm.named_parameters()
+        if is_router(name) or "lora_" in name
+    }
