@@ -248,6 +248,10 @@ def test_backup_is_a_memory(folder: Path, tmp_path: Path) -> None:
         bank.backup(tmp_path / "copy")
         with pytest.raises(BankError, match="not empty"):
             bank.backup(tmp_path / "copy")
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(BankError, match="is a file"):
+            bank.backup(tmp_path / "file")
+        assert (tmp_path / "file").read_text() == "kept"
         for inside in (folder / "copy", folder / "segments" / "copy", folder / "segments" / ".." / "copy"):
             with pytest.raises(BankError, match="lies inside the memory"):
                 bank.backup(inside)

@@ -28,6 +28,8 @@ def copy_memory(folder: Path, destination: Path) -> None:
     """
     if destination.resolve().is_relative_to(folder.resolve()):
         raise BankError(f"{destination} lies inside the memory {folder}. Choose a folder outside it for the copy")
+    if destination.exists() and not destination.is_dir():
+        raise BankError(f"{destination} is a file. Choose a new folder for the copy")
     with disk_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
         if any(destination.iterdir()):

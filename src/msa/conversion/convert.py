@@ -190,7 +190,8 @@ def _moments(
 
 def _count_tokens(model: MSAModel, texts: list[str], questions: list[str]) -> int:
     documents = sum(len(model.protocol.document_ids(i, text)) for i, text in enumerate(texts, start=1))
-    turns = sum(len(model.protocol.question_turn(question).ids) for question in questions)
+    prefix = len(model.protocol.prefix_ids)  # read with each question
+    turns = sum(prefix + len(model.protocol.question_turn(question).ids) for question in questions)
     return documents + turns
 
 
