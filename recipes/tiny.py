@@ -1,8 +1,9 @@
 """msa-tiny from scratch: the whole method in a few million weights, on two CPU cores.
 
-    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--ablation NAME] [--phases N] [--scale 1.0]
+    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--finding] [--ablation NAME] [--phases N]
+        [--scale 1.0]
 
-The finished model is ``<out>/model``.
+The finished model is ``<out>/model``; with ``--finding`` a further stretch goes on from it, to ``<out>/finding/model``.
 
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
 uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase and ``--phases``
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msa
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
@@ -157,6 +159,39 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
     )
 
 
+def finding(out: str, scale: float = 1.0) -> TrainConfig:
+    """A further stretch from the model that :func:`config` ends with, which reads well and routes worse.
+
+    More questions and documents a step, two fifths of the questions of two hops, few rows that answer or copy.
+    """
+    last = phase(
+        "finding",
+        max(1, round(850 * scale)),
+        digits=7,
+        chunk=64,
+        filler=80,
+        documents=32,
+        questions=42,
+        hops=0.4,
+        second_tries=0.0,
+        misses=1,
+        final=0.2,
+        past=2000,
+        probe=1.0,
+        copies=replace(LONG_COPIES, questions=3),
+        recalls=replace(LONG_RECALLS, rows=2),
+    )
+    return replace(
+        config(out, scale),
+        model=f"{out}/model",
+        out=f"{out}/finding",
+        phases=(replace(last, learning_rate=3e-3),),
+        seed=4,
+        warmup_steps=40,
+        decay_steps=round(870 * scale),
+    )
+
+
 def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, object]]:
     """The configuration and changes of the network for one ablation."""
     if name == "random-routers":
@@ -198,6 +233,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--phases", type=int, help="end after so many phases")
     parser.add_argument("--ablation", choices=ABLATIONS, default="none")
+    parser.add_argument("--finding", action="store_true", help="go on for some 850 steps that are mostly about routing")
     parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -206,7 +242,10 @@ def main() -> None:
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
     model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
-    train(model, replace(settings, stop_after_minutes=args.stop_after))
+    trained = train(model, replace(settings, stop_after_minutes=args.stop_after))
+    if trained is not None and args.finding:
+        last = replace(finding(args.out, args.scale), stop_after_minutes=args.stop_after)
+        train(msa.load(trained, dtype="float32"), last)
 
 
 if __name__ == "__main__":
