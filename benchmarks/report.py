@@ -195,6 +195,22 @@ class Report:
             origin = _origin({**adapter, "machine": f"{adapter['device']}, torch {adapter['torch']}"})
             yield f"{origin}, {questions:,} held-out questions over {adapter['documents']:,} documents"
             yield markdown_table(["recall@16, chosen by", *sources], cells)
+        written = self.benchmark("gpu_ids", "recipes/gpu_evaluate.py")
+        if written is not None:
+            yield "### Gone on with until it writes ids"
+            origin = _origin({**written, "machine": f"{written['device']}, torch {written['torch']}"})
+            yield f"{origin}, {written['documents']:,} documents: how often the first id written is the right one"
+            first = "right document among the best 1"
+            allowed = {"selected": "of the 16 best documents", "existing": "of any document", "none": "freely"}
+            cells = [
+                [
+                    shown,
+                    f"{written['ids'][f'{key}, all']:.3f}",
+                    f"{written['ids'][f'{key}, {first}']['first id right']:.3f}",
+                ]
+                for key, shown in allowed.items()
+            ]
+            yield markdown_table(["ids", "all questions", "where routing puts the right document first"], cells)
         routers = self.benchmark("router_warmup", "recipes/router_warmup.py")
         if routers is not None:
             test = routers["test"]
