@@ -22,9 +22,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def recipe(name="gpu_run"):
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")  # tests have a tiny.py too
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -114,6 +114,22 @@ def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
     other = gpu_run.parse([*given, "--rank", "3", "--steps", *"11111"])
     with pytest.raises(CheckpointError, match=r"does not fit: .* is \[2, .*and \[\d.* here; use the rank"):
         gpu_run.prepared(other, gpu_run.config(other, [1] * 5, 1.0))
+    absent = gpu_run.parse([*given[:-1], str(tmp_path / "absent.safetensors"), "--steps", *"11111"])
+    with pytest.raises(CheckpointError, match="no such adapter file"):
+        gpu_run.prepared(absent, gpu_run.config(absent, [1] * 5, 1.0))
+
+
+def test_the_further_stretch_of_the_tiny_recipe_goes_on_from_its_model():
+    tiny = recipe("tiny")
+    whole, more = tiny.config("runs/x"), tiny.finding("runs/x")
+    assert more.model == f"{whole.out}/model"
+    assert more.out != whole.out
+    (last,) = more.phases
+    assert (last.chunk_size, last.id_digits, last.weights) == tuple(
+        getattr(whole.phases[-1], name) for name in ("chunk_size", "id_digits", "weights")
+    )
+    assert more.decay_steps >= last.steps
+    assert last.learning_rate < whole.phases[-1].learning_rate
 
 
 def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):

@@ -91,7 +91,7 @@ def _writable(candidates: Sequence[str], tokenizer: Any, outputs: Tensor | None,
     vocabulary = tokenizer.get_vocab()
     known = [token for token in candidates if token in vocabulary]
     if outputs is None or not known:
-        return next(iter(known), otherwise)
+        return (known or [otherwise])[0]
     ids = [vocabulary[token] for token in known]
     vectors = nn.functional.normalize(outputs.float(), dim=1)
     shared = ((vectors[ids] @ vectors.T) > _SAME).sum(1) > 1  # each is like itself

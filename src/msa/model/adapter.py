@@ -46,7 +46,7 @@ def adapter_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         CheckpointError: a file that is missing or damaged.
     """
-    return _read(Path(path))[0]
+    return read_adapter(path)[0]
 
 
 @torch.no_grad()
@@ -68,14 +68,7 @@ def apply_adapter(
             model is unchanged then.
     """
     path = Path(path)
-    metadata, tensors = _read(path, checksum)
-    named = metadata.get("backbone")
-    if backbone is not None and named is not None and named != backbone:
-        model_name = f" ({metadata['model']} as it was then)" if "model" in metadata else ""
-        raise CheckpointError(
-            f"adapter {path} was trained over backbone {named}{model_name}, these weights are {backbone}. "
-            "Lay it over those, or train it anew over these"
-        )
+    metadata, tensors = read_adapter(path, checksum=checksum, backbone=backbone)
     try:
         scale = float(metadata.get("lora_scale", 1.0))
     except ValueError as error:
@@ -88,8 +81,15 @@ def apply_adapter(
         model.get_parameter(name).copy_(value)
 
 
-def _read(path: Path, checksum: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors by name."""
+def read_adapter(
+    path: str | Path, *, checksum: str | None = None, backbone: str | None = None
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """An adapter file's metadata, and its tensors by name; ``checksum`` and ``backbone`` as in :func:`apply_adapter`.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, or of another checksum or backbone.
+    """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no such adapter file: {path}")
     if checksum is not None and (found := file_checksum(path)) != checksum:
@@ -97,9 +97,17 @@ def _read(path: Path, checksum: str | None = None) -> tuple[dict[str, str], dict
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return file.metadata() or {}, tensors
+            metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"adapter {path} is not a readable safetensors file: {error}") from error
+    named = metadata.get("backbone")
+    if backbone is not None and named is not None and named != backbone:
+        model_name = f" ({metadata['model']} as it was then)" if "model" in metadata else ""
+        raise CheckpointError(
+            f"adapter {path} was trained over backbone {named}{model_name}, these weights are {backbone}. "
+            "Lay it over those, or train it anew over these"
+        )
+    return metadata, tensors
 
 
 def _added_bias(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

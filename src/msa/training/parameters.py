@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from msa.errors import CheckpointError, TrainingError
 from msa.model import MSAForCausalLM
+from msa.model.adapter import read_adapter
 from msa.training.config import LoraConfig, TrainConfig
 
 # what no backbone has: the routers, the routing bias
@@ -85,9 +85,12 @@ def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, met
 
 
 def has_lora(path: str | Path) -> bool:
-    """Whether an adapter file holds LoRA pairs."""
-    with safe_open(path, framework="pt") as file:
-        return any("lora_" in name for name in file.keys())  # noqa: SIM118 (not a dict)
+    """Whether an adapter file holds LoRA pairs.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+    """
+    return any("lora_" in name for name in read_adapter(path)[1])
 
 
 @torch.no_grad()
@@ -101,15 +104,16 @@ def load_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, bac
         backbone: fingerprint of the weights below.
 
     Raises:
-        CheckpointError: another backbone, another scale, or tensors that are not those of the network. It is unchanged.
+        CheckpointError: a file that is missing or damaged, another backbone, another scale, or tensors that are not
+            those of the network. It is unchanged.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("backbone", backbone) != backbone:
-        raise CheckpointError(f"adapter {path} was trained over backbone {metadata['backbone']}, this is {backbone}")
+    metadata, tensors = read_adapter(path, backbone=backbone)
     if float(metadata.get("lora_scale", lora_scale)) != lora_scale:
-        raise CheckpointError(f"adapter {path} has LoRA of scale {metadata['lora_scale']}, this run {lora_scale}")
-    tensors, own = load_file(path), _trained(lm)
+        raise CheckpointError(
+            f"adapter {path} has LoRA of scale {metadata['lora_scale']}, this run of {lora_scale}; set alpha to "
+            f"{metadata['lora_scale']} times the rank"
+        )
+    own = _trained(lm)
     shapes, found = ({name: [*t.shape] for name, t in each.items()} for each in (own, tensors))
     if shapes != found:
         different = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
