@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from msa.model import MSAConfig, MSAForCausalLM
 from msa.model.bundle import MSAModel
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|object_ref_end|>")
 NOT_SPECIAL = ("<think>",)  # added to the vocabulary, but not special
 VOCABULARY = 256 + len(SPECIAL) + len(NOT_SPECIAL)
@@ -40,6 +40,8 @@ def tiny_lm(backbone: str = "qwen3", *, seed: int = 0, **settings: Any) -> MSAFo
         "head_dim": 8,
         "max_position_embeddings": 4096,
         "attention_bias": backbone in ("llama", "qwen2"),
+        # a lower layer and a router
+        "no_rope_layers": [1, 0, 1, 0] if backbone == "smollm3" else None,
         "router_layers": [2, 3],
         "chunk_size": 4,
         "top_k_docs": 3,

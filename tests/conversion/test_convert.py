@@ -210,7 +210,7 @@ def test_options_and_progress(backbones, corpus, tmp_path):
 
 def test_a_family_that_is_not_implemented_is_named(tmp_path):
     GPT2Config(n_layer=1).save_pretrained(tmp_path / "gpt")
-    with pytest.raises(UnsupportedModelError, match="'gpt2'.*llama, mistral, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModelError, match="'gpt2'.*llama, mistral, qwen2, qwen3, smollm3"):
         load_backbone(tmp_path / "gpt")
     (tmp_path / "gpt" / "config.json").write_text('{"model_type": "not-a-family"}')
     with pytest.raises(UnsupportedModelError, match="not-a-family"):

@@ -115,7 +115,9 @@ def test_block_wise_equals_the_dense_mask(pattern):
     for first, end in ((0, 5), (5, 21), (21, 22), (22, 37), (37, 49), (49, 50)):
         reader = PatternReader(pattern, rope, cache, end - first)
         piece = slice(first, end)
-        outs.append(reader.attend(SimpleNamespace(layer=0), None, q[:, :, piece], k[:, :, piece], v[:, :, piece]))
+        outs.append(
+            reader.attend(SimpleNamespace(layer=0, rotates=True), None, q[:, :, piece], k[:, :, piece], v[:, :, piece])
+        )
         cache.length = end
         cache.trim(pattern)
     torch.testing.assert_close(torch.cat(outs, 1), attend_dense(pattern, rope, q, k, v, 0), atol=2e-6, rtol=1e-5)
@@ -124,7 +126,7 @@ def test_block_wise_equals_the_dense_mask(pattern):
         assert cache.dropped
 
 
-@pytest.mark.parametrize("backbone", ["llama", "qwen3"])
+@pytest.mark.parametrize("backbone", ["llama", "qwen3", "smollm3"])
 @pytest.mark.parametrize(
     "pattern",
     [FullAttention(), SlidingWindow(60), StreamingLLM(window=57), Longformer(window=60), BigBird(window=64)],

@@ -11,11 +11,13 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from msa.conversion import config_from_backbone
 from msa.errors import UnsupportedModelError
-from msa.model import MSAForCausalLM
+from msa.model import MSAConfig, MSAForCausalLM
 
 SHAPE = {
     "vocab_size": 97,
@@ -44,6 +46,7 @@ FAMILIES = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
     "qwen2-yarn": (Qwen2ForCausalLM, Qwen2Config(**SHAPE, rope_parameters=YARN)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=20)),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config(**SHAPE, no_rope_layer_interval=2, pad_token_id=None)),
     "qwen3-tied": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=20, tie_word_embeddings=True)),
 }
 
@@ -80,6 +83,13 @@ def test_sliding_window_is_refused():
         config_from_backbone(MistralConfig(**SHAPE, sliding_window=4096))
     with pytest.raises(UnsupportedModelError, match="sliding window"):
         config_from_backbone(Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=64))
+
+
+def test_smollm3_layers_without_rope_are_named_one_by_one():
+    config = config_from_backbone(SmolLM3Config(**SHAPE, no_rope_layer_interval=3, pad_token_id=None))
+    assert config.no_rope_layers == [1, 1, 0]
+    with pytest.raises(UnsupportedModelError, match="no_rope_layers needs one number for each of 3 layers, found 2"):
+        MSAConfig(num_hidden_layers=3, no_rope_layers=[1, 0])
 
 
 def test_length_dependent_rope_is_refused():

@@ -33,6 +33,7 @@ SETTINGS = {
     "mistral": {"backbone": "mistral"},
     "qwen2": {"backbone": "qwen2"},
     "qwen3": {"backbone": "qwen3"},
+    "smollm3": {"backbone": "smollm3"},
     "dot": {"routing_similarity": "dot"},
     "undecoupled": {"decouple_router": False},
     "biased": {"routing_bias": True},
@@ -87,8 +88,9 @@ def plain_layers(lm, ids, start, columns_before=None):
         q, k, v = (projection(hidden).unflatten(-1, (-1, dim)) for projection in projections)
         if config.backbone == "qwen3":
             q, k = attention.q_norm(q), attention.k_norm(k)
-        theta = config.rope_parameters["rope_theta"]
-        q, k = rotate(q, positions, theta), rotate(k, positions, theta)
+        if config.no_rope_layers is None or config.no_rope_layers[index]:
+            theta = config.rope_parameters["rope_theta"]
+            q, k = rotate(q, positions, theta), rotate(k, positions, theta)
         kept.append((hidden, k, v))
         before_k, before_v, bias = k[:0], v[:0], torch.zeros(0)
         if columns_before is not None:
@@ -787,6 +789,7 @@ CHANGED = {
     "use_cache": False,
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "linear", "rope_theta": 12345.0, "factor": 2.0},
+    "no_rope_layers": [1, 0, 1, 1, 1, 0],
     "attention_bias": True,
     "mlp_bias": True,
     "attention_dropout": 0.25,

@@ -18,7 +18,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         commands,
         "convert",
         run,
-        summary="turn a Llama, Mistral, Qwen2 or Qwen3 checkpoint into an MSA checkpoint with fresh routers",
+        summary="turn a Llama, Mistral, Qwen2, Qwen3 or SmolLM3 checkpoint into an MSA one with fresh routers",
         examples=[
             "msa convert HuggingFaceTB/SmolLM2-135M-Instruct smol-msa/",
             "msa convert model.gguf model-msa/ --calibrate corpus/ --router-layers 15-29",

@@ -32,6 +32,7 @@ _SHAPE_FIELDS = (
     "rms_norm_eps",
     "tie_word_embeddings",
     "rope_parameters",
+    "no_rope_layers",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
@@ -51,7 +52,7 @@ def config_from_backbone(config: Any, **memory_fields: Any) -> MSAConfig:
     """The MSA config of a transformers config of a supported family.
 
     Args:
-        config: a Llama, Mistral, Qwen2 or Qwen3 config.
+        config: a Llama, Mistral, Qwen2, Qwen3 or SmolLM3 config.
         memory_fields: fields of :class:`MSAConfig` such as ``router_layers`` or ``chunk_size``.
 
     Raises:
@@ -68,7 +69,7 @@ def config_from_backbone(config: Any, **memory_fields: Any) -> MSAConfig:
     # Qwen2 has q/k/v biases without a field that says so
     bias = True if family == "qwen2" else bool(getattr(config, "attention_bias", False))
     window = getattr(config, "sliding_window", None)
-    if family in ("qwen2", "qwen3") and not getattr(config, "use_sliding_window", False):
+    if family in ("qwen2", "qwen3", "smollm3") and not getattr(config, "use_sliding_window", False):
         window = None
     return MSAConfig(
         backbone=family,

@@ -44,7 +44,7 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Convert a Llama, Mistral, Qwen2 or Qwen3 checkpoint into an MSA checkpoint folder.
+    """Convert a Llama, Mistral, Qwen2, Qwen3 or SmolLM3 checkpoint into an MSA checkpoint folder.
 
     Args:
         source: a Hugging Face folder, a hub id or a ``.gguf`` file.

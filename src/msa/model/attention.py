@@ -63,6 +63,7 @@ class MemorySparseAttention(nn.Module):
         self.layer = layer
         self.is_router = layer in config.router_layers
         self.decouple_router = config.decouple_router
+        self.rotates = config.no_rope_layers is None or bool(config.no_rope_layers[layer])
         self.head_dim = config.head_dim
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         size, q_size, kv_size = (
@@ -93,7 +94,7 @@ class MemorySparseAttention(nn.Module):
         return self.o_proj(reader.attend(self, hidden, q, k, v).flatten(2))
 
     def project(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed hidden states ``[B, T, H]`` → q ``[B, Hq, T, D]``, k and v ``[B, Hkv, T, D]``, RoPE applied."""
+        """Normed hidden states ``[B, T, H]`` → q ``[B, Hq, T, D]``, k and v ``[B, Hkv, T, D]``, RoPE applied if any."""
         return self.heads_of(self.fused_qkv(hidden, [self.q_proj, self.k_proj, self.v_proj]), rope)
 
     def heads_of(self, joined: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +105,8 @@ class MemorySparseAttention(nn.Module):
         if self.normed:
             q, k = qk.split_with_sizes((num_heads, num_kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
-        q, k = apply_rope(qk.transpose(1, 2), *rope).split_with_sizes((num_heads, num_kv_heads), dim=1)
+        qk = qk.transpose(1, 2)
+        q, k = (apply_rope(qk, *rope) if self.rotates else qk).split_with_sizes((num_heads, num_kv_heads), dim=1)
         return q, k, v.transpose(1, 2)
 
     def routing_query(self, hidden: Tensor, q: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ def model_fingerprint(lm: MSAForCausalLM, *, routers: bool = True) -> str:
     """
     digest = hashlib.sha256()
     settings = {field: getattr(lm.config, field) for field in _FINGERPRINT_FIELDS}
+    if lm.config.no_rope_layers is not None:
+        settings["no_rope_layers"] = lm.config.no_rope_layers
     settings["protocol"] = {"document": ProtocolStrings.from_config(lm.config.protocol).document}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, parameter in sorted(lm.named_parameters()):

@@ -10,7 +10,7 @@ from msa.errors import UnsupportedModelError
 from msa.model.checkpoint import fields_from_published
 from msa.ops import RoutingSpec
 
-BACKBONES = ("llama", "mistral", "qwen2", "qwen3")
+BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # RoPE types whose angles do not depend on the sequence's length: an encoded document's keys stay valid
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -19,9 +19,11 @@ class MSAConfig(PreTrainedConfig):
     """Settings of :class:`msa.MSAForCausalLM`; reads published checkpoints (``msa_config``) and our own flat fields.
 
     Attributes:
-        backbone: family of the decoder: ``llama``, ``mistral``, ``qwen2`` or ``qwen3``.
-        attention_bias: biases on q/k/v (all families) and on o (Llama only).
+        backbone: family of the decoder: ``llama``, ``mistral``, ``qwen2``, ``qwen3`` or ``smollm3``.
+        attention_bias: biases on q/k/v (all families) and on o (not Qwen2).
         mlp_bias: biases in the feed-forward layers (Llama only).
+        no_rope_layers: per layer 1, or 0 where queries and keys are not rotated (NoPE; SmolLM3's convention); None: all
+            are.
         router_layers: indices of the router layers; None: the upper half; ``"all"`` or ``"2,3"`` are understood.
         chunk_size: tokens pooled into one chunk, P.
         top_k_docs: documents each router layer selects, k; also the question's position offset after the prefix.
@@ -56,6 +58,7 @@ class MSAConfig(PreTrainedConfig):
     use_cache: bool = True
     tie_word_embeddings: bool = False
     rope_parameters: dict[str, Any] | None = None
+    no_rope_layers: list[int] | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     attention_dropout: float | int = 0.0
@@ -91,6 +94,11 @@ class MSAConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         self.router_layers = _parse_layers(self.router_layers, self.num_hidden_layers)
         self.routing_similarity = self.routing_similarity or "cosine"
+        if self.no_rope_layers is not None and len(self.no_rope_layers) != self.num_hidden_layers:
+            raise UnsupportedModelError(
+                f"no_rope_layers needs one number for each of {self.num_hidden_layers} layers, found "
+                f"{len(self.no_rope_layers)}"
+            )
         self._refuse_unsupported(kwargs)
         super().__post_init__(**kwargs)
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")

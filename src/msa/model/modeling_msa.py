@@ -1,4 +1,4 @@
-"""The network: a Llama, Mistral, Qwen2 or Qwen3 decoder with a memory in the attention of its upper layers (paper §3).
+"""The network: a decoder of one of five families with a memory in the attention of its upper layers (paper §3).
 
 :class:`MSADecoder` is the plain decoder, but for one thing: what a layer's tokens attend to is decided by a *reader*
 (attention.py), given to every pass. :class:`MSAForCausalLM` makes each pass with another one:

@@ -87,7 +87,7 @@ class PatternReader:
 
     def attend(self, attention: MemorySparseAttention, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Unrotated q ``[1, Hq, T, D]``, k and v ``[1, Hkv, T, D]`` → ``[1, T, Hq, D]``."""
-        if not self._pattern.renumbers:
+        if attention.rotates and not self._pattern.renumbers:
             if self._angles is None:
                 self._angles = self._rope(torch.arange(self._first, self._end, device=q.device)[None], q.dtype)
             q, k = apply_rope(q, *self._angles), apply_rope(k, *self._angles)
@@ -101,16 +101,19 @@ class PatternReader:
         for first in range(self._first, self._end, _BLOCK_ROWS):
             end = min(first + _BLOCK_ROWS, self._end)
             rows = q[:, :, first - self._first : end - self._first]
-            blocks.append(self._block(rows, keys, values, first, end, layer))
+            blocks.append(self._block(rows, keys, values, first, end, attention))
         return torch.cat(blocks, dim=1)
 
-    def _block(self, q: Tensor, keys: Tensor, values: Tensor, first: int, end: int, layer: int) -> Tensor:
+    def _block(
+        self, q: Tensor, keys: Tensor, values: Tensor, first: int, end: int, attention: MemorySparseAttention
+    ) -> Tensor:
         """Rows ``first`` … ``end − 1``, q ``[1, Hq, R, D]``, over the held columns → ``[1, R, Hq, D]``."""
+        layer = attention.layer
         ranges = self._pattern.ranges(first, end, layer)
         mask = self._mask(ranges, first, end, layer, q.device)
         k, v = (_columns(x, self._held(ranges)) for x in (keys, values))
         scale = q.shape[3] ** -0.5
-        if isinstance(self._pattern, StreamingLLM):
+        if attention.rotates and isinstance(self._pattern, StreamingLLM):
             q, k = renumbered(self._pattern, self._rope, q, k, first, end)
             v = nn.functional.pad(v, (0, q.shape[3] - v.shape[3]))
         return _attend(q, k, v, mask, scale)[..., : values.shape[3]]
