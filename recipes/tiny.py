@@ -1,13 +1,15 @@
 """msa-tiny from scratch: the whole method in a few million weights, on two CPU cores.
 
-    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--finding] [--ablation NAME] [--phases N]
+    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--reading-from MODEL] [--ablation NAME] [--phases N]
         [--scale 1.0]
 
-The finished model is ``<out>/model``; with ``--finding`` a further stretch goes on from it, to ``<out>/finding/model``.
-
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
-uuids and sentences. Run it again to go on from the last checkpoint. ``--scale`` shortens every phase and ``--phases``
-ends after so many, for comparisons from equal budgets; ``--ablation`` leaves one thing out.
+uuids and sentences. Three runs, one after the other: the method; a stretch of deciding; and, with one layer more,
+reading. The finished model is ``<out>/reading/model``. Run it again to go on from the last checkpoint.
+
+``--reading-from`` begins with the last run, from a model that routes. ``--scale`` shortens every phase, ``--phases``
+ends the first run after so many and does no other, for comparisons from equal budgets; ``--ablation`` leaves one thing
+out.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import msa
+from msa.model.bundle import MSAModel
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.copies import CopyConfig
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
-from msa.training.data.recalls import RecallConfig
+from msa.training.data.recalls import RecallConfig, recall_rows
 from msa.training.data.words import haystack_sentences, needle_words
 from msa.training.objective import LossWeights
+from msa.training.reading_layer import with_reading_layer
 from msa.training.run import train
-from msa.training.tiny import PROTOCOL, fresh_model
+from msa.training.tiny import QUOTING_PROTOCOL, fresh_model
 
 VOCABULARY = 2048
 # the text around needles: free package descriptions and the package's own calibration text
@@ -39,16 +43,11 @@ MIXED = ("word", "word", "word", "number", "number", "number", "uuid", "uuid")
 LEARNING_RATE = 6e-3
 SHORT_COPIES = CopyConfig(questions=8)
 LONG_COPIES = CopyConfig(questions=8, tokens=80, quoted_tokens=60, max_span=36, few_tokens=0.5)
-SHORT_RECALLS = RecallConfig(rows=6, questions=5, max_filler=20)
-# RULER's documents are cut at 512 tokens
-LONG_RECALLS = RecallConfig(rows=6, questions=5, max_filler=250, two_hop=0.2, unanswerable=0.2)
 ABLATIONS = (
     "none",
     "random-routers",
     "no-copying-heads",
     "no-copy-rows",
-    "no-recalls",
-    "no-quotation",
     "no-curriculum",
     "no-routing-bias",
     "no-closing-id",
@@ -75,7 +74,7 @@ def phase(
     second_tries: float = 0.1,
     misses: int = 2,
     copies: CopyConfig = SHORT_COPIES,
-    recalls: RecallConfig = SHORT_RECALLS,
+    recalls: RecallConfig | None = None,
     final: float = 0.3,
     past: int = 0,
     probe: float = 0.0,
@@ -115,6 +114,7 @@ def phase(
 def config(out: str, scale: float = 1.0) -> TrainConfig:
     """The recipe: copying first; then ids, chunks and texts grow together, and the memory with them."""
     short: dict[str, Any] = {
+        "keys": ("word",),
         "values": ("word", "number"),
         "documents": 32,
         "questions": 32,
@@ -125,23 +125,22 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
     late: dict[str, Any] = {
         "past": 1000,
         "probe": 1.0,
-        "unanswerable": 0.15,
+        "unanswerable": 0.2,
         "second_tries": 0.0,
         "misses": 1,
         "final": 0.4,
         "copies": LONG_COPIES,
-        "recalls": LONG_RECALLS,
     }
     phases = (
         Phase(name="copying", steps=200, learning_rate=LEARNING_RATE, copies=CopyConfig(questions=32)),
         phase("1 digit, chunks of 8", 120, digits=1, chunk=8, filler=3, alike=0.0, **short),
         phase("1 digit, chunks of 16", 60, digits=1, chunk=16, filler=3, alike=0.1, **short),
         phase("2 digits, chunks of 32", 80, digits=2, chunk=32, filler=6, alike=0.2, **short),
-        phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2, hops=0.4, probe=1.0),
-        phase("5 digits", 300, digits=5, chunk=64, filler=20, hops=0.4, past=200, probe=1.0),
-        phase("7 digits", 200, digits=7, chunk=64, filler=30, hops=0.4, past=1000, probe=1.0),
-        phase("longer texts", 350, digits=7, chunk=64, filler=50, hops=0.3, **late),
-        phase("still longer texts", 490, digits=7, chunk=64, filler=80, **late),
+        phase("3 digits, chunks of 64", 200, digits=3, chunk=64, filler=10, alike=0.2, probe=1.0),
+        phase("5 digits", 300, digits=5, chunk=64, filler=20, past=200, probe=1.0),
+        phase("7 digits", 200, digits=7, chunk=64, filler=30, past=1000, probe=1.0),
+        phase("longer texts", 350, digits=7, chunk=64, filler=50, **late),
+        phase("still longer texts", 650, digits=7, chunk=64, filler=80, **late),
     )
     return TrainConfig(
         out=out,
@@ -150,7 +149,7 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
         haystack=HAYSTACK,
         optimizer="muon",
         warmup_steps=50,
-        decay_steps=round(2030 * scale),
+        decay_steps=round(2260 * scale),
         max_document_tokens=1024,
         bucket_tokens=1024,
         log_every=25,
@@ -159,37 +158,92 @@ def config(out: str, scale: float = 1.0) -> TrainConfig:
     )
 
 
-def finding(out: str, scale: float = 1.0) -> TrainConfig:
-    """A further stretch from the model that :func:`config` ends with, which reads well and routes worse.
-
-    More questions and documents a step, two fifths of the questions of two hops, few rows that answer or copy.
-    """
+def deciding(out: str, scale: float = 1.0) -> TrainConfig:
+    """A last stretch from the model that :func:`config` ends with: fewer refusals, more rows that answer."""
     last = phase(
-        "finding",
-        max(1, round(850 * scale)),
+        "deciding",
+        max(1, round(90 * scale)),
         digits=7,
         chunk=64,
         filler=80,
-        documents=32,
-        questions=42,
-        hops=0.4,
+        past=1000,
+        probe=1.0,
+        unanswerable=0.1,
         second_tries=0.0,
         misses=1,
-        final=0.2,
-        past=2000,
-        probe=1.0,
-        copies=replace(LONG_COPIES, questions=3),
-        recalls=replace(LONG_RECALLS, rows=2),
+        final=0.6,
+        copies=LONG_COPIES,
     )
     return replace(
         config(out, scale),
         model=f"{out}/model",
-        out=f"{out}/finding",
-        phases=(replace(last, learning_rate=3e-3),),
-        seed=4,
-        warmup_steps=40,
-        decay_steps=round(870 * scale),
+        out=f"{out}/deciding",
+        phases=(replace(last, learning_rate=1.5e-3),),
+        seed=1,
+        warmup_steps=15,
+        decay_steps=round(94 * scale),
     )
+
+
+def reading(out: str, scale: float = 1.0) -> TrainConfig:
+    """The last run: answers that quote what they read, and rows of several questions about one text.
+
+    Texts around the needles of such rows grow to the 512 tokens at which RULER's documents are cut.
+    """
+    common: dict[str, Any] = {
+        "digits": 7,
+        "chunk": 64,
+        "past": 1000,
+        "unanswerable": 0.2,
+        "second_tries": 0.0,
+        "misses": 1,
+    }
+    short = RecallConfig(rows=8, questions=5, max_filler=60, two_hop=0.2, unanswerable=0.25)
+    long = RecallConfig(rows=6, questions=5, max_filler=250, two_hop=0.25, unanswerable=0.25)
+    phases = (
+        phase(
+            "reading",
+            250,
+            filler=50,
+            hops=0.25,
+            final=0.5,
+            copies=replace(LONG_COPIES, questions=3),
+            recalls=short,
+            **common,
+        ),
+        phase(
+            "reading longer texts",
+            350,
+            filler=80,
+            hops=0.3,
+            final=0.4,
+            copies=replace(LONG_COPIES, questions=4),
+            recalls=long,
+            **common,
+        ),
+    )
+    return replace(
+        config(out, scale),
+        model=f"{out}/deciding/model",
+        out=f"{out}/reading",
+        phases=tuple(replace(p, steps=max(1, round(p.steps * scale)), learning_rate=3e-3) for p in phases),
+        seed=7,
+        warmup_steps=15,
+        decay_steps=round(610 * scale),
+    )
+
+
+def reader(model: MSAModel, worlds: NeedleWorlds) -> MSAModel:
+    """A model that routes → one with a layer more and a transcript that quotes, for :func:`reading`."""
+    rows = recall_rows(
+        RecallConfig(rows=400, questions=5, max_filler=80),
+        worlds,
+        NeedleConfig(invented=0.5, alike=0.5),
+        model.protocol,
+        id_digits=7,
+        seed="reading layer",
+    )
+    return with_reading_layer(model, rows, QUOTING_PROTOCOL, seed=0)
 
 
 def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, object]]:
@@ -201,11 +255,6 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
     if name == "no-copy-rows":
         copying, first, *others = (replace(p, copies=None) if p.needles else p for p in whole.phases)
         return replace(whole, phases=(replace(first, steps=first.steps + copying.steps), *others)), {}
-    if name == "no-recalls":
-        return replace(whole, phases=tuple(replace(p, recalls=None) for p in whole.phases)), {}
-    if name == "no-quotation":
-        protocol = replace(PROTOCOL, quotation_end="", answer_lead="The answer is:")
-        return whole, {"protocol": protocol.to_config()}
     if name == "no-routing-bias":
         return whole, {"routing_bias": False}
     if name == "chunks-of-16":
@@ -226,26 +275,38 @@ def without(name: str, whole: TrainConfig) -> tuple[TrainConfig, dict[str, objec
     return whole, {}
 
 
-def main() -> None:
-    """Train, or go on training."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/tiny")
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--phases", type=int, help="end after so many phases")
-    parser.add_argument("--ablation", choices=ABLATIONS, default="none")
-    parser.add_argument("--finding", action="store_true", help="go on for some 850 steps that are mostly about routing")
+    parser.add_argument("--phases", type=int, help="end the first run after so many phases")
+    parser.add_argument("--ablation", choices=ABLATIONS, default="none", help="of the first run, which then is all")
+    parser.add_argument("--reading-from", metavar="MODEL", help="the last run alone, from this model")
     parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, or go on training."""
+    args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    whole = config(args.out, args.scale)
-    settings, changes = without(args.ablation, replace(whole, phases=whole.phases[: args.phases]))
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
-    model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
-    trained = train(model, replace(settings, stop_after_minutes=args.stop_after))
-    if trained is not None and args.finding:
-        last = replace(finding(args.out, args.scale), stop_after_minutes=args.stop_after)
-        train(msa.load(trained, dtype="float32"), last)
+    routing: str | Path | None = args.reading_from
+    if routing is None:
+        whole = config(args.out, args.scale)
+        settings, changes = without(args.ablation, replace(whole, phases=whole.phases[: args.phases]))
+        model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
+        routing = train(model, replace(settings, stop_after_minutes=args.stop_after))
+        if args.phases is not None or args.ablation != "none":
+            return
+        if routing is not None:
+            last = replace(deciding(args.out, args.scale), stop_after_minutes=args.stop_after)
+            routing = train(msa.load(routing, dtype="float32"), last)
+    if routing is not None:
+        model = reader(msa.load(routing, dtype="float32"), worlds)
+        train(model, replace(reading(args.out, args.scale), stop_after_minutes=args.stop_after))
 
 
 if __name__ == "__main__":

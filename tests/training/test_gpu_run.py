@@ -119,19 +119,6 @@ def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
         gpu_run.prepared(absent, gpu_run.config(absent, [1] * 5, 1.0))
 
 
-def test_the_further_stretch_of_the_tiny_recipe_goes_on_from_its_model():
-    tiny = recipe("tiny")
-    whole, more = tiny.config("runs/x"), tiny.finding("runs/x")
-    assert more.model == f"{whole.out}/model"
-    assert more.out != whole.out
-    (last,) = more.phases
-    assert (last.chunk_size, last.id_digits, last.weights) == tuple(
-        getattr(whole.phases[-1], name) for name in ("chunk_size", "id_digits", "weights")
-    )
-    assert more.decay_steps >= last.steps
-    assert last.learning_rate < whole.phases[-1].learning_rate
-
-
 def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):
     gpu_run = recipe()
     mined = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msa.model import MSAConfig, MSAForCausalLM
 
@@ -23,18 +23,15 @@ _SHARPNESS = 7.5
 _FAST_PAIRS = 6
 
 
-# share of RoPE's pairs, fastest first, that turn too fast to compare contents over a distance
-_TURNING = 3 / 8
-
 # scales of the keys that compare tokens and of what is copied; found by trial, as is the sharpness
 _MATCH, _COPY = 8.0, 8.0
 # how many tokens in a row the heads of one key/value head compare, in turn
-_ORDERS = (3, 6)
+_ORDERS = (2, 3)
 
 
 @dataclass(frozen=True)
 class _Predecessors:
-    """What the first layer tells each token: ``reads`` of the token m + 1 back, at ``writes[m]``; both ``[W, H]``."""
+    """What the first layer tells each token: ``reads`` ``[D, H]`` of the token m + 1 back, at ``writes[m]``."""
 
     reads: Tensor
     writes: list[Tensor]
@@ -46,7 +43,7 @@ def start_copying_heads(lm: MSAForCausalLM, generator: torch.Generator) -> None:
 
     Every embedding gets a constant vector in common. The first layer's queries and keys are made of it alone, with
     phases whose product under RoPE peaks at a distance of m tokens for head m. The next two layers' heads, except for
-    the last key/value head's, match the last three or six tokens against those before a place, and write what stands
+    the last key/value head's, match the last two or three tokens against those before a place, and write what stands
     there. Elsewhere the constant is projected out, so that it does not drown what differs between tokens.
     """
     embeddings = lm.model.embed_tokens.weight
@@ -65,10 +62,7 @@ def start_copying_heads(lm: MSAForCausalLM, generator: torch.Generator) -> None:
 
 
 def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Generator) -> _Predecessors:
-    """The first layer: head m (from 1) attends m tokens back; each writes to its own part of the residual stream.
-
-    The parts, W = H / the longest order dimensions each, are orthogonal to each other.
-    """
+    """The first layer: head m (from 1) attends m tokens back; each writes to its own part of the residual stream."""
     config, attention = lm.config, lm.model.layer(0).self_attn
     dim, group_size = attention.head_dim, attention.num_heads // attention.num_kv_heads
     fast = min(_FAST_PAIRS, dim // 2)
@@ -77,23 +71,22 @@ def _see_predecessors(lm: MSAForCausalLM, constant: Tensor, generator: torch.Gen
     along = constant / constant.norm() ** 2 * 1.25**0.5
     scale = (_SHARPNESS * dim**0.5) ** 0.5
     room = _orthonormal(config.hidden_size, config.hidden_size, generator)
-    width = min(dim, config.hidden_size // max(_ORDERS))
-    reads = _without(_orthonormal(width, config.hidden_size, generator), constant)
+    reads = _without(_orthonormal(dim, config.hidden_size, generator), constant)
     key = torch.zeros(dim)
     key[:fast] = scale
     for kv in range(attention.num_kv_heads):
         attention.k_proj.weight[_rows(kv, dim)] = key[:, None] * along
-        attention.v_proj.weight[_rows(kv, dim)] = nn.functional.pad(reads, (0, 0, 0, dim - width))
+        attention.v_proj.weight[_rows(kv, dim)] = reads
     writes = []
     for head in range(group_size * attention.num_kv_heads):
         phases = frequencies * (head + 1)
         query = torch.zeros(dim)
         query[:fast], query[dim // 2 : dim // 2 + fast] = scale * phases.cos(), -scale * phases.sin()
         attention.q_proj.weight[_rows(head, dim)] = query[:, None] * along
-        # heads beyond those that are compared write nothing at first
-        part = room[head * width : (head + 1) * width] if head < max(_ORDERS) else torch.zeros_like(reads)
-        writes.append(part)
-        attention.o_proj.weight[:, _rows(head, dim)] = nn.functional.pad(part, (0, 0, 0, dim - width)).T
+        part = torch.arange(head * dim, (head + 1) * dim) % config.hidden_size
+        # heads beyond those that are compared write nothing at first: their room is another head's
+        writes.append(room[part] * (1.0 if head < max(_ORDERS) else 0.0))
+        attention.o_proj.weight[:, _rows(head, dim)] = writes[-1].T
     return _Predecessors(reads, writes)
 
 
@@ -104,8 +97,8 @@ def _copy_followers(
     attention = lm.model.layer(layer).self_attn
     dim, group_size = attention.head_dim, attention.num_heads // attention.num_kv_heads
     pairs = dim // 2
-    slow = torch.arange(round(pairs * _TURNING), pairs)
-    slow = torch.cat([slow, slow + pairs])
+    # only slow pairs of RoPE can compare contents over a distance
+    slow = torch.cat([torch.arange(pairs // 2, pairs), torch.arange(pairs // 2, pairs) + pairs])
     slow = slow[torch.randperm(len(slow), generator=generator)]
     # the current token, then the tokens before it as the first layer has told them
     recent = [predecessors.reads, *predecessors.writes]
@@ -114,7 +107,7 @@ def _copy_followers(
         copied = _without(_orthonormal(dim, attention.q_proj.in_features, generator), constant)
         attention.v_proj.weight[_rows(kv, dim)] = copied
         for back, part in enumerate(slow.chunk(order)):
-            chosen = torch.randperm(len(predecessors.reads), generator=generator)[: len(part)]
+            chosen = torch.randperm(dim, generator=generator)[: len(part)]
             attention.k_proj.weight[kv * dim + part] = _MATCH * predecessors.writes[back][chosen]
             for head in range(kv * group_size, (kv + 1) * group_size):
                 gain = 2.5 if back == 0 else 1.25  # the last token counts most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,27 +15,9 @@ from msa.documents import ProtocolStrings
 from msa.model import MSAConfig, MSAForCausalLM
 from msa.model.bundle import MSAModel
 from msa.training.copying_heads import start_copying_heads
-from msa.training.data.needles import (
-    KINDS,
-    NEEDLE,
-    NOT_IN_MEMORY,
-    NOTHING_TO_QUOTE,
-    QUESTION,
-    TWO_HOP_QUESTION,
-    NeedleWorlds,
-)
+from msa.training.data.needles import KINDS, NEEDLE, NOT_IN_MEMORY, QUESTION, TWO_HOP_QUESTION, NeedleWorlds
 
-_CONTROL = (
-    "<|pad|>",
-    "<|doc|>",
-    "<|end|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|ref_end|>",
-    "<|enough|>",
-    "<|answer|>",
-    "<|quoted|>",
-)
+_CONTROL = ("<|pad|>", "<|doc|>", "<|end|>", "<|user|>", "<|assistant|>", "<|ref_end|>", "<|enough|>", "<|answer|>")
 
 PROTOCOL = ProtocolStrings(
     document="<|doc|>[{id}]. {text}[{id}]<|end|>",
@@ -44,16 +27,17 @@ PROTOCOL = ProtocolStrings(
     reference_end="<|ref_end|>",
     end_of_retrieve="<|enough|>",
     expanded_document="[{id}]. {text}\n",
-    # asked again behind the texts: the quotation then goes on from words that stand right before it
-    answer_request="<|answer|>{question}",
-    answer_lead="",
-    quotation_end="<|quoted|>",
+    answer_request="<|answer|>",
+    # so that a value follows "is:" in the answer as it does in a needle, and is cut into the same tokens
+    answer_lead="The answer is:",
     answer_end="<|end|>",
     route_whole_turn=False,
     exclude_read=True,
     constrain_ids="selected",
 )
 
+# of a network with a reading layer: asked again behind the texts, so that what is quoted goes on from the words before
+QUOTING_PROTOCOL = replace(PROTOCOL, answer_request="<|answer|>{question}", answer_lead="", quotation_end="<|quoted|>")
 
 # strong enough from the start that the best document outshines the other selected ones
 ROUTING_ALPHA = 3.0
@@ -86,8 +70,7 @@ def tokenizer_texts(worlds: NeedleWorlds, sentences: list[str], seed: int = 0) -
     keys = [f"for {worlds.token('word', 7, rng)}" for _ in range(20_000)]
     templates = [NEEDLE.format(kind=kind, key="", value="") for kind in KINDS]
     templates += [QUESTION.format(kind=kind, key="") for kind in KINDS]
-    templates += [TWO_HOP_QUESTION.format(kind=kind, via="word", key="") for kind in KINDS]
-    templates += [NOT_IN_MEMORY, NOTHING_TO_QUOTE.format(key="")]
+    templates += [TWO_HOP_QUESTION.format(kind=kind, via="word", key="") for kind in KINDS] + [NOT_IN_MEMORY]
     return [*sentences, *keys, *(templates * 300)]
 
 
@@ -103,8 +86,6 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> MSACon
         "num_key_value_heads": 3,
         "head_dim": 64,
         "max_position_embeddings": 4096,
-        # with the usual 10,000 half of the dimensions turn too fast to compare tokens some hundred places apart
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "tie_word_embeddings": True,
         "chunk_size": 64,
         "top_k_docs": 8,
@@ -158,9 +139,4 @@ def fresh_model(
     tokenizer = train_tokenizer(tokenizer_texts(worlds, sentences, seed), vocab_size)
     starts = {name: bool(changes.pop(name, True)) for name in ("tied_routers", "copying_heads")}
     lm = fresh_network(tiny_config(tokenizer, **changes), seed=seed, **starts)
-    # an answer stands behind the end of the quotation as a needle's value stands behind its colon
-    colon, quoted = (tokenizer.convert_tokens_to_ids(token) for token in (":", PROTOCOL.quotation_end))
-    with torch.no_grad():
-        embeddings = lm.model.embed_tokens.weight
-        embeddings[quoted] += embeddings[colon] - embeddings[quoted] * 0.5
     return MSAModel(lm, tokenizer, name="msa-tiny")
