@@ -241,7 +241,7 @@ def reader(model: MSAModel, worlds: NeedleWorlds) -> MSAModel:
         NeedleConfig(invented=0.5, alike=0.5),
         model.protocol,
         id_digits=7,
-        seed="reading layer",
+        seed="ridge",
     )
     return with_reading_layer(model, rows, QUOTING_PROTOCOL, seed=0)
 

@@ -76,12 +76,18 @@ def test_it_follows_two_hops(answers):
 def test_it_answers_from_what_it_read(answers):
     numbers = {sample: answer for sample, answer in answers.items() if (sample.answer or "").isdigit()}
     assert rate(numbers, {"word", "number", "uuid", "two-hop"}, answered) >= 0.75
-    assert rate(answers, {"word", "number", "uuid", "two-hop"}, answered) >= 0.5
+    assert rate(answers, {"word", "number", "uuid", "two-hop"}, answered) >= 0.65
 
 
-def test_it_says_more_often_of_missing_keys_that_they_are_missing(answers):
-    there = rate(answers, {"word", "number", "two-hop"}, refused)
-    assert rate(answers, {"unanswerable"}, refused) > there + 0.15
+def test_it_says_of_missing_keys_that_they_are_missing(answers):
+    assert rate(answers, {"unanswerable"}, refused) >= 0.7
+    assert rate(answers, {"word", "number", "two-hop"}, refused) <= 0.15
+
+
+def test_it_quotes_what_it_answers_from(memory, answers):
+    sample, answer = next((s, a) for s, a in answers.items() if s.source == "needle/word" and a.text == s.answer)
+    assert answer.quotation.strip() == sample.quotation.strip()
+    assert "quoted" not in answer.text
 
 
 def test_a_batch_and_a_stream_answer_alike(memory, answers):

@@ -81,10 +81,10 @@ def assert_as_alone(engine, options, answers):
     assert len({answer.text for answer in answers}) > 2
 
 
-def staggered(**given):
+def staggered(least=4, **given):
     """Options of other lengths, so that rows leave at other times than they came."""
     given = {"constrain_ids": "selected", **given}
-    return [AskOptions(max_new_tokens=4 + 9 * i % 20, max_rounds=1 + i % 3, **given) for i in range(len(QUESTIONS))]
+    return [AskOptions(max_new_tokens=least + 9 * i % 20, max_rounds=1 + i % 3, **given) for i in range(len(QUESTIONS))]
 
 
 SEEDED = Sampling(temperature=0.9, top_p=0.9, seed=7)
@@ -108,7 +108,8 @@ def test_each_gets_what_it_gets_alone(random, retrieval, sampling, max_rows):
 
 @pytest.mark.parametrize("retrieval", ["generative", "routed"])
 def test_so_it_is_with_a_trained_model(trained, retrieval):
-    options, batcher = staggered(retrieval=retrieval), Watched(trained.model.lm, 3)
+    # it quotes before it answers
+    options, batcher = staggered(24, retrieval=retrieval), Watched(trained.model.lm, 3)
     answers = together(trained, options, batcher)
     assert_as_alone(trained, options, answers)
     assert max(batcher.rows) == 3
