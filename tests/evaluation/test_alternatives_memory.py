@@ -55,8 +55,9 @@ def test_rows_read_the_same_texts_and_write_the_same_answer(trained):
     pytest.importorskip("bm25s")
     row = make("rag-bm25@1", trained)
     row.prepare(NEEDLES)
-    prediction = row.answer(ask(), 24)
+    prediction = row.answer(ask(), 40)
     assert (prediction.read, prediction.text) == (("b",), "7710254")
+    assert row.answer(ask(), 3).text == "", "what it quotes before it answers is not shown"
 
 
 def test_without_original_text_nothing_is_read(trained):

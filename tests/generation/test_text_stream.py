@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
 from msa.documents import Protocol, ProtocolStrings
-from msa.generation.text_stream import TextStream
+from msa.generation.text_stream import LONGEST_QUOTATION, TextStream
 
 LEAD = "The answer to the question is:"
 
@@ -129,6 +129,17 @@ def test_a_quotation_that_never_ended_is_the_answer_and_one_that_was_cut_is_noth
         pieces = [stream.push(token) for token in of(model, " the sky")]
         assert "".join([*pieces, stream.finish(cut=cut)]) == stream.text == shown
         assert stream.quotation == ""
+
+
+def test_what_is_too_long_to_be_a_quotation_is_shown_as_it_comes(model):
+    end = model.protocol.answer_end_id
+    stream = TextStream(model.protocol, quotation_end=end)
+    (letter,) = of(model, "l")
+    shown = [stream.push(letter) for _ in range(LONGEST_QUOTATION + 2)]
+    assert shown == [""] * (LONGEST_QUOTATION - 1) + ["l" * LONGEST_QUOTATION, "l", "l"]
+    assert stream.finish(cut=True) == ""
+    assert stream.text == "l" * (LONGEST_QUOTATION + 2)
+    assert stream.quotation == ""
 
 
 def test_a_second_end_of_a_quotation_is_only_a_control_token(model):

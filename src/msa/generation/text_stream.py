@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from msa.documents import Protocol
 
 _UNFINISHED = "\ufffd"  # what a cut UTF-8 sequence decodes to
+# tokens; what goes on for longer is no quotation, and whoever waits for an answer is shown it
+LONGEST_QUOTATION = 256
 
 
 class TextStream:
@@ -46,9 +48,12 @@ class TextStream:
             if token == self._quotation_end:
                 self.quotation, self._tokens = self._protocol.decode(self._tokens).strip(), []
                 self._quotation_end = None
-            else:
-                self._tokens.append(token)
-            return ""
+                return ""
+            self._tokens.append(token)
+            if len(self._tokens) < LONGEST_QUOTATION:
+                return ""
+            self._quotation_end = None
+            return self._advance(final=False)
         if not self._tokens:
             self._follows_opening = bool(self.text)
         self._tokens.append(token)
@@ -57,7 +62,7 @@ class TextStream:
     def finish(self, cut: bool = False) -> str:
         """The rest of the text, once no token follows; ``cut``: the model would have gone on.
 
-        A quotation that was cut shows nothing; one that never ended is the answer.
+        A quotation that was cut shows nothing; one that never ended, or grew too long to be one, is the answer.
         """
         if self._quotation_end is not None and cut:
             return ""

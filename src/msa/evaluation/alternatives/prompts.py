@@ -128,22 +128,27 @@ class Written:
 
 
 class Writing:
-    """Tokens of an answer → its text, and the moment of the first one."""
+    """Tokens of an answer → its text without what a checkpoint hides of it, and the moment of the first one."""
 
     def __init__(self, model: MSAModel, opening: str = "") -> None:
-        self._stream = TextStream(model.protocol, (), model.protocol.strings.answer_lead)
+        quotation_end = model.protocol.quotation_end_id if is_generative(model) else None
+        self._quotes = quotation_end is not None
+        self._stream = TextStream(model.protocol, (), model.protocol.strings.answer_lead, quotation_end)
         self._stream.text = opening
+        self._stops = stop_ids(model)
+        self._ended = False
         self._first_token: float | None = None
 
     def push(self, token: int) -> None:
         """Take in the next token."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
+        self._ended = token in self._stops
         self._stream.push(token)
 
     def finish(self) -> Written:
         """The whole answer."""
-        self._stream.finish()
+        self._stream.finish(cut=self._quotes and not self._ended)
         return Written(self._stream.text.strip(), self._first_token or time.perf_counter())
 
 
