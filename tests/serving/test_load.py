@@ -42,7 +42,7 @@ def test_a_hundred_clients_in_the_middle_of_their_streams_leave(served):
     _, http = served
     connections = [asking(http) for _ in range(CLIENTS)]
     until(lambda: gauge(http, "num_requests_running") == CLIENTS, seconds=120)
-    until(lambda: all(SHOWN.search(arrived(connection)) for connection in connections), seconds=240)
+    until(lambda: all(SHOWN.search(arrived(connection)) for connection in connections), seconds=120)
     assert gauge(http, "num_requests_running") == CLIENTS, "all of them still write"
     for connection in connections:
         connection.close()

@@ -1,12 +1,10 @@
 """The GPU recipes on a CPU: stretches go on from one another, the parts make the adapter again, and it is measured."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from recipe_files import recipe
 from safetensors.torch import load_file
 from tiny import tiny_model
 
@@ -17,17 +15,6 @@ from msa.model.bundle import model_fingerprint
 from msa.training import parts as parts_of_files
 from msa.training.batches import FileSource
 from msa.training.parameters import save_trained
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-def recipe(name="gpu_run"):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")  # tests have a tiny.py too
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 pytestmark = pytest.mark.usefixtures("plain_log")
 
@@ -69,7 +56,7 @@ def arguments(tmp_path):
 
 
 def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, arguments, monkeypatch):
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     monkeypatch.setattr(parts_of_files, "PART_BYTES", 20_000)
     stretches = 1
     while not gpu_run.run(gpu_run.parse([*arguments, "--steps", *"11111", "--seconds", "1e-5"])):
@@ -97,7 +84,7 @@ def test_stretches_end_in_an_adapter_that_fits_the_backbone(tmp_path, arguments,
 
 
 def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     gpu_run.run(gpu_run.parse([*arguments, "--steps", *"11111"]))
     first = tmp_path / "first.safetensors"
     (tmp_path / "out" / "run" / "adapter.safetensors").rename(first)
@@ -120,7 +107,7 @@ def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
 
 
 def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     mined = []
     take = FileSource.take_snapshot
     monkeypatch.setattr(
@@ -137,7 +124,7 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
 
 
 def test_held_out_documents_are_no_training_documents(arguments):
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     args = gpu_run.parse([*arguments, "--steps", *"11111"])
     training, held_out = gpu_run.read_sources(gpu_run.config(args, [1] * 5, 1.0), args.data)
     assert len(training) == len(held_out) == 5
@@ -158,13 +145,13 @@ def test_held_out_documents_are_no_training_documents(arguments):
 )
 def test_what_is_missing_is_said(tmp_path, capsys, given, message):
     with pytest.raises(SystemExit) as stop:
-        recipe().parse(["--out", str(tmp_path), *given])
+        recipe("gpu_run").parse(["--out", str(tmp_path), *given])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     monkeypatch.setattr(parts_of_files, "PART_BYTES", 10)
     file, parts = tmp_path / "file", tmp_path / "parts"
     with pytest.raises(ValueError, match="expected numbered parts in .*parts, found none"):
@@ -182,7 +169,7 @@ def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluated(tmp_path, arguments):
     """Arguments of gpu_evaluate.py: an adapter, and questions that other retrievers answer rightly and wrongly."""
-    gpu_run = recipe()
+    gpu_run = recipe("gpu_run")
     settings = gpu_run.config(gpu_run.parse([*arguments, "--steps", *"11111"]), [1] * 5, 1.0)
     model = msa.load(tmp_path / "backbone", dtype="float32")
     backbone = model_fingerprint(model.lm, routers=False)

@@ -1,10 +1,10 @@
 """The stages of recipes/stages.py are configurations that ``msa train`` reads back unchanged."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from recipe_files import recipe
 from tiny_training import learner
 
 from msa.errors import TrainingDataError
@@ -12,26 +12,17 @@ from msa.training.config import TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.run import sources_of
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "stages.py"
-
-
-def recipe():
-    spec = importlib.util.spec_from_file_location("stages", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.parametrize("name", ["warm_up", "pretrain", "sft_8k", "sft_64k", "chains", "lora"])
 def test_a_stage_survives_yaml(name, tmp_path):
-    stage = recipe().STAGES[name](str(tmp_path), "out")
+    stage = recipe("stages").STAGES[name](str(tmp_path), "out")
     path = tmp_path / "stage.yaml"
     path.write_text(stage.to_yaml())
     assert TrainConfig.from_yaml(path) == stage
 
 
 def test_the_papers_weights():
-    stages = recipe().STAGES
+    stages = recipe("stages").STAGES
     warm_up, pretrain = (stages[name]("data", "out").phases[0] for name in ("warm_up", "pretrain"))
     assert (warm_up.weights.ids, warm_up.weights.routing, warm_up.learning_rate) == (0.1, 1.0, 1e-4)
     assert (pretrain.weights.ids, pretrain.weights.routing, pretrain.learning_rate) == (1.0, 0.1, 6e-6)
@@ -40,7 +31,7 @@ def test_the_papers_weights():
 def test_a_stage_reads_what_the_builder_writes(tmp_path):
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "a", "text": "The moon is rock."}) + "\n")
     (tmp_path / "train.jsonl").write_text(json.dumps({"query": "What is the moon?", "positives": ["a"]}) + "\n")
-    files = recipe().STAGES["sft_8k"](str(tmp_path), "out").phases[0].files
+    files = recipe("stages").STAGES["sft_8k"](str(tmp_path), "out").phases[0].files
     assert len(read_training_set([Path(p) for p in files.paths], corpus=[Path(p) for p in files.corpus])) == 1
 
 
@@ -52,7 +43,7 @@ def test_chains_train_on_questions_of_several_hops_alone(tmp_path):
     ]
     for name, records in (("corpus", corpus), ("train", samples), ("validation", samples)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    stage = recipe().STAGES["chains"](str(tmp_path), "out")
+    stage = recipe("stages").STAGES["chains"](str(tmp_path), "out")
     for sources in sources_of(learner(), stage):
         drawn = [sample.query for number in range(4) for sample in sources[0].draw(number, "s").samples]
         assert set(drawn) == {"two?"}

@@ -12,6 +12,8 @@ Axes: H hidden size, D head_dim, V vocabulary, N tokens.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def with_reading_layer(model: MSAModel, rows: RowBucket, protocol: ProtocolStrin
     Raises:
         ValueError: embeddings that are not tied, or a network without layers below its routers.
     """
-    lm, tokenizer = model.lm, model.tokenizer
+    lm, tokenizer = model.lm, copy.deepcopy(model.tokenizer)
     if not lm.config.tie_word_embeddings or lm.config.router_layers[0] == 0:
         raise ValueError("a reading layer needs tied embeddings and a layer below the first router")
     generator = torch.Generator().manual_seed(seed)
