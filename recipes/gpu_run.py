@@ -140,7 +140,7 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
         phases=phases,
         precision="bf16" if on_gpu else "no",
         trainable="lora",
-        lora=LoraConfig(rank=args.rank, alpha=2 * args.rank),
+        lora=LoraConfig(rank=args.rank, alpha=2 * args.rank, merged=not args.peft),
         bucket_tokens=args.bucket_tokens,
         checkpoint_documents=args.checkpoint_documents,
         max_document_tokens=1024,
@@ -291,7 +291,7 @@ def run(args: argparse.Namespace) -> bool:
     finally:
         stretch.batches.close()
         export(model, settings, stretch.backbone, result)
-    with trainer.accelerator.autocast():
+    with torch.no_grad(), trainer.computing():
         metrics = stretch.held_out(model.lm, max(trainer.done, 1))
     write_metrics({"step": trainer.done, **metrics}, result / "metrics.json")
     draw_curves(folder / "log.jsonl", folder / "curves.png")
@@ -354,6 +354,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of LoRA")
     parser.add_argument("--router-rate", type=float, default=3.0, help="the routers' learning rate in multiples of it")
     parser.add_argument("--rank", type=int, default=24)
+    parser.add_argument("--peft", action="store_true", help="LoRA beside every layer, under autocast, not merged")
     parser.add_argument("--bucket-tokens", type=int, default=49152 if on_gpu else 4096)
     parser.add_argument("--checkpoint-documents", action="store_true", help="less memory, a third more time")
     parser.add_argument("--workers", type=int, default=8 if on_gpu else 0, help="processes that prepare batches")

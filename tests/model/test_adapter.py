@@ -8,7 +8,8 @@ from tiny import random_tokens, tiny_lm
 from msa.errors import CheckpointError
 from msa.model import MSAForCausalLM
 from msa.model.adapter import apply_adapter, file_checksum
-from msa.training.parameters import is_router, save_trained
+from msa.training.names import is_router
+from msa.training.parameters import save_trained
 
 LAYER = "model.layers.2.self_attn"
 WHOLE = f"{LAYER}.router_q_proj.0.weight"

@@ -9,8 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from msa.errors import TrainingError
 from msa.training.config import LoraConfig, TrainConfig
+from msa.training.names import is_router
 from msa.training.optimizers import build_optimizers
-from msa.training.parameters import choose_trainable, is_router
+from msa.training.parameters import choose_trainable
 
 pytestmark = pytest.mark.usefixtures("plain_log")
 

@@ -13,7 +13,8 @@ from msa.errors import TrainingError
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import model_fingerprint
 from msa.training.config import LoraConfig
-from msa.training.parameters import choose_trainable, is_router, save_trained
+from msa.training.names import is_router
+from msa.training.parameters import choose_trainable, save_trained
 
 LORA = LoraConfig(rank=3, alpha=12)
 

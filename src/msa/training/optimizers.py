@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msa.errors import TrainingError
 from msa.training.config import TrainConfig
-from msa.training.parameters import is_router
+from msa.training.names import is_router
 
 _OUTSIDE = ("embed_tokens", "lm_head", "id_probe")
 

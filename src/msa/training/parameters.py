@@ -11,14 +11,8 @@ from msa.errors import CheckpointError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.adapter import read_adapter
 from msa.training.config import LoraConfig, TrainConfig
-
-# what no backbone has: the routers, the routing bias
-ROUTER_WORDS = (".router_", ".routing_alpha")
-
-
-def is_router(name: str) -> bool:
-    """Whether a parameter is a router's."""
-    return any(word in name for word in ROUTER_WORDS)
+from msa.training.merged_lora import merge_lora
+from msa.training.names import is_router
 
 
 def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
@@ -28,7 +22,7 @@ def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
         TrainingError: LoRA targets or layers that the network does not have.
     """
     if config.trainable == "lora":
-        _add_lora(lm, config.lora)
+        _add_lora(lm, config)
     for name, parameter in lm.named_parameters():
         if name == "temperature":
             continue  # a setting of the routing loss, never trained
@@ -48,7 +42,15 @@ def _check_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
         raise ValueError(f"layer {', '.join(layers)} is not in 0..{lm.config.num_hidden_layers - 1}")
 
 
-def _add_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
+def _add_lora(lm: MSAForCausalLM, config: TrainConfig) -> None:
+    lora = config.lora
+    if lora.merged:
+        try:
+            _check_lora(lm, lora)
+        except ValueError as error:
+            raise TrainingError(f"LoRA does not fit this network: {error}") from error
+        merge_lora(lm, lora, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        return
     try:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
@@ -128,7 +130,20 @@ def load_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, bac
 def _trained(lm: MSAForCausalLM) -> dict[str, torch.nn.Parameter]:
     """Routers and LoRA's weights by the names they have in an adapter."""
     return {
-        name.replace(".base_layer", "").replace(".default.weight", ".weight"): parameter
+        _adapter_name(name): parameter
         for name, parameter in lm.named_parameters()
         if is_router(name) or "lora_" in name
     }
+
+
+def _adapter_name(name: str) -> str:
+    """A parameter's name without what PEFT, or merged_lora.py, wraps around it."""
+    for part, plain in (
+        (".base_layer", ""),
+        (".default.weight", ".weight"),
+        (".parametrizations.weight.original", ".weight"),
+        (".parametrizations.weight.0.lora_A", ".lora_A.weight"),
+        (".parametrizations.weight.0.lora_B", ".lora_B.weight"),
+    ):
+        name = name.replace(part, plain)
+    return name

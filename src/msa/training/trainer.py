@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from msa.training.config import TrainConfig
 from msa.training.data.collate import TrainingBatch
 from msa.training.id_probe import IdProbe
 from msa.training.log import TrainingLog
+from msa.training.merged_lora import merged
 from msa.training.objective import LossWeights, compute_losses
 from msa.training.optimizers import build_optimizers
 from msa.training.parameters import choose_trainable
@@ -98,7 +99,7 @@ class Trainer:
         self.config, self._batches, self._evaluate = config, batches, evaluate
         self.model = model
         self.accelerator = accelerator or Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision="no" if config.merges_lora else config.precision,
             cpu=model.device.type == "cpu",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -178,7 +179,7 @@ class Trainer:
         if step and config.phase_at(step - 1)[1].chunk_size != phase.chunk_size:
             self._past.clear()
         folder = Path(config.out) / "snapshots"
-        with accelerator.autocast():
+        with torch.no_grad(), self.computing():
             self._batches.refresh(self._lm, step, folder, writes=accelerator.is_main_process)
         mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
         sums: dict[str, Tensor] = {}
@@ -188,7 +189,7 @@ class Trainer:
             tokens += batch.num_tokens
             batch = batch.to(accelerator.device)
             syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
-            with accelerator.autocast(), syncing:
+            with self.computing(), syncing:
                 total, parts = self._step(batch, phase.weights, phase.past_documents)
                 # gradients are summed here and averaged over processes by the engine
                 accelerator.backward(total / len(mine))
@@ -211,6 +212,12 @@ class Trainer:
         total_tokens = accelerator.reduce(torch.tensor(tokens, device=accelerator.device), reduction="sum")
         return means, norm, int(total_tokens)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The run's precision, and its merged weights, which passes outside compute again at every use."""
+        with self.accelerator.autocast(), merged(self._lm) if self.config.merges_lora else nullcontext():
+            yield
+
     def _loss_scale_too_large(self) -> bool:
         """In fp16, where gradients that are not finite say that their scale has to fall: the step is passed over."""
         scaler = self.accelerator.scaler
@@ -219,7 +226,7 @@ class Trainer:
     def _report(self, journal: TrainingLog | None) -> None:
         if self._evaluate is None:
             return
-        with self.accelerator.autocast():
+        with torch.no_grad(), self.computing():
             metrics = self._evaluate(self._lm, self.done)
         if journal is not None:
             journal.metrics(self.done, metrics)
@@ -227,7 +234,7 @@ class Trainer:
 
 def _uncast(lm: MSAForCausalLM, config: TrainConfig) -> AbstractContextManager[None]:
     """In mixed precision: PEFT does not cast what LoRA reads to float32, which autocast would only cast back."""
-    if config.trainable != "lora" or config.precision == "no":
+    if config.trainable != "lora" or config.precision == "no" or config.merges_lora:
         return nullcontext()
     from peft.helpers import disable_input_dtype_casting
 
