@@ -23,7 +23,7 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,18 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
         weight_decay=0.0,
         refresh_every=max(1, -(-steps[-1] // 2)),
         log_every=10 if sum(steps) > 100 else 2,
-        checkpoint_every=max(1, round(100 / seconds)),
-        evaluate_every=max(1, round(60 / seconds)),
+        checkpoint_every=max(1, round(2 * args.evaluate_seconds / seconds)),
+        evaluate_every=max(1, round(args.evaluate_seconds / seconds)),
         stop_after_minutes=args.seconds / 60,
     )
 
 
-def planned_steps(measured: dict[str, Any], seconds: float) -> list[int]:
-    """Steps of each phase that fill the time, by what a step of each was measured to take."""
-    return [max(2, int(seconds * PLANNED_SHARE * stage.share / measured[stage.name])) for stage in PHASES]
+def planned_steps(measured: dict[str, Any], seconds: float, shares: Sequence[float]) -> list[int]:
+    """Steps of each phase that fill its share of the time, by what a step of each was measured to take."""
+    return [
+        max(2, int(seconds * PLANNED_SHARE * share / sum(shares) / measured[stage.name]))
+        for stage, share in zip(PHASES, shares, strict=True)
+    ]
 
 
 class ReadingBatches(Batches):
@@ -278,7 +281,7 @@ def run(args: argparse.Namespace) -> bool:
     """One stretch; whether the training is complete."""
     plan = args.out / "steps.json"
     measured = json.loads(plan.read_text()) if plan.is_file() else {}
-    steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds))
+    steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds, args.shares))
     if measured and not args.steps and "steps" not in measured:
         plan.write_text(json.dumps(measured | {"steps": steps}, indent=1))  # a later stretch has the same schedule
     settings = config(args, steps, sum(measured.get(stage.name, 1.0) for stage in PHASES) / len(PHASES))
@@ -344,6 +347,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="adapter to begin with: trained routers, or of an earlier run")
     parser.add_argument("--seconds", type=float, default=520, help="length of a stretch")
     parser.add_argument("--steps", type=int, nargs=len(PHASES), metavar="N", help="of each phase")
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs=len(PHASES),
+        default=[stage.share for stage in PHASES],
+        metavar="SHARE",
+        help="of the time that each phase gets; a run that goes on from an adapter needs little of the first three",
+    )
+    parser.add_argument("--evaluate-seconds", type=float, default=60, help="between evaluations; checkpoints: twice")
     parser.add_argument("--measure", action="store_true", help="only measure a step of each phase")
     parser.add_argument("--measured-steps", type=int, default=8, help="of each phase")
     parser.add_argument("--documents", type=int, default=160, help="of a step")

@@ -11,6 +11,7 @@ from tiny_training import Repeating, config, learner, phase, trainer
 
 import msa
 from msa.routing import Tiers
+from msa.training.config import LoraConfig
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.log import read_log
 
@@ -102,6 +103,19 @@ def test_training_has_the_losses_of_the_cpu(tmp_path, trained):
         found[device] = losses_of(tmp_path / device)
     assert len(found["cuda"]) > 3
     assert found["cuda"][:4] == pytest.approx(found["cpu"][:4], rel=2e-2)
+
+
+def test_merged_lora_has_the_losses_of_pefts(tmp_path, trained):
+    found = {}
+    for merged in (False, True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model = learner()
+        model.lm.to("cuda")
+        lora = LoraConfig(rank=4, alpha=8, merged=merged)
+        trained(model, config(tmp_path / str(merged), trainable="lora", lora=lora, precision="bf16"))
+        found[merged] = losses_of(tmp_path / str(merged))
+    assert len(found[True]) > 3
+    assert found[True][:4] == pytest.approx(found[False][:4], rel=3e-2)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -119,7 +119,7 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
     times = json.loads((tmp_path / "out" / "steps.json").read_text())
     assert set(times) == {stage.name for stage in gpu_run.PHASES}
     assert all(seconds > 0 for seconds in times.values())
-    steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0)
+    steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0, [stage.share for stage in gpu_run.PHASES])
     assert 0.8 * 100 <= sum(steps) * 0.5 <= 100
 
 
