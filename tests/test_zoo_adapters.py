@@ -107,7 +107,7 @@ def test_a_file_that_is_not_there_is_no_hub_id(name, tmp_path, monkeypatch):
         load(name)
 
 
-@pytest.mark.parametrize("name", [zoo.DEFAULT_MODEL, zoo.GENERATIVE_MODEL, zoo.ROUTERS_MODEL, zoo.UNTRAINED_MODEL])
+@pytest.mark.parametrize("name", [zoo.DEFAULT_MODEL, zoo.ROUTERS_MODEL, zoo.UNTRAINED_MODEL])
 def test_a_shipped_adapter_given_as_a_file_is_the_model_of_its_name(name, monkeypatch):
     monkeypatch.setattr(zoo, "_load_named", lambda known, *_: known)
     path = zoo.Path(zoo.__file__).parent / "adapters" / zoo.MODELS[name].adapter.file
