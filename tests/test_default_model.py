@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import msa
+from msa import zoo
 from msa.documents.readers import read_documents
 from msa.errors import ModelNotFoundError
 
@@ -30,14 +31,28 @@ def test_control_strings_are_single_tokens(default_model):
     assert protocol.answer_end_id != protocol.reference_end_id
 
 
-def test_questions_about_real_documents(default_model, tmp_path):
-    """Among 60 package descriptions the right one comes first, and the answers are in its words."""
+@pytest.fixture(scope="module")
+def asked():
+    """Twelve questions, and 60 package descriptions with those that answer them."""
     questions = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()][20:32]
-    asked = {question["document"] for question in questions}
+    named = {question["document"] for question in questions}
     documents = list(read_documents([EXAMPLES / "packages.jsonl"]))
-    chosen = [d for d in documents if d.id in asked] + [d for d in documents if d.id not in asked][:48]
-    with msa.Memory.open(tmp_path / "mem", model=default_model) as memory:
-        memory.add(chosen)
+    return questions, [d for d in documents if d.id in named] + [d for d in documents if d.id not in named][:48]
+
+
+@pytest.fixture(scope="module")
+def folder(default_model, asked, tmp_path_factory):
+    """A memory of these."""
+    folder = tmp_path_factory.mktemp("packages") / "mem"
+    with msa.Memory.open(folder, model=default_model) as memory:
+        memory.add(asked[1])
+    return folder
+
+
+def test_questions_about_real_documents(default_model, asked, folder):
+    """The right one comes first, and the answers are in its words."""
+    questions, _ = asked
+    with msa.Memory.open(folder, model=default_model) as memory:
         answers = memory.ask_many([question["question"] for question in questions], max_new_tokens=12)
     best = [answer.sources[0] for answer in answers]
     assert sum(q["document"] == hit.id for q, hit in zip(questions, best, strict=True)) >= 10
@@ -45,3 +60,14 @@ def test_questions_about_real_documents(default_model, tmp_path):
         words = re.findall(r"\w+", answer.text.lower())
         assert words
         assert sum(word in hit.text.lower() for word in words) >= 0.8 * len(words), answer.text
+
+
+def test_the_same_memory_asked_for_ids_first(folder, asked):
+    """As published: the model writes the id of the document it wants, reads that and answers."""
+    questions, _ = asked
+    with msa.Memory.open(folder, model=msa.load(zoo.GENERATIVE_MODEL)) as memory:
+        answers = memory.ask_many([question["question"] for question in questions], max_new_tokens=40)
+        written = [[hit.id for hit in answer.sources] for answer in answers]
+    assert sum(q["document"] == ids[0] for q, ids in zip(questions, written, strict=True) if ids) >= 8
+    assert all(answer.text.strip() for answer in answers)
+    assert all(len(answer.rounds) >= 1 for answer in answers)
