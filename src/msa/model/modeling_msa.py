@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ from msa.model.losses import with_losses
 from msa.model.memory_view import DocumentMemory, MemoryView, selectable_documents
 from msa.model.positions import RotaryEmbedding
 from msa.model.token_pass import TokenPass
-from msa.ops import Routing, chunk_offsets_of, pool_chunks
+from msa.ops import ChunkPooling, Routing, chunk_offsets_of
 
 
 @dataclass
@@ -195,7 +194,7 @@ class MSAForCausalLM(PreTrainedModel):
     ) -> DocumentMemory:
         """:meth:`encode_documents` with chunk means by ``pool`` (see :class:`msa.model.attention.DocumentReader`).
 
-        None: by :func:`msa.ops.pool_chunks`, which gradients pass through.
+        None: by :class:`msa.ops.ChunkPooling`, which gradients pass through.
         """
         reader, positions = self._document_reader(input_ids, lengths, pool)
         last = self.config.router_layers[-1]
@@ -213,9 +212,10 @@ class MSAForCausalLM(PreTrainedModel):
     ) -> tuple[DocumentReader, Tensor]:
         """The reader of a batch of documents, and the positions ``[1, L]`` of each: document-wise, from 0."""
         chunk_size, device = self.config.chunk_size, input_ids.device
+        lengths = lengths.cpu()  # at once: every later look at them would wait for the device
         offsets = chunk_offsets_of(lengths, chunk_size).to(device)
         memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
-        pool = pool or partial(pool_chunks, lengths=lengths.to(device), chunk_size=chunk_size)
+        pool = pool or ChunkPooling(lengths, input_ids.shape[1], chunk_size, device)
         return DocumentReader(pool, memory), torch.arange(input_ids.shape[1], device=device)[None]
 
     def encode_prefix(self, prefix_ids: Tensor) -> PrefixMemory:

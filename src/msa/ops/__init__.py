@@ -1,7 +1,7 @@
 """Pure tensor functions of the method: no modules, no files, every one beside its plain reference (``naive.py``)."""
 
 from msa.ops.attend_memory import attend_memory
-from msa.ops.pool_chunks import chunk_offsets_of, pool_chunks
+from msa.ops.pool_chunks import ChunkPooling, chunk_offsets_of, pool_chunks
 from msa.ops.route import (
     ExactKeys,
     HalfKeys,
@@ -19,6 +19,7 @@ from msa.ops.routing_loss import ROUTING_LOSSES, routing_divergence, routing_los
 
 __all__ = [
     "ROUTING_LOSSES",
+    "ChunkPooling",
     "ExactKeys",
     "HalfKeys",
     "KeyBlock",

@@ -31,7 +31,8 @@ class IdProbe(nn.Module):
 
     def forward(self, memory: DocumentMemory, numbers: Tensor) -> Tensor:
         """Mean cross entropy over chunks and places; ``numbers`` ``[N]`` int64 of at most 7 digits."""
-        targets = digits_of(numbers).repeat_interleave(memory.chunk_offsets.diff(), dim=0)  # [C, places]
+        targets = digits_of(numbers).to(memory.chunk_offsets.device)
+        targets = targets.repeat_interleave(memory.chunk_offsets.diff(), dim=0)  # [C, places]
         values = torch.cat([memory.values[layer].flatten(1) for layer in sorted(memory.values)], dim=1)
         logits = self.head(values.to(self.head.weight.dtype)).view(-1, _CLASSES)
         return nn.functional.cross_entropy(logits.float(), targets.flatten())

@@ -103,7 +103,7 @@ def compute_losses(
     if closing is not None:
         parts["closing_id"] = closing
     if memory is not None and probe is not None and weights.id_probe:
-        parts["id_probe"] = probe(memory, torch.tensor(batch.numbers, device=memory.chunk_offsets.device))
+        parts["id_probe"] = probe(memory, torch.tensor(batch.numbers))
     own, num_past = memory, 0
     if memory is not None and past is not None:
         memory, num_past = DocumentMemory.concatenate([memory, past]), past.num_documents

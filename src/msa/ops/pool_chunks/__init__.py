@@ -53,20 +53,45 @@ def pool_chunks(states: Tensor, lengths: Tensor, chunk_size: int) -> Tensor:
     >>> pool_chunks(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 99.0]]), torch.tensor([3, 2]), 2).tolist()
     [0.5, 2.0, 3.5]
     """
-    num_docs, num_tokens = states.shape[:2]
-    offsets = chunk_offsets_of(lengths, chunk_size)
-    if num_docs and int(lengths.max()) > num_tokens:
-        raise ValueError(f"a document of {int(lengths.max())} tokens does not fit states of {num_tokens} tokens")
-    per_doc = -(-num_tokens // chunk_size)
-    real = torch.arange(num_tokens, device=states.device) < lengths[:, None]
-    # where, not multiply: padding may hold NaN
-    masked = torch.where(real.view(num_docs, num_tokens, *[1] * (states.dim() - 2)), states, states.new_zeros(()))
-    padding = [0, 0] * (states.dim() - 2) + [0, per_doc * chunk_size - num_tokens]
-    grouped = torch.nn.functional.pad(masked, padding).unflatten(1, (per_doc, chunk_size))
-    starts = torch.arange(per_doc, device=states.device) * chunk_size
-    sizes = (lengths[:, None] - starts).clamp(0, chunk_size)  # tokens in each chunk, 0 where there is none
-    exists = sizes > 0
-    sums = grouped.sum(2, dtype=torch.float32 if states.dtype != torch.float64 else None)[exists]
-    means = sums / sizes[exists].view(-1, *[1] * (states.dim() - 2))
-    assert means.shape[0] == int(offsets[-1])
-    return means.to(states.dtype)
+    return ChunkPooling(lengths, states.shape[1], chunk_size, states.device)(states)
+
+
+class ChunkPooling:
+    """:func:`pool_chunks` of documents that many layers pool.
+
+    What depends on their lengths alone is computed once, on the CPU; pooling itself never waits for a GPU.
+
+    Args:
+        lengths, chunk_size: see :func:`pool_chunks`.
+        num_tokens: padded length L of the states.
+        device: where the states are.
+
+    Raises:
+        ValueError: ``chunk_size < 1``, a length outside 1..L.
+    """
+
+    def __init__(self, lengths: Tensor, num_tokens: int, chunk_size: int, device: torch.device) -> None:
+        lengths = lengths.cpu()
+        chunk_offsets_of(lengths, chunk_size)  # refuses what has no chunks
+        longest = int(lengths.max()) if lengths.numel() else 0
+        if longest > num_tokens:
+            raise ValueError(f"a document of {longest} tokens does not fit states of {num_tokens} tokens")
+        self._chunk_size, self._per_doc = chunk_size, -(-num_tokens // chunk_size)
+        starts = torch.arange(self._per_doc) * chunk_size
+        sizes = (
+            (lengths[:, None] - starts).clamp(0, chunk_size).flatten()
+        )  # tokens of each chunk, 0 where there is none
+        exist = sizes.nonzero().squeeze(1)
+        self._real = (torch.arange(num_tokens) < lengths[:, None]).to(device)
+        self._exist, self._sizes = exist.to(device), sizes[exist].to(device)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Token states ``[N, L, *F]`` → chunk means ``[C, *F]``."""
+        features = states.dim() - 2
+        # where, not multiply: padding may hold NaN
+        masked = torch.where(self._real.view(*self._real.shape, *[1] * features), states, states.new_zeros(()))
+        padding = [0, 0] * features + [0, self._per_doc * self._chunk_size - states.shape[1]]
+        grouped = torch.nn.functional.pad(masked, padding).unflatten(1, (self._per_doc, self._chunk_size))
+        sums = grouped.sum(2, dtype=torch.float32 if states.dtype != torch.float64 else None)
+        means = sums.flatten(0, 1).index_select(0, self._exist) / self._sizes.view(-1, *[1] * features)
+        return means.to(states.dtype)
