@@ -130,7 +130,7 @@ class LoraConfig:
         targets: names of the linear layers that get it.
         merged: run on weights that it is added to once a step (training/merged_lora.py), with ``precision: bf16`` in
             bfloat16 throughout; False: PEFT's two products beside every use of a layer, under autocast. Merged, a small
-            backbone's step takes a third of the launches.
+            backbone's step takes two thirds of the operations.
     """
 
     rank: int = 16

@@ -1,7 +1,7 @@
 """LoRA as changed weights: W + s·B·A is computed once a step, and the network runs on it as on any weight.
 
 PEFT keeps the two small products beside every use of a layer, and casts what goes in and out: on a GPU that waits for
-launches, which a small backbone's does, that is most of a step. Merged, a layer is one product again, of the weight
+launches, which a small backbone's does, that is much of a step. Merged, a layer is one product again, of the weight
 that the adapter will make once it is loaded. The price is the gradient of the whole weight where PEFT needs two thin
 ones: half as much arithmetic again, so where arithmetic is what takes the time, PEFT's way is the faster one.
 benchmarks/lora_step.py measures both.
