@@ -28,7 +28,8 @@ def folder(tmp_path):
 def trained(model, out, **changes):
     needles = NeedleConfig(documents=2, questions=2, max_filler=4)
     phase = Phase(name="one", steps=1, learning_rate=0.1, needles=needles, id_digits=1)
-    run = TrainConfig(out=str(out), phases=(phase,), warmup_steps=0, lora=LoraConfig(rank=2), **changes)
+    fields = {"out": str(out), "phases": (phase,), "warmup_steps": 0, "lora": LoraConfig(rank=2), **changes}
+    run = TrainConfig(**fields)
     return train(model, run)
 
 
@@ -41,11 +42,11 @@ def logits(model):
         return model.lm(torch.tensor([[1, 2, 3]])).logits
 
 
-@pytest.mark.parametrize("trainable", ["routers", "lora"])
-def test_what_was_trained_loads_from_any_folder(folder, tmp_path, monkeypatch, trainable):
+@pytest.mark.parametrize(("trainable", "merged"), [("routers", False), ("lora", False), ("lora", True)])
+def test_what_was_trained_loads_from_any_folder(folder, tmp_path, monkeypatch, trainable, merged):
     monkeypatch.chdir(tmp_path)
     model = load("base")
-    result = trained(model, "out", trainable=trainable)
+    result = trained(model, "out", trainable=trainable, lora=LoraConfig(rank=2, merged=merged))
     monkeypatch.chdir(tmp_path / "out")
     loaded = load("adapter.safetensors")
     assert loaded.name == str(tmp_path / result)
