@@ -184,33 +184,7 @@ class Report:
         """The default model, its routers alone, and what the tiny model needs."""
         adapter = self.benchmark("gpu_run", "recipes/gpu_evaluate.py")
         if adapter is not None:
-            names = {"start": "routers alone", "trained": "routers and LoRA", "bm25": "BM25", "minilm": "MiniLM"}
-            sources = ("debian", "wordnet", "foldoc", "python", "all")
-            cells = [
-                [shown, *(f"{adapter[f'recall/{key}'][source]['recall@16']:.3f}" for source in sources)]
-                for key, shown in names.items()
-            ]
-            questions = adapter["recall/trained"]["all"]["questions"]
-            yield "### The default model: routers and LoRA trained on one GPU"
-            origin = _origin({**adapter, "machine": f"{adapter['device']}, torch {adapter['torch']}"})
-            yield f"{origin}, {questions:,} held-out questions over {adapter['documents']:,} documents"
-            yield markdown_table(["recall@16, chosen by", *sources], cells)
-        written = self.benchmark("gpu_ids", "recipes/gpu_evaluate.py")
-        if written is not None:
-            yield "### Gone on with until it writes ids"
-            origin = _origin({**written, "machine": f"{written['device']}, torch {written['torch']}"})
-            yield f"{origin}, {written['documents']:,} documents: how often the first id written is the right one"
-            first = "right document among the best 1"
-            allowed = {"selected": "of the 16 best documents", "existing": "of any document", "none": "freely"}
-            cells = [
-                [
-                    shown,
-                    f"{written['ids'][f'{key}, all']:.3f}",
-                    f"{written['ids'][f'{key}, {first}']['first id right']:.3f}",
-                ]
-                for key, shown in allowed.items()
-            ]
-            yield markdown_table(["ids", "all questions", "where routing puts the right document first"], cells)
+            yield from _default_model(adapter)
         routers = self.benchmark("router_warmup", "recipes/router_warmup.py")
         if routers is not None:
             test = routers["test"]
@@ -347,6 +321,43 @@ def read_runs(folder: Path) -> list[Run]:
     """Every run below a folder, in the order of its path."""
     paths = sorted(folder.rglob("results.json"))
     return [Run(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _default_model(measured: dict[str, Any]) -> Iterator[str]:
+    """What recipes/gpu_evaluate.py found: recall, ids, answers."""
+    sources = ("debian", "wordnet", "foldoc", "python", "all")
+    names = {"trained": "routers and LoRA", "bm25": "BM25", "minilm": "MiniLM"}
+    yield "### The default model: routers and LoRA trained on one GPU"
+    origin = _origin({**measured, "machine": f"{measured['device']}, torch {measured['torch']}"})
+    questions = measured["recall/trained"]["all"]["questions"]
+    yield f"{origin}, {questions:,.0f} held-out questions over {measured['documents']:,} documents"
+    cells = [
+        [shown, *(f"{measured[f'recall/{key}'][source]['recall@16']:.3f}" for source in sources)]
+        for key, shown in names.items()
+    ]
+    yield markdown_table(["recall@16, chosen by", *sources], cells)
+    answered = {name.removeprefix("answers/"): part for name, part in measured.items() if name.startswith("answers/")}
+    of_each = next(iter(answered.values()))["all"]["questions"]
+    yield f"How often the first id written is the right one, of {of_each:,.0f} of these questions:"
+    first = "right document among the best 1"
+    allowed = {"selected": "of the 16 best documents", "existing": "of any document", "none": "freely"}
+    ids = measured["ids"]
+    cells = [
+        [shown, f"{ids[f'{key}, all']:.3f}", f"{ids[f'{key}, {first}']['first id right']:.3f}"]
+        for key, shown in allowed.items()
+    ]
+    yield markdown_table(["ids", "all questions", "where routing puts the right document first"], cells)
+    yield (
+        "How many answers contain the expected text, and are nothing else; who alone has it, against the first "
+        "row (McNemar). The trained model has learnt answers of this form, the plain backbone has not:"
+    )
+    ours = next(iter(answered))
+    cells = []
+    for name, part in answered.items():
+        pair = measured["paired"].get(f"answers/{ours} against answers/{name}")
+        shown = "" if pair is None else f"{pair['first alone']} against {pair['second alone']}, p = {pair['p']:.1g}"
+        cells.append([name, f"{part['all']['contains']:.3f}", f"{part['all']['exact']:.3f}", shown])
+    yield markdown_table(["who reads what", "contain it", "exactly it", "alone"], cells)
 
 
 def write_report(results: Path, benchmarks: Path, out: Path) -> None:
