@@ -12,7 +12,7 @@ from msa.documents import Protocol, ProtocolStrings
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel
 from msa.training.batches import Batches
-from msa.training.config import Phase, TrainConfig
+from msa.training.config import LoraConfig, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch, collate, draw_numbers
 from msa.training.data.needles import NeedleConfig
 from msa.training.data.samples import Sample, TrainingSet
@@ -94,6 +94,11 @@ SETS = (
     TrainingSet(corpus={name: CORPUS[name] for name in ("ada", "charles", "snow")}, samples=[ONE_HOP, TWO_HOPS]),
     TrainingSet(corpus={name: CORPUS[name] for name in ("rain", "snow", "cats")}, samples=[NO_ANSWER, UNANSWERABLE]),
 )
+
+
+# settings of runs that two processes share
+TWO_AT_A_TIME: dict[str, Any] = {"micro_batches": 2}
+MERGED_LORA: dict[str, Any] = {**TWO_AT_A_TIME, "trainable": "lora", "lora": LoraConfig(rank=2, merged=True)}
 
 
 def learner(seed: int = 0, **settings: Any) -> MSAModel:

@@ -5,18 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import config, learner, phase, trainer, weights
+from tiny_training import MERGED_LORA, TWO_AT_A_TIME, config, learner, phase, trainer, weights
 
 from msa.training.log import read_log
 
 
-def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path):
+@pytest.mark.parametrize(("kind", "settings"), [("ranks", TWO_AT_A_TIME), ("lora", MERGED_LORA)])
+def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path, kind, settings):
     """One of them has no rows to retrieve for in some steps, and less to read than the other in all."""
     script = Path(__file__).with_name("train_in_processes.py")
     run = subprocess.run(
-        [sys.executable, str(script), "ranks", str(tmp_path), "2"],
+        [sys.executable, str(script), kind, str(tmp_path), "2"],
         env={**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -24,7 +26,7 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     model = learner()
-    assert trainer(model, config(tmp_path / "alone", phase(3), micro_batches=2)).run()
+    assert trainer(model, config(tmp_path / "alone", phase(3), **settings)).run()
     together = load_file(tmp_path / "ranks.safetensors")
     alone = weights(model.lm)
     assert set(together) == set(alone)

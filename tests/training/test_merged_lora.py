@@ -1,11 +1,13 @@
 """LoRA merged once a step: the same training as PEFT's, in fewer operations."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny_training import config, learner, phase, trainer
+from accelerate.utils import DistributedType
+from tiny_training import batches, config, learner, phase, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msa.errors import TrainingError
@@ -13,6 +15,7 @@ from msa.model.adapter import apply_adapter
 from msa.training.config import LoraConfig, TrainConfig
 from msa.training.names import is_router
 from msa.training.parameters import load_trained, save_trained
+from msa.training.trainer import Trainer
 
 RANK, SCALE = 2, 2.0
 WITH_BIAS = {"routing_bias": True}
@@ -177,3 +180,11 @@ def test_merged_lora_that_does_not_fit_is_refused(tmp_path, changes):
 def test_merged_lora_in_fp16_is_refused(tmp_path):
     with pytest.raises(ValueError, match="set precision to bf16 or no"):
         TrainConfig(out=str(tmp_path), phases=(phase(),), trainable="lora", precision="fp16", lora=lora(True))
+
+
+def test_merged_lora_is_not_sharded(tmp_path):
+    model = learner()
+    sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, num_processes=1)
+    run = config(tmp_path, trainable="lora", lora=lora(True))
+    with pytest.raises(TrainingError, match="set lora.merged to false, or use DDP"):
+        Trainer(model, run, batches(model, run), accelerator=sharding)

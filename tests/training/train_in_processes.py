@@ -11,12 +11,14 @@ import random
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from children import ended, fork
 from safetensors.torch import save_file
-from tiny_training import SETS, Recorded, config, learner, phase
+from tiny_training import MERGED_LORA, SETS, TWO_AT_A_TIME, Recorded, config, learner, phase
 
 from msa.training import log as journal
 from msa.training.batches import Batches
@@ -25,7 +27,6 @@ from msa.training.data.collate import TrainingBatch
 from msa.training.trainer import Trainer
 
 STEPS = 7
-TWO_AT_A_TIME = {"micro_batches": 2}
 
 
 def short_run(out: Path) -> TrainConfig:
@@ -73,7 +74,7 @@ def kill_and_resume(folder: Path, seed: int) -> None:
     assert ended(first) == 0
 
 
-def ranks(folder: Path, count: int) -> None:
+def ranks(folder: Path, count: int, settings: dict[str, Any] = TWO_AT_A_TIME) -> None:
     """As many processes that train together as asked for."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,11 +89,12 @@ def ranks(folder: Path, count: int) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        train(config(folder / "ranks", phase(3), **TWO_AT_A_TIME), folder / "ranks.safetensors")
+        train(config(folder / "ranks", phase(3), **settings), folder / "ranks.safetensors")
 
     children = [fork(lambda index=index: rank(index)) for index in range(count)]  # type: ignore[misc]
     assert [ended(child) for child in children] == [0] * count
 
 
 if __name__ == "__main__":
-    {"kill": kill_and_resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    lora_ranks = partial(ranks, settings=MERGED_LORA)
+    {"kill": kill_and_resume, "ranks": ranks, "lora": lora_ranks}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

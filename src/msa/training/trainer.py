@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import Tensor, nn
 
 from msa.errors import TrainingError
@@ -84,7 +84,7 @@ class Trainer:
         accelerator: None: one is made for ``config.precision``.
 
     Raises:
-        TrainingError: an ``out`` folder with checkpoints of another configuration.
+        TrainingError: an ``out`` folder with checkpoints of another configuration, or merged LoRA under FSDP.
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class Trainer:
             raise TrainingError(
                 f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes"
             )
+        if config.merges_lora and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise TrainingError("merged LoRA cannot be sharded over processes: set lora.merged to false, or use DDP")
         set_seed(config.seed)
         self._chunk_size = model.lm.config.chunk_size
         model.lm.separate_projections()  # accelerate's checkpoints would drop weights that share a storage
