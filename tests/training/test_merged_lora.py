@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from operations import Operations
 from tiny_training import batches, config, learner, phase, trainer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from msa.errors import TrainingError
 from msa.model.adapter import apply_adapter
@@ -107,18 +107,6 @@ def test_in_bf16_only_what_is_trained_stays_in_float32(tmp_path, start):
     after = dict(model.lm.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in base.items())
     assert all(not torch.equal(first[name], value) for name, value in trained(model.lm).items())
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.counts[str(function)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_a_merged_step_computes_less_often(tmp_path, start):

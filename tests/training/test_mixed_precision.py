@@ -1,14 +1,13 @@
 """LoRA in mixed precision: nothing is cast twice, and nothing changes by it."""
 
-from collections import Counter
 from contextlib import nullcontext
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from operations import Operations
 from peft.tuners.lora import LoraLayer
 from tiny_training import config, learner, phase, trainer, weights
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from msa.training.config import LoraConfig
 
@@ -19,18 +18,6 @@ def _plain(plain_log):
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.counts[str(function)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def trained(folder, precision):

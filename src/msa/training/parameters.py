@@ -43,14 +43,17 @@ def _check_lora(lm: MSAForCausalLM, lora: LoraConfig) -> None:
 
 
 def _add_lora(lm: MSAForCausalLM, config: TrainConfig) -> None:
-    lora = config.lora
-    if lora.merged:
-        try:
-            _check_lora(lm, lora)
-        except ValueError as error:
-            raise TrainingError(f"LoRA does not fit this network: {error}") from error
-        merge_lora(lm, lora, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-        return
+    try:
+        _check_lora(lm, config.lora)
+        if config.lora.merged:
+            merge_lora(lm, config.lora, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        else:
+            _inject_peft(lm, config.lora)
+    except ValueError as error:
+        raise TrainingError(f"LoRA does not fit this network: {error}") from error
+
+
+def _inject_peft(lm: MSAForCausalLM, lora: LoraConfig) -> None:
     try:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
@@ -64,11 +67,7 @@ def _add_lora(lm: MSAForCausalLM, config: TrainConfig) -> None:
         layers_to_transform=layers,
         layers_pattern="layers" if layers else None,
     )
-    try:
-        _check_lora(lm, lora)
-        inject_adapter_in_model(settings, lm)
-    except ValueError as error:
-        raise TrainingError(f"LoRA does not fit this network: {error}") from error
+    inject_adapter_in_model(settings, lm)
 
 
 def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, metadata: dict[str, str]) -> list[str]:
