@@ -70,4 +70,6 @@ def test_the_same_memory_asked_for_ids_first(folder, asked):
         written = [[hit.id for hit in answer.sources] for answer in answers]
     assert sum(q["document"] == ids[0] for q, ids in zip(questions, written, strict=True) if ids) >= 8
     assert all(answer.text.strip() for answer in answers)
-    assert all(len(answer.rounds) >= 1 for answer in answers)
+    for answer, ids in zip(answers, written, strict=True):
+        assert answer.rounds[0].generated, "routed mode writes nothing"
+        assert answer.rounds[0].retrieved[:1] == ids[:1]
