@@ -1,7 +1,8 @@
 """A memory of real texts, grown to several sizes through ``Memory.add``, and questions over it at each size.
 
-    python benchmarks/gpu_memory.py --folder F --texts DIR… --tokens 1000000 10000000 100000000 --seconds 200
-        [--model smollm2-135m] [--document-tokens 512] [--suffixes .py .md …] [--tiers exact int8] [--out FILE.json]
+    python benchmarks/gpu_memory.py --folder F --texts DIR… --tokens 1000000 10000000 50000000 100000000
+        [--seconds 200] [--corpus FILE.jsonl --questions FILE.jsonl] [--model smollm2-135m] [--document-tokens 512]
+        [--suffixes .py .md …] [--tiers exact int8] [--out FILE.json]
 
 Every readable text under the folders is cut into documents of about as many characters as the tokens asked for have,
 three each (code has about that many); a text that is there twice counts once. Adding ends at the largest size, when the
@@ -13,7 +14,10 @@ what the memory holds by then is measured as the last size. At each size:
   GPU included).
 * ``tiers``: for each form of routing keys the seconds to open a view, ``Memory.search`` (median of the questions, after
   one that does not count), and as ``floor`` the time that reading the keys once takes at the measured bandwidth.
-* ``ask``: routed answers to ten questions, with the first tier that fits: time to the first text, and in total.
+* ``ask``: routed answers to ten questions: time to the first text, and in total.
+* ``questions``: of held-out ``--questions`` (:mod:`real_questions`), how many find their document. A third of the
+  corpus is added first of all, a third after the last but one size (half of 100M tokens, say) and a third last, texts
+  between them; questions of the last two thirds are asked at the last size alone.
 * ``found``: of 20 questions, which are twelve words in a row from the middle of a document of the first size, how many
   find that document ``first`` and among 16, and how many find these words there (``words_first``, ``words_in_16``: the
   same words can stand in several documents). Exact words quoted, no more: it says that routing reaches every part of
@@ -44,16 +48,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reading_speeds import bandwidth, encoding_speeds
+from real_questions import PLACES, PlacedQuestions, found_at, read_placed
 from real_texts import SUFFIXES, by_thirds, read_texts
 from storing import show_and_store
 
 import msa
 from msa import zoo
-from msa.bench.encoding import BareReader
-from msa.bench.floors import reading
-from msa.bench.timing import timer_of
-from msa.documents.batching import pad_right
-from msa.encoding.encoder import batch_tokens_for, batches_of, encode_in_batches
 from msa.errors import MemoryBudgetError
 from msa.routing.tiers import ROUTING_KEYS, Tiers
 
@@ -61,8 +62,6 @@ CHARACTERS_PER_TOKEN = 3
 QUESTIONS, ASKED, TOP_K, NEW_TOKENS = 20, 10, 16, 48
 PARTS = {"plan": "_plan", "tokenise": "_tokenise", "encode": "_encode", "commit": "_commit"}
 MOST_CHARACTERS_PER_TOKEN = 6  # so many are read for each token of the largest size
-READ_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
-READ_TOKENS = {"cuda": 200_000, "cpu": 3_000}  # that the bare layers are timed over
 
 
 @dataclass
@@ -98,6 +97,12 @@ class Growth:
                 self.parts[name] += time.perf_counter() - started
 
         return watched
+
+    def put(self, documents: Sequence[dict[str, str]]) -> None:
+        """Add these beside the texts."""
+        started = time.perf_counter()
+        self.memory.add(documents)
+        self.seconds += time.perf_counter() - started
 
     def grow(self, tokens: int) -> str:
         """Add until the memory holds about so many; what ended it: ``size``, ``texts`` or ``time``."""
@@ -164,17 +169,24 @@ def ask(memory: msa.Memory, questions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def measure_tier(
-    folder: Path, model: msa.MSAModel, tier: str, questions: dict[str, list[dict[str, str]]], speed: float, asks: bool
-) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
-    """The tier's figures, what is found with it, and answers; None: the keys do not fit, or none are asked for."""
-    tiers = Tiers(routing_keys=tier)
+@dataclass
+class Asked:
+    """What is asked at a size: quoted words by third, held-out questions by place, and so many of these answered."""
+
+    quoted: dict[str, list[dict[str, str]]]
+    held_out: dict[str, list[dict[str, Any]]]
+    answered: int
+
+
+def measure_tier(folder: Path, model: msa.MSAModel, tier: str, asked: Asked, speed: float) -> dict[str, Any]:
+    """By name what is measured of a tier; its ``tiers`` figures alone where its keys do not fit."""
+    tiers, questions = Tiers(routing_keys=tier), asked.quoted
     with msa.Memory.open(folder, model, read_only=True, tiers=tiers) as memory:
         started = time.perf_counter()
         try:
             memory._current_engine()
         except MemoryBudgetError as error:
-            return {"refused": str(error)}, None, None
+            return {"tiers": {"refused": str(error)}}
         view = time.perf_counter() - started
         words = [each["words"] for own in questions.values() for each in own]
         memory.search(words[0], TOP_K)
@@ -188,7 +200,12 @@ def measure_tier(
             "slowest_milliseconds": max(milliseconds),
             "floor_milliseconds": 1000 * key_bytes / speed,
         }
-        return figures, found, ask(memory, words[:ASKED]) if asks else None
+        return {
+            "tiers": figures,
+            "found": found,
+            "ask": ask(memory, words[:ASKED]),
+            "questions": found_at(memory, asked.held_out, asked.answered),
+        }
 
 
 def free() -> None:
@@ -205,44 +222,6 @@ def gpu_peak() -> int | None:
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return peak
-
-
-@torch.inference_mode()
-def encoding_speeds(model: msa.MSAModel, documents: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Tokens/s of the bare layers and of the encoder, over the first documents, in the batches that adding makes."""
-    lm, device = model.lm, model.device
-    sequences: list[list[int]] = []
-    tokens = 0
-    for number, document in enumerate(documents, start=1):
-        sequences.append(model.protocol.document_ids(number, document["text"]))
-        tokens += len(sequences[-1])
-        if tokens >= READ_TOKENS[device.type]:
-            break
-    batch_tokens = batch_tokens_for(device)
-    groups = batches_of([len(ids) for ids in sequences], batch_tokens, device)
-    batches = [pad_right([sequences[i] for i in group], device)[0] for group in groups]
-    last = lm.config.router_layers[-1]
-
-    def bare() -> None:
-        for ids in batches:
-            lm.model.read_until(ids, torch.arange(ids.shape[1], device=device)[None], BareReader(), last)
-
-    seconds = {
-        name: timer_of(device)(work, 3)["median"]
-        for name, work in {"bare": bare, "encoder": lambda: encode_in_batches(lm, sequences)}.items()
-    }
-    return {
-        "tokens": tokens,
-        "batch_tokens": batch_tokens,
-        "padding": sum(ids.numel() for ids in batches) / tokens,
-        "tokens_per_s": {name: tokens / each for name, each in seconds.items()},
-    }
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes/s of reading a tensor on the device once."""
-    data = torch.ones(READ_BYTES[device.type], dtype=torch.uint8, device=device)
-    return data.nbytes / timer_of(device)(reading(data), 3)["best"]
 
 
 def command() -> str:
@@ -281,16 +260,11 @@ def size_of(growth: Growth, before: dict[str, Any], ended: str) -> dict[str, Any
     }
 
 
-def measure(size: dict[str, Any], args: argparse.Namespace, model: msa.MSAModel, asked: Any, speed: float) -> None:
-    """Add to a size what searching and asking take and find."""
-    size["tiers"], size["found"] = {}, {}
+def measure(size: dict[str, Any], args: argparse.Namespace, model: msa.MSAModel, asked: Asked, speed: float) -> None:
+    """Add to a size what searching and asking take and find, by tier."""
     for tier in args.tiers:
-        figures, found, answers = measure_tier(args.folder, model, tier, asked, speed, "ask" not in size)
-        size["tiers"][tier] = figures
-        if found is not None:
-            size["found"][tier] = found
-        if answers is not None:
-            size["ask"] = {"routing_keys": tier, **answers}
+        for name, part in measure_tier(args.folder, model, tier, asked, speed).items():
+            size.setdefault(name, {})[tier] = part
         free()
     size["asking_gpu_peak_bytes"] = gpu_peak()
 
@@ -300,6 +274,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the memory; must not exist yet")
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
+    parser.add_argument("--corpus", type=Path, help='of the questions: lines of {"id", "text"}')
+    parser.add_argument("--questions", type=Path, help='lines of {"query", "positives", "answer", "source"}')
+    parser.add_argument("--answered", type=int, default=100, help="questions of each place that are also answered")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
     parser.add_argument("--seconds", type=float, default=200, help="nothing more is added so long after the beginning")
     parser.add_argument("--model", default=zoo.DEFAULT_MODEL)
@@ -309,7 +286,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--switch-interval", type=float, help="seconds a thread may keep others from Python (its own)")
     parser.add_argument("--keep", action="store_true", help="leave the memory's folder there")
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.corpus is None) != (args.questions is None):
+        parser.error("--corpus and --questions belong together")
+    return args
 
 
 def main() -> None:
@@ -352,17 +332,24 @@ def grow_and_measure(
     growth: Growth, args: argparse.Namespace, model: msa.MSAModel, speed: float, result: dict[str, Any]
 ) -> None:
     """Fill ``result`` size by size, and write it after each."""
-    asked, before = None, {}
-    for tokens in sorted(args.tokens):
-        added = growth.added
+    placed = read_placed(args.corpus, args.questions) if args.questions else PlacedQuestions({}, {})
+    asked, before = Asked({}, {}, args.answered), {}
+    sizes = sorted(args.tokens)
+    for tokens in sizes:
+        last, added = tokens == sizes[-1], growth.added
+        for place in [*PLACES[: tokens == sizes[0]], *PLACES[1 : 1 + last]]:
+            growth.put(placed.documents.get(place, []))
         ended = growth.grow(tokens)
+        if last:
+            growth.put(placed.documents.get(PLACES[-1], []))
         if growth.added == added:  # nothing is left to add, or no time
             break
         size = {"asked_for": tokens, **size_of(growth, before, ended)}
         before = {"seconds": growth.seconds, "tokens": size["tokens"], "parts": dict(growth.parts)}
         result["sizes"].append(size)
         store(result, args.out)  # a run that is cut off while it measures has this
-        asked = asked or by_thirds(growth.documents, growth.added, QUESTIONS)
+        asked.quoted = asked.quoted or by_thirds(growth.documents, growth.added, QUESTIONS)
+        asked.held_out = placed.questions if last else {place: placed.questions.get(place, []) for place in PLACES[:1]}
         measure(size, args, model, asked, speed)
         store(result, args.out)
         if ended != "size":

@@ -265,7 +265,7 @@ def gpu_memory() -> str:
                 f"{size['bytes_on_disk'] / 1e9:.2f}",
                 f"{exact['search_milliseconds']:.0f} / {eight['search_milliseconds']:.0f}",
                 f"{exact['floor_milliseconds']:.2g} / {eight['floor_milliseconds']:.2g}",
-                ms(size["ask"]["first_text_seconds"]),
+                ms(size["ask"]["exact"]["first_text_seconds"]),
                 f"{size['asking_gpu_peak_bytes'] / 1e9:.2f}" if "asking_gpu_peak_bytes" in size else "",
             ]
         )

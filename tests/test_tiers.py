@@ -8,7 +8,7 @@ import torch
 from msa import Memory
 from msa.errors import MemoryBudgetError
 from msa.ops import RoutingSpec
-from msa.routing import BankView, Tiers
+from msa.routing import BankView, Tiers, bank_view
 from msa.routing import tiers as tiers_module
 
 TEXTS = [
@@ -69,6 +69,23 @@ def test_a_change_loads_only_what_is_new(memory):
         assert all(one is other for one, other in zip(blocks, after.key_blocks[layer], strict=False))
         assert len(after.key_blocks[layer]) == len(blocks) + 1
     assert after.numbers.tolist() == [*before.numbers.tolist(), int(after.numbers[-1])]
+
+
+@pytest.mark.parametrize("routing_keys", ["exact", "half", "int8"])
+def test_joined_segments_route_as_they_do_apart(memory, monkeypatch, routing_keys):
+    tiers = Tiers(routing_keys=routing_keys)
+    apart = BankView(memory.bank, tiers=tiers)
+    monkeypatch.setattr(bank_view, "joins_segments", lambda *_: True)  # as on a GPU
+    view = BankView(memory.bank, tiers=tiers)
+    memory.add([{"id": "new", "text": "Something new."}])
+    later, expected = BankView(memory.bank, tiers=tiers, previous=view), BankView(memory.bank, tiers=tiers)
+    for layer, blocks in view.key_blocks.items():
+        assert len(apart.key_blocks[layer]) > len(blocks) == 1
+        assert len(later.key_blocks[layer]) == 2
+        assert later.key_blocks[layer][0].keys.data_ptr() == blocks[0].keys.data_ptr()
+        for one, other in ((apart, view), (expected, later)):
+            for name, tensor in vars(routed(one, layer)).items():
+                assert torch.equal(vars(routed(other, layer))[name], tensor), name
 
 
 def test_answers_from_every_tier(memory, model, tmp_path):

@@ -1,5 +1,7 @@
 """Encoding many documents in batches: the same as one by one, in the order given."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from tiny import random_tokens, tiny_lm
 from msa.documents.batching import length_buckets, pad_left, pad_right, tight_buckets
 from msa.encoding import encode_in_batches
 from msa.encoding.encoder import BATCH_TOKENS, batch_tokens_for, batches_of
-from msa.model import DocumentMemory
+from msa.model import DocumentMemory, MSAConfig
 
 DOCUMENTS = random_tokens(9, 3, 14, 1, 8, 3, 20, 2)
 
@@ -44,8 +46,25 @@ def test_batches_are_bounded_and_progress_is_told(lm, monkeypatch):
 
 
 def test_batches_suit_the_device():
-    assert batch_tokens_for(torch.device("cpu")) == BATCH_TOKENS
-    assert batch_tokens_for(torch.device("cuda", 0)) > BATCH_TOKENS
+    assert batch_tokens_for(tiny_lm()) == BATCH_TOKENS
+    for width, tokens in ((1536, 65536), (9728, 10347), (65536, 8192)):
+        config = MSAConfig(intermediate_size=width)
+        on_gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, config=config)
+        assert batch_tokens_for(on_gpu) == tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_not_waited_for():
+    lm = tiny_lm().to("cuda", torch.bfloat16)
+    expected = encode_in_batches(lm, DOCUMENTS, batch_tokens=24)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        memory = encode_in_batches(lm, DOCUMENTS, batch_tokens=24)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(memory.tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize("batch_tokens", [10, 40, 4096])

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import RawIOBase
@@ -130,14 +130,15 @@ class LatentsFile:
         runs = [
             (data[a * row_bytes : b * row_bytes], begin + int(rows[a]) * row_bytes) for a, b in itertools.pairwise(cuts)
         ]
-        if not all(_reading().map(self._read_run, runs)):
+        readers = min(_READERS, len(runs))  # a job for each, of many reads: handing one over costs more than a read
+        shares = [runs[len(runs) * i // readers : len(runs) * (i + 1) // readers] for i in range(readers)]
+        if not all(_reading().map(self._read_runs, shares)):
             raise BankCorruptError(f"{self.file} is damaged: it ends too early")
         return found
 
-    def _read_run(self, run: tuple[memoryview, int]) -> bool:
-        data, place = run
+    def _read_runs(self, runs: Sequence[tuple[memoryview, int]]) -> bool:
         try:
-            return os.preadv(self._descriptor, [data], place) == len(data)
+            return all(os.preadv(self._descriptor, [data], place) == len(data) for data, place in runs)
         except OSError as error:
             raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
 

@@ -86,7 +86,7 @@ class Works:
 
     def __init__(self, model: MSAModel, documents: Sequence[dict[str, str]], batch_tokens: int | None = None) -> None:
         self.model, self.documents = model, documents
-        self.batch_tokens = batch_tokens = batch_tokens or batch_tokens_for(model.device)
+        self.batch_tokens = batch_tokens = batch_tokens or batch_tokens_for(model.lm)
         numbered = enumerate(documents, start=1)
         self.sequences = [model.protocol.document_ids(number, document["text"]) for number, document in numbered]
         self.lengths = [len(ids) for ids in self.sequences]

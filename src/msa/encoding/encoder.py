@@ -12,10 +12,15 @@ import torch
 from msa.documents.batching import length_buckets, pad_right, tight_buckets
 from msa.encoding.pooling import ChunkMeans
 from msa.model import DocumentMemory, MSAForCausalLM
+from msa.ops import chunk_offsets_of
+from msa.ops.transfer import sent
 
 # fewer tokens: calls weigh; more: what a layer hands to the next no longer fits a core's cache (benchmarks/encoding.py)
 BATCH_TOKENS = 2048
-_GPU_BATCH_TOKENS = 32768  # with 2048 a GPU waits for the host between two kernels
+# on a GPU a batch's widest states take up to so many bytes (64K tokens of the default model, 10K of one of 4B), so that
+# the host stays ahead also where other threads keep Python from it
+_GPU_STATE_BYTES = 192 << 20
+_GPU_BATCH_TOKENS = 8192, 65536  # at least, at most
 _MAX_PADDING = 0.1  # of a batch on a CPU, where a few more calls cost less than tokens nobody asked for
 
 
@@ -36,7 +41,8 @@ def encode_in_batches(
         progress: called after each batch with its number of tokens.
 
     Returns:
-        One :class:`DocumentMemory` of all documents in the order given, on the network's device.
+        One :class:`DocumentMemory` of all documents in the order given, on the network's device; a GPU may still be
+        at work on it.
 
     Raises:
         ValueError: no documents, or one without tokens.
@@ -48,18 +54,22 @@ def encode_in_batches(
         raise ValueError(f"document {lengths.index(0)} has no tokens")
     order: list[int] = []
     parts = []
-    batch_tokens = batch_tokens or batch_tokens_for(lm.device)
+    batch_tokens = batch_tokens or batch_tokens_for(lm)
     for bucket in batches_of(lengths, batch_tokens, lm.device):
         parts.append(encode_batch(lm, [documents[i] for i in bucket]))
         order += bucket
         if progress:
             progress(sum(lengths[i] for i in bucket))
-    return DocumentMemory.concatenate(parts).select(torch.tensor(order, device=lm.device).argsort())
+    offsets = chunk_offsets_of(torch.tensor([lengths[i] for i in order]), lm.config.chunk_size)
+    return DocumentMemory.concatenate(parts).select(torch.tensor(order).argsort(), offsets)
 
 
-def batch_tokens_for(device: torch.device) -> int:
-    """Tokens per forward pass that suit a device."""
-    return _GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
+def batch_tokens_for(lm: MSAForCausalLM) -> int:
+    """Tokens per forward pass that suit the network and its device."""
+    if lm.device.type == "cpu":
+        return BATCH_TOKENS
+    least, most = _GPU_BATCH_TOKENS
+    return min(most, max(least, _GPU_STATE_BYTES // (lm.config.intermediate_size * lm.dtype.itemsize)))
 
 
 def batches_of(lengths: Sequence[int], batch_tokens: int, device: torch.device) -> list[list[int]]:
@@ -79,6 +89,4 @@ def encode_batch(lm: MSAForCausalLM, documents: Sequence[Sequence[int]]) -> Docu
     """
     ids, lengths = pad_right(documents)
     means = ChunkMeans(lengths, lm.config.chunk_size, lm.device)
-    if lm.device.type == "cuda":
-        ids = ids.pin_memory()  # from other memory a GPU copies only once it has done all it was given before
-    return lm.encode_pooled(ids.to(lm.device, non_blocking=True), lengths, means.take)
+    return lm.encode_pooled(sent(ids, lm.device), lengths, means.take)

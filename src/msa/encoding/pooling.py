@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msa.ops.transfer import sent
+
 
 class ChunkMeans:
     """Means of the chunks of one batch: :func:`msa.ops.pool_chunks` where the same documents are pooled many times.
@@ -30,9 +32,9 @@ class ChunkMeans:
         sizes = (lengths[:, None] - torch.arange(0, width, chunk_size)).clamp(0, chunk_size).flatten()
         real = sizes.nonzero()[:, 0]
         self._chunk_size = chunk_size
-        self._padding = padding.to(device).unbind(1) if len(padding) else None
-        self._real = real.to(device) if len(real) < len(sizes) else None
-        self._sizes = sizes[real].to(device, torch.float32)
+        self._padding = sent(padding, device).unbind(1) if len(padding) else None
+        self._real = sent(real, device) if len(real) < len(sizes) else None
+        self._sizes = sent(sizes[real].float(), device)
 
     def take(self, states: Tensor) -> Tensor:
         """Chunk means ``[C, *F]``, in ``states.dtype`` and summed in float32, of token states ``[N, L, *F]``.

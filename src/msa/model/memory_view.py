@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from msa.ops import Routing, RoutingSpec, route
+from msa.ops.transfer import sent
 
 
 @dataclass
@@ -92,12 +93,18 @@ class DocumentMemory:
         rows = chunks.clamp(min=0)
         return SelectedMemory(keys=self.keys[layer][rows], values=self.values[layer][rows], slot=slot)
 
-    def select(self, doc_indices: Tensor) -> DocumentMemory:
-        """The documents ``[M]`` int64, in that order, as a memory of their own."""
-        counts = self.chunk_offsets.diff()[doc_indices]
+    def select(self, doc_indices: Tensor, known_offsets: Tensor | None = None) -> DocumentMemory:
+        """The documents ``[M]`` int64, in that order, as a memory of their own.
+
+        ``known_offsets``: ``chunk_offsets`` on the CPU, as the indices are then: a GPU is not waited for.
+        """
+        from_offsets = self.chunk_offsets if known_offsets is None else known_offsets
+        counts = from_offsets.diff()[doc_indices]
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         within = torch.arange(int(offsets[-1]), device=counts.device) - offsets[:-1].repeat_interleave(counts)
-        chunks = self.chunk_offsets[doc_indices].repeat_interleave(counts) + within
+        chunks = from_offsets[doc_indices].repeat_interleave(counts) + within
+        if known_offsets is not None:
+            chunks, offsets = (sent(each, self.chunk_offsets.device) for each in (chunks, offsets))
         return self._mapped(lambda tensor: tensor[chunks], offsets)
 
     def detach(self) -> DocumentMemory:

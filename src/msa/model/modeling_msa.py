@@ -41,6 +41,7 @@ from msa.model.memory_view import DocumentMemory, MemoryView, selectable_documen
 from msa.model.positions import RotaryEmbedding
 from msa.model.token_pass import TokenPass
 from msa.ops import ChunkPooling, Routing, chunk_offsets_of
+from msa.ops.transfer import sent
 
 
 @dataclass
@@ -213,7 +214,7 @@ class MSAForCausalLM(PreTrainedModel):
         """The reader of a batch of documents, and the positions ``[1, L]`` of each: document-wise, from 0."""
         chunk_size, device = self.config.chunk_size, input_ids.device
         lengths = lengths.cpu()  # at once: every later look at them would wait for the device
-        offsets = chunk_offsets_of(lengths, chunk_size).to(device)
+        offsets = sent(chunk_offsets_of(lengths, chunk_size), device)
         memory = DocumentMemory(keys={}, values={}, routing_keys={}, chunk_offsets=offsets)
         pool = pool or ChunkPooling(lengths, input_ids.shape[1], chunk_size, device)
         return DocumentReader(pool, memory), torch.arange(input_ids.shape[1], device=device)[None]

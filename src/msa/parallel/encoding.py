@@ -46,7 +46,7 @@ def encode_across_ranks(
     lengths = [len(ids) for ids in documents]
     if not lengths or min(lengths) == 0:  # on all ranks alike, before any of them waits for another
         raise ValueError("every document must have tokens" if lengths else "nothing to encode: the list is empty")
-    batch_tokens = batch_tokens or batch_tokens_for(lm.device)
+    batch_tokens = batch_tokens or batch_tokens_for(lm)
     buckets = length_buckets(lengths, batch_tokens)
     orders = [[i for bucket in buckets[rank :: ranks.world] for i in bucket] for rank in range(ranks.world)]
     mine = orders[ranks.rank]

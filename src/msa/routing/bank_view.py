@@ -21,6 +21,7 @@ from msa.model import MemoryView, SelectedMemory
 from msa.model.memory_view import chunks_of_documents
 from msa.ops import Routing, RoutingSpec, route
 from msa.ops.route import ExactKeys, on_threads
+from msa.ops.route.adjoining import adjoined, laid_side_by_side
 from msa.routing.cluster_index import ClusterIndex, lists_of
 from msa.routing.key_lists import KeyLists
 from msa.routing.ranking import words_query
@@ -53,6 +54,11 @@ class Library(MemoryView, Protocol):
         """Numbers of up to ``limit`` of the documents ``among`` ``[n]`` with words of the question, by BM25."""
 
 
+def joins_segments(tiers: Tiers, device: torch.device) -> bool:
+    """Whether the routing keys of segments are joined: on a GPU, where each block is a launch."""
+    return device.type == "cuda" and tiers.routing_keys != "mapped" and tiers.key_share == 1
+
+
 class BankView:
     """A consistent snapshot of a bank; implements :class:`msa.MemoryView`.
 
@@ -73,7 +79,8 @@ class BankView:
         chunk_offsets: ``[N + 1]`` int64 on ``device``.
         live: bool ``[N]``, False for deleted documents.
         damage: what is wrong with the files of segments that are left out, in whole or in part.
-        key_blocks: router layer → one block of routing keys per segment.
+        key_blocks: router layer → blocks of routing keys, on a CPU one per segment; on a GPU one for all segments that
+            were opened together, which then are one launch.
         indexes: router layer → lists of like keys, where a question may look at a share of them alone; else empty.
 
     Raises:
@@ -122,6 +129,8 @@ class BankView:
         self.key_blocks = {
             layer: [segment.key_blocks[layer] for segment in self._segments] for layer in self.spec.layers
         }
+        if joins_segments(self.tiers, self.device):
+            self._lay_side_by_side([segment for segment in self._segments if segment.name not in known])
         # keys on disk are scored where they are read
         self._keys_device = torch.device("cpu") if self.tiers.routing_keys == "mapped" else self.device
         self._lists: dict[str, dict[int, KeyLists | None]] = {} if previous is None else previous._lists
@@ -168,6 +177,15 @@ class BankView:
             found = route(query, query_mask, blocks, offsets, spec, top_k, mask)
         moved = {name: value.to(self.device) for name, value in vars(found).items() if isinstance(value, Tensor)}
         return replace(found, **moved)
+
+    def _lay_side_by_side(self, segments: Sequence[SegmentLatents]) -> None:
+        """Have the keys of segments one after the other in memory, layer by layer, and make blocks over them."""
+        for layer in self.spec.layers:
+            moved = laid_side_by_side([segment.key_blocks[layer] for segment in segments])
+            for segment, block in zip(segments, moved, strict=True):
+                segment.key_blocks[layer] = block
+            self.key_blocks[layer] = adjoined([segment.key_blocks[layer] for segment in self._segments])
+            torch.cuda.empty_cache()  # where they were: pieces too small for the next layer
 
     def _make_indexes(self) -> dict[int, ClusterIndex]:
         """Router layer → lists over all segments; those that an older view has made are used again."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msa.ops.transfer import sent
+
 
 def chunk_offsets_of(lengths: Tensor, chunk_size: int) -> Tensor:
     """Where each document's chunks start: document i owns chunks ``offsets[i]:offsets[i + 1]``.
@@ -78,12 +80,11 @@ class ChunkPooling:
             raise ValueError(f"a document of {longest} tokens does not fit states of {num_tokens} tokens")
         self._chunk_size, self._per_doc = chunk_size, -(-num_tokens // chunk_size)
         starts = torch.arange(self._per_doc) * chunk_size
-        sizes = (
-            (lengths[:, None] - starts).clamp(0, chunk_size).flatten()
-        )  # tokens of each chunk, 0 where there is none
+        # tokens of each chunk, 0 where there is none
+        sizes = (lengths[:, None] - starts).clamp(0, chunk_size).flatten()
         exist = sizes.nonzero().squeeze(1)
-        self._real = (torch.arange(num_tokens) < lengths[:, None]).to(device)
-        self._exist, self._sizes = exist.to(device), sizes[exist].to(device)
+        self._real = sent(torch.arange(num_tokens) < lengths[:, None], device)
+        self._exist, self._sizes = sent(exist, device), sent(sizes[exist], device)
 
     def __call__(self, states: Tensor) -> Tensor:
         """Token states ``[N, L, *F]`` → chunk means ``[C, *F]``."""
