@@ -336,14 +336,16 @@ def grow_and_measure(
     asked, before = Asked({}, {}, args.answered), {}
     sizes = sorted(args.tokens)
     for tokens in sizes:
-        last, added = tokens == sizes[-1], growth.added
+        last = tokens == sizes[-1]
         for place in [*PLACES[: tokens == sizes[0]], *PLACES[1 : 1 + last]]:
             growth.put(placed.documents.get(place, []))
         ended = growth.grow(tokens)
         if last:
             growth.put(placed.documents.get(PLACES[-1], []))
-        if growth.added == added:  # nothing is left to add, or no time
+        if growth.memory.stats()["tokens"] == before.get("tokens", 0):  # nothing is left to add, or no time
             break
+        if not growth.added:
+            raise SystemExit(f"{tokens:,} tokens hold no texts beside the corpus; begin with a larger size")
         size = {"asked_for": tokens, **size_of(growth, before, ended)}
         before = {"seconds": growth.seconds, "tokens": size["tokens"], "parts": dict(growth.parts)}
         result["sizes"].append(size)
