@@ -14,6 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 CONCURRENCY, TOP_K = "serving_throughput_2cpu_202611", "top_k_growth_2cpu_202611"
 GPU_MEMORY = "gpu_memory_h200_202611"
+GPU_MEMORY_FORMER = "gpu_memory_former_h200_202611"
 COMMANDS = {
     "encode_decode_2cpu_202611": "python benchmarks/encode_decode.py",
     "routing_memory_2cpu_202611": "python benchmarks/routing_memory.py",
@@ -253,31 +254,46 @@ def memory_sizes() -> str:
 
 
 def gpu_memory() -> str:
-    """A memory of real texts on one GPU: taking them in, searching, answering."""
-    content = load(GPU_MEMORY)
-    rows = []
-    for size in content["sizes"]:
-        exact, eight = (size["tiers"][form] for form in ("exact", "int8"))
-        rows.append(
-            [
-                f"{size['tokens'] / 1e6:.1f}M",
-                rate(size["adding"]["tokens_per_s"]),
-                f"{size['bytes_on_disk'] / 1e9:.2f}",
-                f"{exact['search_milliseconds']:.0f} / {eight['search_milliseconds']:.0f}",
-                f"{exact['floor_milliseconds']:.2g} / {eight['floor_milliseconds']:.2g}",
-                ms(size["ask"]["exact"]["first_text_seconds"]),
-                f"{size['asking_gpu_peak_bytes'] / 1e9:.2f}" if "asking_gpu_peak_bytes" in size else "",
-            ]
+    """A memory of real texts on one GPU: taking them in, searching, answering; before the last changes too."""
+    rows, sources = [], []
+    for name, code in ((GPU_MEMORY_FORMER, "before"), (GPU_MEMORY, "now")):
+        content = load(name)
+        for size in content["sizes"]:
+            exact, eight = (size["tiers"][form] for form in ("exact", "int8"))
+            rows.append(
+                [
+                    f"{code}, {size['tokens'] / 1e6:.1f}M",
+                    rate(size["adding"]["tokens_per_s"]),
+                    f"{size['bytes_on_disk'] / 1e9:.2f}",
+                    f"{exact['search_milliseconds']:.0f} / {eight['search_milliseconds']:.0f}",
+                    f"{exact['floor_milliseconds']:.2g} / {eight['floor_milliseconds']:.2g}",
+                    ms(size["ask"]["exact"]["first_text_seconds"]),
+                    f"{size['asking_gpu_peak_bytes'] / 1e9:.2f}",
+                ]
+            )
+        speeds, machine = content["encoding"]["tokens_per_s"], content["machine"]
+        made = f"`{content['command']}`; {machine['gpu']}, {machine['cores']} cores, torch {machine['torch']}"
+        sources.append(
+            f"* {code}: the encoder alone {rate(speeds['encoder'])} tokens/s; the layers it needs, over batches padded "
+            f"beforehand, nothing kept, {rate(speeds['bare'])}. [`{name}.json`](../benchmarks/results/{name}.json): "
+            f"{made}; {content['date']}."
         )
-    encoding, machine = content["encoding"]["tokens_per_s"], content["machine"]
     header = ["tokens", "added, tokens/s", "on disk, GB", "search, ms: exact / int8", "floor: read the keys, ms"]
-    beside = (
-        f"The encoder alone: {rate(encoding['encoder'])} tokens/s; the layers it needs, over batches padded "
-        f"beforehand, nothing kept: {rate(encoding['bare'])}."
-    )
-    made = f"`{content['command']}`; {machine['gpu']}, {machine['cores']} cores, torch {machine['torch']}"
-    source = f"[`{GPU_MEMORY}.json`](../benchmarks/results/{GPU_MEMORY}.json): {made}; {content['date']}."
-    return f"{table([*header, 'first text, ms', 'GPU memory, GB'], rows)}\n\n{beside}\n\n{source}"
+    return f"{table([*header, 'first text, ms', 'GPU memory, GB'], rows)}\n\n" + "\n".join(sources)
+
+
+def gpu_questions() -> str:
+    """The same held-out questions as that memory grows."""
+    rows = []
+    for size in load(GPU_MEMORY)["sizes"]:
+        found = size["questions"]["exact"]
+        sources = sorted(name for name in found if name.endswith(", beginning"))
+        for name in ("beginning", *sources):
+            scores, source = found[name], "all" if name == "beginning" else name.partition(",")[0]
+            recalls = [f"{scores[key]:.3f}" for key in ("recall@1", "recall@16")]
+            answered = f"{scores['answered']:.2f} of {scores['asked']}" if scores["asked"] else ""
+            rows.append([f"{size['tokens'] / 1e6:.1f}M", source, str(scores["questions"]), *recalls, answered])
+    return table(["tokens", "source", "questions", "recall@1", "recall@16", "answered"], rows)
 
 
 def top_k_growth() -> str:
@@ -373,6 +389,7 @@ def blocks() -> dict[str, str]:
         "few rows": few_rows(),
         "memory size": memory_sizes(),
         "gpu memory": gpu_memory(),
+        "gpu questions": gpu_questions(),
         "top k": top_k_growth(),
         "concurrency": concurrency(),
     }

@@ -69,7 +69,7 @@ def found_at(memory: msa.Memory, questions: dict[str, list[dict[str, Any]]], ans
                 right = contains_answer(answer.text, (question["answer"],))
                 _note(groups, place, question, {"answered": float(right)})
     return {
-        name: {"questions": len(scores["recall@1"]), "asked": len(scores["answered"])}
+        name: {"questions": len(scores["recall@1"]), "asked": len(scores.get("answered", ()))}
         | {key: sum(values) / len(values) for key, values in sorted(scores.items())}
         for name, scores in groups.items()
     }
