@@ -19,6 +19,22 @@ def test_the_twin_is_the_same_network(backbone):
     assert torch.allclose(twin(ids).logits, model.lm(ids).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rotated"), [("smollm3", [1, 0, 1, 1]), ("smollm3", None), ("llama", [1, 0, 1, 1])]
+)
+@torch.inference_mode()
+def test_the_twin_rotates_the_same_layers(backbone, rotated):
+    model = tiny_model(backbone, no_rope_layers=rotated, attention_bias=False)
+    assert model.lm.config.num_hidden_layers == 4
+    twin = transformers_twin(model)
+    ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(twin(ids).logits, model.lm(ids).logits, atol=1e-4)
+
+
+def test_no_twin_where_no_family_has_the_network():
+    assert transformers_twin(tiny_model("qwen3", no_rope_layers=[1, 0, 1, 1], attention_bias=False)) is None
+
+
 def test_no_twin_where_biases_differ():
     model = tiny_model("llama", attention_bias=True)
     assert transformers_twin(model) is None

@@ -21,16 +21,23 @@ _SETTINGS = (
     "rope_parameters",
     "tie_word_embeddings",
 )
+_NO_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # a family's own may lie outside the vocabulary
 
 
 def transformers_twin(model: MSAModel) -> Any | None:
-    """transformers' causal model of the same family, weights, dtype and device; None where biases are not its own.
+    """transformers' causal model of the same network, weights, dtype and device; None where it has none.
 
-    Families differ in which projections have biases, and so do checkpoints; what would not fit is not compared with.
+    Families differ in which projections have biases and in whether queries and keys are normed, and so do checkpoints;
+    what would not fit is not compared with.
     """
     config = model.lm.config
-    settings = {name: getattr(config, name) for name in _SETTINGS}
-    twin = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.backbone, **settings), dtype=model.lm.dtype)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in _SETTINGS}
+    family, rotated = config.backbone, config.no_rope_layers or [1] * config.num_hidden_layers
+    if not all(rotated):
+        family = "smollm3"  # else a llama; the only one of these families with layers that do not rotate
+    if family == "smollm3":
+        settings |= {"no_rope_layers": rotated, **dict.fromkeys(_NO_TOKENS)}
+    twin = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=model.lm.dtype)
     ours = {
         name: tensor for name, tensor in model.lm.state_dict().items() if "rout" not in name and name != "temperature"
     }
