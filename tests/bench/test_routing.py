@@ -80,6 +80,9 @@ def test_every_form_beside_every_baseline():
         assert {FAISS, MAXSIM} == ({*figure.baselines, *figure.missing} - {*PLAIN})
         assert set(figure.floors) == {"reading", "product", "peak"}
         assert figure.details["chunks"] == CHUNKS
+        added = figure.details["MiB added at the peak"]
+        assert set(added) == {"here", *PLAIN}
+        assert all(mib >= 0 for mib in added.values())
     by_form = [figure.details["key bytes"] for figure in figures[:3]]
     assert by_form == [CHUNKS * 32, CHUNKS * 64, CHUNKS * 64]
 

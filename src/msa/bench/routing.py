@@ -15,7 +15,7 @@ from torch import Tensor
 from msa.bench.figures import Figure
 from msa.bench.floors import in_cache, reading, seconds_per_operation
 from msa.bench.peers import peer_search, peers_here
-from msa.bench.timing import Times, scaled, timed, timer_of
+from msa.bench.timing import Times, added_mib, scaled, timed, timer_of
 from msa.model import MSAConfig
 from msa.ops import KeyBlock, RoutingSpec, halve_keys, quantize_keys
 from msa.ops.route import measure_keys, select
@@ -169,8 +169,10 @@ def bench_routing(
         query = draw_query(tokens, shape).to(device)
         others = _baselines(query, ready, offsets, shape, peers) if few else {}
         baselines = {name: timer(work, repeats) for name, work in others.items()}
+        theirs = {name: added_mib(others[name], device) for name in PLAIN if name in others}
         for form, block in blocks.items():
             work = _selector(query, block, offsets, shape)
+            memory = {"here": added_mib(work, device), **theirs}
             figures.append(
                 Figure(
                     what=f"routing, {tokens} tokens, {form} keys",
@@ -178,7 +180,12 @@ def bench_routing(
                     baselines=baselines,
                     floors={"reading": streams[form], **_products(block.keys, tokens, operations, repeats)},
                     missing=missing,
-                    details={"chunks": num_chunks, "heads": str(shape), "key bytes": block.keys.nbytes},
+                    details={
+                        "chunks": num_chunks,
+                        "heads": str(shape),
+                        "key bytes": block.keys.nbytes,
+                        "MiB added at the peak": memory,
+                    },
                 )
             )
     return figures

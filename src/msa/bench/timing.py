@@ -97,6 +97,19 @@ def reset_peak() -> float:
     return peak_mib()
 
 
+def added_mib(work: Callable[[], object], device: torch.device) -> float:
+    """MiB that a call adds at its peak to what is there after an earlier one, on its device."""
+    work()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    before_mib = reset_peak()
+    work()
+    return peak_mib() - before_mib
+
+
 def peak_mib() -> float:
     """Greatest resident size of this process since the last reset, MiB."""
     try:

@@ -90,7 +90,7 @@ def _measure(part: str, args: argparse.Namespace, model: MSAModel) -> list[Figur
     if part == "encoding":
         return bench_encoding(model, *((0.1, 1) if args.quick else (3.0, 3)))
     if part == "answering":
-        concurrent, questions, repeats = ((1, 4), 4, 1) if args.quick else ((1, 4, 16), 32, 3)
+        concurrent, questions, repeats = ((1, 4), 4, 1) if args.quick else ((1, 4, 16, 64), 64, 3)
         return bench_answering(model, concurrent, questions, repeats)
     shape = SHAPES["published"] if args.published else Shape.of(model.lm.config)
     lengths, repeats = ((32,), 2) if args.quick else ((8, 32, 64), 7)
