@@ -248,7 +248,7 @@ class Memory:
         return self._current_engine().ask([question], _options(**options))[0]
 
     def ask_many(self, questions: Sequence[str], **options: Any) -> builtins.list[Answer]:
-        """Answer several questions as one batch; each gets the answer it would get alone.
+        """Answer several questions as one batch; each gets the answer it would get alone, up to rounding in 16 bits.
 
         Raises:
             TypeError: one string instead of several questions; else as for :meth:`stream`.
