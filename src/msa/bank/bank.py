@@ -25,7 +25,7 @@ from msa.bank.opening import current_state, missing_manifests, newest_manifest
 from msa.bank.schema import BankSpec, Latents, StoredDocument, StoredPart, check_documents, check_latents
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.bank.verify import counts_and_sizes, verify
+from msa.bank.verify import counts_and_sizes, file_problems, folder_problems
 from msa.errors import BankError, BankFormatError, BankNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -183,11 +183,7 @@ class MemoryBank:
         return self._opened().manifest.fingerprint
 
     def check_open(self) -> None:
-        """Make sure that it can be used.
-
-        Raises:
-            BankError: it was closed.
-        """
+        """Make sure that it can be used: raises a :class:`BankError` if it was closed."""
         self._opened()
 
     def _opened(self) -> State:
@@ -351,10 +347,15 @@ class MemoryBank:
         return counts_and_sizes(self.path, self._state())
 
     def verify(self) -> builtins.list[str]:
-        """Check every file against its checksum; every problem is one line naming the file, none means sound."""
+        """Check every file, while others may write; every problem is one line naming the file, none means sound."""
+        self.check_open()
+        return [*dict.fromkeys([*file_problems(self.path), *self.folder_problems()])]
+
+    def folder_problems(self) -> builtins.list[str]:
+        """The part of :meth:`verify` that reads no segment: what is missing in the folder or does not belong there."""
         with self._write_lock:
             self.check_open()
-            return verify(self.path, owns_lock=not self.read_only)
+            return folder_problems(self.path, owns_lock=not self.read_only)
 
     def backup(self, destination: str | Path) -> None:
         """Copy the newest state into a new or empty folder, checked; the copy is a memory. Others may go on writing.

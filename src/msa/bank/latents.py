@@ -142,12 +142,13 @@ class LatentsFile:
         except OSError as error:
             raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
 
-    def problems(self) -> Iterator[str]:
-        """A line for every tensor whose checksum is wrong.
+    def problems(self, check: Callable[[], None] = lambda: None) -> Iterator[str]:
+        """A line for every tensor whose checksum is wrong; ``check`` is called before each and may raise.
 
         Read, not mapped: the kernel ends a process that touches a mapped page which cannot be read.
         """
         for name, expected in self._checksums.items():
+            check()
             try:
                 if self._checksum_on_disk(name) != expected:
                     yield f"{self.file} is damaged: the checksum of {name} is wrong"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,59 @@ from msa.errors import BankCorruptError, BankError
 
 def verify(folder: Path, *, owns_lock: bool) -> list[str]:
     """Every problem as one line naming its file; see :meth:`MemoryBank.verify`."""
+    return [*dict.fromkeys([*file_problems(folder), *folder_problems(folder, owns_lock=owns_lock)])]
+
+
+def file_problems(folder: Path, check: Callable[[], None] = lambda: None) -> list[str]:
+    """What is wrong with the files that manifests name, while others may go on writing.
+
+    Args:
+        folder: of the memory.
+        check: called before each tensor is read; may raise to end early.
+    """
     problems: list[str] = []
-    # the files of a commit under way are not referenced yet
-    quiet = owns_lock or not writer_is_active(folder)
-    extra = _foreign_files(folder) if quiet else []
-    manifests = []
-    for version in manifest_versions(folder):
-        try:
-            manifests.append(read_manifest(folder, version))
-        except BankError as error:
-            # a commit meanwhile removes the oldest
-            if version in manifest_versions(folder):
-                problems.append(str(error))
+    manifests, damage = _manifests(folder)
+    for version, error in damage:
+        # a commit meanwhile removes the oldest
+        if version in manifest_versions(folder):
+            problems.append(str(error))
     checked: set[str] = set()
     for manifest in reversed(manifests):
-        found = list(_segment_problems(folder, manifest, checked))
+        found = list(_segment_problems(folder, manifest, checked, check))
         if found and manifest.version in manifest_versions(folder):
             problems += found
-    if quiet:
-        problems += [*extra, *missing_manifests(folder)]
-        if manifests:
-            problems += [f"{file}: not part of the memory; remove it" for file in leftovers(folder, manifests)]
-        if not (folder / LOCK_NAME).exists():
-            problems.append(f"{folder / LOCK_NAME} is missing; opening the memory for writing makes it again")
     try:
         newest_manifest(folder)
     except BankError as error:
         problems.append(str(error))
+    return _lines(problems)
+
+
+def folder_problems(folder: Path, *, owns_lock: bool) -> list[str]:
+    """What is missing in a folder or does not belong there; nothing is said while another process writes."""
+    if not owns_lock and writer_is_active(folder):  # the files of a commit under way are not referenced yet
+        return []
+    manifests, _ = _manifests(folder)
+    problems = [*_foreign_files(folder), *missing_manifests(folder)]
+    if manifests:
+        problems += [f"{file}: not part of the memory; remove it" for file in leftovers(folder, manifests)]
+    if not (folder / LOCK_NAME).exists():
+        problems.append(f"{folder / LOCK_NAME} is missing; opening the memory for writing makes it again")
+    return _lines(problems)
+
+
+def _manifests(folder: Path) -> tuple[list[Manifest], list[tuple[int, BankError]]]:
+    """The manifests that can be read, and what is wrong with the others."""
+    manifests, damage = [], []
+    for version in manifest_versions(folder):
+        try:
+            manifests.append(read_manifest(folder, version))
+        except BankError as error:
+            damage.append((version, error))
+    return manifests, damage
+
+
+def _lines(problems: list[str]) -> list[str]:
     return list(dict.fromkeys(" ".join(problem.split()) for problem in problems))
 
 
@@ -70,7 +96,7 @@ def counts_and_sizes(folder: Path, state: State) -> dict[str, Any]:
     }
 
 
-def _segment_problems(folder: Path, manifest: Manifest, checked: set[str]) -> Iterator[str]:
+def _segment_problems(folder: Path, manifest: Manifest, checked: set[str], check: Callable[[], None]) -> Iterator[str]:
     segments: list[Segment] = []
     for info in manifest.segments:
         try:
@@ -89,7 +115,7 @@ def _segment_problems(folder: Path, manifest: Manifest, checked: set[str]) -> It
         if segment.has_documents and (problem := segment.documents.problem()):
             yield problem
         if segment.has_latents:
-            for problem in segment.latents.problems():
+            for problem in segment.latents.problems(check):
                 yield f"{problem}; {_affected(state, segment)}"
 
 

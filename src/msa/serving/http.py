@@ -21,7 +21,7 @@ from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
 from msa.serving.memories import is_name
 from msa.serving.operations import Operations
-from msa.serving.scheduler import CancelledJobError, DeadlineError, Job
+from msa.serving.scheduler import CancelledJobError, DeadlineError, Job, Scheduler
 from msa.serving.services import Services
 
 Result = TypeVar("Result")
@@ -203,8 +203,14 @@ async def until_gone(receive: Receive) -> None:
         pass
 
 
-async def result_of(job: Job, request: Request, services: Services) -> Any:
+async def result_of(job: Job, request: Request, services: Services, scheduler: Scheduler | None = None) -> Any:
     """A job's result; the job is cancelled when the client goes away or its time is up.
+
+    Args:
+        job: what to wait for.
+        request: whose client waits.
+        services: of the server.
+        scheduler: the job's; None: the model's.
 
     Raises:
         CancelledJobError: the client went away.
@@ -222,7 +228,7 @@ async def result_of(job: Job, request: Request, services: Services) -> Any:
             reason: CancelledJobError | DeadlineError = CancelledJobError("the client went away")
         else:
             reason = DeadlineError("the request took longer than it may; ask for less, or raise the time limit")
-        services.scheduler.cancel(job, reason)
+        (scheduler or services.scheduler).cancel(job, reason)
         raise reason
     finally:
         ended.cancel()

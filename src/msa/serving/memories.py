@@ -17,6 +17,7 @@ from typing import Any
 
 from msa.bank import MemoryBank
 from msa.bank.lock import writer_is_active
+from msa.bank.verify import file_problems
 from msa.errors import BankCorruptError, BankError, BankFormatError, BankLockedError, BankMismatchError
 from msa.memory import Memory
 from msa.memory.memory import OpenView
@@ -206,6 +207,59 @@ class Memories:
         unused = sorted((entry.last_used, name) for name, entry in self._open.items() if not entry.users)
         for _, name in unused[: max(0, len(self._open) - self._max_open)]:
             self._retire(name, self._open[name])
+
+    @contextlib.contextmanager
+    def pinned(self, name: str) -> Iterator[Callable[[], None]]:
+        """A check that a memory is still the same one; its folder stays open, so that no other gets its number.
+
+        Raises:
+            ApiError: there is no such memory, or the check finds another one in its place: 404.
+        """
+        self._identity(name)
+        try:
+            descriptor = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise memory_not_found(name) from error
+
+        def check() -> None:
+            try:
+                status = os.stat(self.root / name, follow_symlinks=False)
+            except OSError as error:
+                raise memory_not_found(name) from error
+            if not os.path.samestat(status, os.fstat(descriptor)):
+                raise memory_not_found(name)
+
+        try:
+            yield check
+        finally:
+            os.close(descriptor)
+
+    def verify(self, name: str, check: Callable[[], None] = lambda: None) -> list[str]:
+        """A line for every problem of a memory, which others may go on reading and writing meanwhile.
+
+        Args:
+            name: the memory's.
+            check: called now and then; may raise to end early.
+
+        Raises:
+            ApiError: there is no such memory, or it was deleted meanwhile: 404.
+            BankError: it cannot be opened.
+        """
+        with self.pinned(name) as still_there:
+
+            def go_on() -> None:
+                still_there()
+                check()
+
+            with self.lease(name) as memory:
+                problems = memory.bank.folder_problems()
+            try:
+                problems += file_problems(self.root / name, go_on)
+            except (BankError, OSError):
+                still_there()
+                raise
+            still_there()
+            return [*dict.fromkeys(problems)]
 
     def fits(self, name: str) -> bool:
         """Whether the model made this memory, so that it can be asked."""

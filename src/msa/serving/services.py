@@ -101,6 +101,7 @@ class Services:
             max_concurrent=settings.max_concurrent,
             advance=batcher.advance,
         )
+        self.verifier = Scheduler(0, 0, "msa-verify")  # needs no model; one at a time, as it keeps a disk busy
         self.metrics = Metrics(self.model_id, self.scheduler, self.memories, lambda: self.operations)
         self.tracing = tracing_from_environment()
         self.snapshots = Snapshots(self.state_folder, self.memories)
@@ -127,6 +128,7 @@ class Services:
     def stop_accepting(self) -> None:
         """Take nothing new; requests that are there go on, operations stop at their next safe points."""
         self.scheduler.close()
+        self.verifier.close()
         if self.operations is not None:
             self.operations.stop()
 
@@ -134,12 +136,14 @@ class Services:
         """Fail every request that is still there."""
         self.stop_accepting()
         self.scheduler.abort()
+        self.verifier.abort()
         if self.operations is not None:
             self.operations.abandon()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Finish what runs, leave operations for the next start, close everything."""
         self.stop_accepting()
+        self.verifier.abort()  # not waited for: it only reads, and has files of its own open
         if self.operations is not None:
             self.operations.close(timeout_s)
         if not self.scheduler.join(timeout_s):

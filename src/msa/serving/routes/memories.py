@@ -191,16 +191,14 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
     return {"object": "list", "data": data}
 
 
-@router.post("/{name}/verify", **described({200: Verification}))
-async def verify(name: ReadableMemory, services: ServicesOf) -> dict[str, Any]:
-    """Check every checksum of a memory."""
-
-    def check() -> list[str]:
-        with services.memories.lease(name) as memory:
-            return memory.verify()
-
+@router.post("/{name}/verify", **described({200: Verification}, errors=(429, 504)))
+async def verify(name: ReadableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+    """Check every checksum of a memory, while it is used."""
+    await asyncio.to_thread(_check_exists, name, services)
+    verifier = services.verifier
+    job = verifier.submit(lambda job: services.memories.verify(name, job.give_way), deadline=deadline_of(services))
     root = f"{services.root}/"
-    problems = [problem.replace(root, "") for problem in await asyncio.to_thread(check)]
+    problems = [problem.replace(root, "") for problem in await result_of(job, request, services, verifier)]
     return {"object": "memory.verification", "ok": not problems, "problems": problems}
 
 
