@@ -108,3 +108,48 @@ def test_what_a_verification_finds(own):
     for name in ("foreign.txt", newest.name, file.name):
         assert any(name in problem for problem in problems), (name, problems)
     assert not any(str(own.services.root) in problem for problem in problems)
+
+
+def test_questions_are_answered_while_a_memory_is_compacted(own, monkeypatch):
+    asked, told = threading.Event(), threading.Event()
+    memory_type = type(own.services.memories.open_ones()[0][1])
+    compact = memory_type.compact
+
+    def waiting(memory, *, check):
+        def wait():
+            if not told.is_set():
+                asked.set()
+                until(lambda: own.services.scheduler.waiting(Lane.ASK) or told.is_set())
+                time.sleep(own.services.scheduler._long_s)
+            check()
+
+        return compact(memory, check=wait)
+
+    monkeypatch.setattr(memory_type, "compact", waiting)
+    with ThreadPoolExecutor(2) as pool, own.http() as http:
+        http.delete(f"{KNOWN}/documents/other")
+        compacting = pool.submit(http.post, f"{KNOWN}/compact")
+        assert asked.wait(10)
+        answers(http)
+        assert not compacting.done()
+        told.set()
+        done = compacting.result()
+        assert (done.status_code, done.json()["object"], done.json()["removed_parts"]) == (200, "memory.compaction", 1)
+        answers(http)
+        assert http.post(f"{KNOWN}/verify").json()["ok"]
+
+
+def test_a_compaction_that_is_called_off_changes_nothing(own, monkeypatch):
+    held = Held()
+    monkeypatch.setattr("msa.bank.compact._check_sound", held)
+    with own.http() as http:
+        http.delete(f"{KNOWN}/documents/other")
+        before = http.get(KNOWN).json()
+        address = http.post(f"{KNOWN}/compact", params={"wait": False}).headers["location"]
+        assert held.begun.wait(10)
+        assert http.get(address).json()["kind"] == "compact"
+        http.delete(address)
+        held.let_go.set()
+        until(lambda: http.get(address).json()["status"] == "cancelled")
+        assert http.get(KNOWN).json() == before
+        assert http.post(f"{KNOWN}/verify").json()["ok"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -138,11 +138,7 @@ class MemoryBank:
             raise
 
     def check_fingerprint(self, fingerprint: str, model_name: str | None = None) -> None:
-        """Make sure that a model made this memory.
-
-        Raises:
-            BankMismatchError: another one did; both fingerprints are named.
-        """
+        """Make sure that a model made this memory; a :class:`BankMismatchError` names both fingerprints."""
         check_fingerprint(self.path, self._state().manifest, fingerprint, model_name)
 
     @staticmethod
@@ -183,7 +179,7 @@ class MemoryBank:
         return self._opened().manifest.fingerprint
 
     def check_open(self) -> None:
-        """Make sure that it can be used: raises a :class:`BankError` if it was closed."""
+        """Make sure that it can be used; a :class:`BankError` says that it was closed."""
         self._opened()
 
     def _opened(self) -> State:
@@ -367,7 +363,7 @@ class MemoryBank:
         self.check_open()
         copy_memory(self.path, Path(destination))
 
-    def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:
+    def compact(self, *, drop_damaged: bool = False, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Rewrite all segments as one without deleted parts, then remove the old files; numbers stay.
 
         Needs free disk space for the new segment. Readers keep using the old files until they look again. Afterwards
@@ -376,6 +372,7 @@ class MemoryBank:
         Args:
             drop_damaged: leave out what cannot be read instead of raising. Documents whose latents are lost keep their
                 texts; add them again to have them encoded.
+            check: called between two blocks that are read or written; if it raises, nothing was changed.
 
         Returns:
             ``compacted`` (False if there was nothing to do), ``message``, ``removed_parts``, ``segments_before``,
@@ -388,7 +385,7 @@ class MemoryBank:
         self._check_writer()
         with self._write_lock:
             self._check_lock()
-            return compact(self.path, self._state, drop_damaged=drop_damaged)
+            return compact(self.path, self._state, drop_damaged=drop_damaged, check=check)
 
     def _check_writer(self) -> None:
         if self.read_only:

@@ -29,15 +29,22 @@ FAN_OUT = 8
 _SMALLEST_BYTES = 4 << 20
 LARGEST_MERGE_BYTES = 1 << 30
 _ROWS = 100
+_CHUNKS = 4096  # a few MiB of one tensor
 
 
-def compact(folder: Path, read_state: Callable[[], State], *, drop_damaged: bool) -> dict[str, Any]:
+def _go_on() -> None:
+    """Nobody wants anything between two blocks."""
+
+
+def compact(
+    folder: Path, read_state: Callable[[], State], *, drop_damaged: bool, check: Callable[[], None] = _go_on
+) -> dict[str, Any]:
     """Merge all segments and let go of older states; see :meth:`MemoryBank.compact`."""
     state, before = read_state(), folder_bytes(folder, folder / SEGMENTS)
     removed = sum(info.num_parts for info in state.manifest.segments) - len(state.numbers)
     fragmented = bool(state.damage) or removed > 0 or len(state.segments) > 1
     if fragmented:
-        merged = merge(folder, state, 0, len(state.segments), drop_damaged=drop_damaged)
+        merged = merge(folder, state, 0, len(state.segments), drop_damaged=drop_damaged, check=check)
         publish(folder, next_manifest(state, [merged] if merged else []), merged)
     older = any(manifest.segments != state.manifest.segments for manifest in sound_manifests(folder))
     if fragmented or older:
@@ -63,7 +70,15 @@ def compact(folder: Path, read_state: Callable[[], State], *, drop_damaged: bool
     }
 
 
-def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: bool = False) -> SegmentInfo | None:
+def merge(
+    folder: Path,
+    state: State,
+    first: int,
+    end: int,
+    *,
+    drop_damaged: bool = False,
+    check: Callable[[], None] = _go_on,
+) -> SegmentInfo | None:
     """Write segments ``first:end`` of a state as one, without what is no longer present; None: nothing is.
 
     Args:
@@ -72,6 +87,7 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
         first, end: neighbours in order of age.
         drop_damaged: leave out what cannot be read. Documents whose latents are lost keep their texts and metadata,
             without parts and with an empty content hash, so that adding them encodes them.
+        check: called between two blocks that are read or written; if it raises, nothing was changed.
 
     Raises:
         BankCorruptError: a file is damaged; nothing was written.
@@ -79,7 +95,7 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
     """
     sources = state.segments[first:end]
     if not drop_damaged:
-        _check_sound(state.segments[:first], sources)
+        _check_sound(state.segments[:first], sources, check)
     kept = [_Kept(segment, state.numbers) for segment in sources if segment.has_latents]
     places = state.places[(state.place_segments >= first) & (state.place_segments < end)]
     if not len(places) and not any(len(source.rows) for source in kept):
@@ -89,7 +105,9 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
 
     def pieces(kind: Kind, layer: int) -> Iterator[Tensor]:
         for source in kept:
-            yield from source.pieces(kind, layer)
+            for piece in source.pieces(kind, layer):
+                check()
+                yield piece
 
     return write_segment(
         folder,
@@ -97,12 +115,12 @@ def merge(folder: Path, state: State, first: int, end: int, *, drop_damaged: boo
         numbers=numbers,
         chunk_offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
         pieces=pieces,
-        rows=lambda: _rows(state, places),
+        rows=lambda: _rows(state, places, check),
         superseded=_superseded(state, first, end),
     )
 
 
-def _check_sound(older: Sequence[Segment], sources: Sequence[Segment]) -> None:
+def _check_sound(older: Sequence[Segment], sources: Sequence[Segment], check: Callable[[], None]) -> None:
     """Rewriting a damaged file would give the damage a valid checksum.
 
     Nor may the sources be merged that say what was added again, and perhaps deleted since, of an ``older`` file that
@@ -113,7 +131,7 @@ def _check_sound(older: Sequence[Segment], sources: Sequence[Segment]) -> None:
             raise segment.damage[0]
     for segment in sources:
         problems = [str(error) for error in segment.damage]
-        problems += problems or [*filter(None, [segment.documents.problem()]), *segment.latents.problems()]
+        problems += problems or [*filter(None, [segment.documents.problem()]), *segment.latents.problems(check)]
         if problems:
             raise BankCorruptError(
                 f"{problems[0]}. Nothing was changed; restore the file from a copy, "
@@ -140,11 +158,14 @@ class _Kept:
 
     def pieces(self, kind: Kind, layer: int) -> Iterator[Tensor]:
         tensor = self.segment.tensor(kind, layer)
-        yield from (tensor[begin:end] for begin, end in self.runs)
+        for begin, end in self.runs:
+            for first in range(begin, end, _CHUNKS):
+                yield tensor[first : min(first + _CHUNKS, end)]
 
 
-def _rows(state: State, places: NDArray[np.int64]) -> Iterator[Row]:
+def _rows(state: State, places: NDArray[np.int64], check: Callable[[], None]) -> Iterator[Row]:
     for page in batches(places.tolist(), _ROWS):
+        check()
         for place, document in zip(page, state.documents(page), strict=True):
             if place in state.unroutable_places:
                 document = replace(document, parts=(), content_hash="")

@@ -318,10 +318,10 @@ class Memory:
         """Check every checksum; returns one line per problem, naming the file. Empty: all is sound."""
         return self._bank.verify()
 
-    def compact(self, *, drop_damaged: bool = False) -> dict[str, Any]:
+    def compact(self, *, drop_damaged: bool = False, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Rewrite the memory without deleted documents; returns what was gained. See :meth:`MemoryBank.compact`."""
         with self._writer.changing:
-            return self._bank.compact(drop_damaged=drop_damaged)
+            return self._bank.compact(drop_damaged=drop_damaged, check=check)
 
     def backup(self, destination: str | Path) -> None:
         """Copy the memory as it is now into a new or empty folder; the copy is a memory, checked byte by byte.

@@ -44,7 +44,7 @@ class Operation:
     Attributes:
         id: for ``GET /v1/operations/{id}``.
         memory: the memory concerned.
-        kind: ``add_documents``, ``snapshot`` or ``restore``.
+        kind: ``add_documents``, ``compact``, ``snapshot`` or ``restore``.
         state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
         request: what to do, for the runner of the kind.
         progress: counts so far.

@@ -261,7 +261,7 @@ class OperationInfo(BaseModel):
 
     id: str
     object: Literal["operation"]
-    kind: Literal["add_documents", "snapshot", "restore"]
+    kind: Literal["add_documents", "compact", "snapshot", "restore"]
     memory: str
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     progress: dict[str, Any]

@@ -9,8 +9,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from msa.bank import MemoryBank
 from msa.documents import Document
@@ -34,6 +35,8 @@ from msa.serving.tracing import tracing_from_environment
 from msa.zoo import load
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 BODY, DOCUMENTS = "body", "documents.jsonl"
 _COUNTS = ("documents", "encoded", "updated", "unchanged", "tokens")
@@ -111,6 +114,7 @@ class Services:
                 self.ledger,
                 {
                     "add_documents": self.run_add_documents,
+                    "compact": self.run_compact,
                     "snapshot": self.snapshots.run_create,
                     "restore": self.snapshots.run_restore,
                 },
@@ -201,7 +205,8 @@ class Services:
         while documents_of_slice := _take(documents, budget):
             self.operations.save(operation)
             started = time.monotonic()
-            added, done = self._in_turn(operation, documents_of_slice)
+            work = partial(self.add, memory_name=operation.memory, documents=documents_of_slice, check=operation.check)
+            added, done = self._in_turn(operation, work)
             seconds = time.monotonic() - started
             if seconds < _SLICE_S / 2:
                 budget = min(2 * budget, _MOST_CHARACTERS)
@@ -212,21 +217,34 @@ class Services:
                 operation.progress[key] += getattr(done, key)
         return {**{key: operation.progress[key] for key in _COUNTS}, "ids": ids}
 
-    def _in_turn(self, operation: Operation, documents: list[Document]) -> tuple[list[str], AddProgress]:
-        """Add one slice when its turn comes."""
+    def run_compact(self, operation: Operation) -> dict[str, Any]:
+        """In an operation's thread: have a memory rewritten, answering questions between two blocks."""
 
-        def work(job: Job) -> tuple[list[str], AddProgress]:
+        def work(job: Job) -> dict[str, Any]:
+            def check() -> None:
+                job.give_way()
+                operation.check()
+
+            with self.memories.lease(operation.memory, writing=True) as memory:
+                return memory.compact(check=check)
+
+        return {"object": "memory.compaction", **self._in_turn(operation, work)}
+
+    def _in_turn(self, operation: Operation, work: Callable[[Job], Result]) -> Result:
+        """Have an operation's work done on the worker thread when its turn comes."""
+
+        def wanted(job: Job) -> Result:
             operation.check()
-            return self.add(job, operation.memory, documents, operation.check)
+            return work(job)
 
         while True:
             operation.check()
             try:
-                job = self.scheduler.submit(work, Lane.WRITE)
+                job = self.scheduler.submit(wanted, Lane.WRITE)
             except QueueFullError:
                 time.sleep(_RETRY_S)
                 continue
-            result: tuple[list[str], AddProgress] = job.future.result()
+            result: Result = job.future.result()
             return result
 
 

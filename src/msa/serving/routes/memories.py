@@ -202,17 +202,22 @@ async def verify(name: ReadableMemory, request: Request, services: ServicesOf) -
     return {"object": "memory.verification", "ok": not problems, "problems": problems}
 
 
-@router.post("/{name}/compact", **described({200: Compaction}, errors=(429, 504, 507)))
-async def compact(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
-    """Rewrite a memory without what was deleted."""
-
-    def work(job: Job) -> dict[str, Any]:
-        with services.memories.lease(name, writing=True) as memory:
-            return memory.compact()
-
+@router.post(
+    "/{name}/compact",
+    **described({200: Compaction, 202: OperationInfo}, body=_ANYTHING, errors=(429,), idempotent=True),
+)
+async def compact(
+    name: WritableMemory,
+    request: Request,
+    key: KeyOf,
+    services: ServicesOf,
+    operations: OperationsOf,
+    wait: bool = True,
+) -> Response:
+    """Rewrite a memory without what was deleted; ``wait=false`` answers at once with an operation."""
+    raw = await _read_nothing(request, services)
     await asyncio.to_thread(_check_exists, name, services)
-    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
-    return {"object": "memory.compaction", **await result_of(job, request, services)}
+    return await _operate(request, key, services, operations, ("compact", name, {}), raw, wait, status=200)
 
 
 @router.post(
@@ -244,6 +249,7 @@ async def _operate(
     raw: bytes,
     wait: bool,
     check: Callable[[], None] = lambda: None,
+    status: int = 201,
 ) -> Response:
     assert services.ledger is not None
     kind, memory, details = what
@@ -251,7 +257,7 @@ async def _operate(
     async def start() -> Response:
         await asyncio.to_thread(check)
         operation: Operation = await asyncio.to_thread(operations.start, kind, memory, details)
-        return await answer_operation(operation, services, wait=wait, status=201, bare=True)
+        return await answer_operation(operation, services, wait=wait, status=status, bare=True)
 
     return await once(request, key, memory, hashlib.sha256(raw).hexdigest(), services.ledger, start)
 
