@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from serving_helpers import NEEDLE, QUESTION, error_of
+from serving_helpers import NEEDLE, QUESTION, error_of, process
 
 from msa.cli.main import _messages
 from msa.memory import Memory
@@ -85,6 +85,23 @@ def raised(function):
     except Exception as error:  # whatever it is, it is what is looked at
         return error
     raise AssertionError("it did not fail")
+
+
+def test_a_broken_file_s_bytes_are_not_logged(tmp_path):
+    """What reads PDFs quotes the document: the first bytes of one without a header, for instance."""
+    with process(tmp_path / "root") as (_, http):
+        http.put("/v1/memories/m", json={})
+        for broken in (
+            b"SECRET and no PDF",
+            b"%PDF-1.4\nSECRET",
+            b"%PDF-1.4\n1 0 obj\n<< /SECRET SECRET >>\nstartxref\n7\n%%EOF",
+        ):
+            files = [("file", ("x.pdf", broken, "application/pdf"))]
+            error_of(http.post("/v1/memories/m/documents", files=files), 400, "invalid_document")
+    log = (tmp_path / "log").read_text()
+    assert log.count('"event": "request"') >= 4
+    for word in ("SECRET", "SECRE", "pypdf", "pdf header", "EOF"):
+        assert word not in log, log
 
 
 def test_endless_recursion_is_one_line_that_can_be_read(caplog):

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import io
 import itertools
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -32,6 +33,11 @@ _FEW = 16  # this many odd characters are forgiven in a text of any length
 _BINARY = "is a binary file. Convert it to PDF, HTML or plain text first"
 _NOT_UTF8 = "is not UTF-8 text. Convert it first, for example: iconv -f ENCODING -t UTF-8 IN > OUT"
 _MAX_TITLE_CHARS = 200
+
+# pypdf's warnings quote the document; where nobody set up logging they would go to standard error
+_pypdf_logger = logging.getLogger("pypdf")
+_pypdf_logger.addHandler(logging.NullHandler())
+_pypdf_logger.propagate = False
 
 
 class NotTextError(Exception):
