@@ -4,11 +4,13 @@ import json
 import re
 import resource
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, process, until
 
+from msa.serving.scheduler import Lane
 from msa.serving.server import allow_open_files
 
 CLIENTS = 100
@@ -125,6 +127,61 @@ def test_uploads_on_their_way_are_counted(start, tmp_path):
             upload.close()
         until(lambda: not [*spool.iterdir()])
         assert http.post("/v1/memories/known/documents", **more).status_code == 200
+
+
+LARGE = (
+    b"%s HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    b"connection: close\r\n\r\n{"
+)
+CHANGES = ("POST {}", "POST {}?wait=true", "PUT {}/a", "PATCH {}/a", "POST {}/delete")
+
+
+def half_sent(http, change, length):
+    connection = connect(http)
+    connection.sendall(LARGE % (change.format("/v1/memories/known/documents").encode(), length))
+    return connection
+
+
+def test_large_bodies_on_their_way_are_counted(start, tmp_path):
+    """Each is kept in memory, up to 32 MiB of it."""
+    with start(tmp_path, max_large_bodies=2) as server, server.http() as http:
+        http.put("/v1/memories/known", json={})
+        held = [half_sent(http, change, 2 << 20) for change in CHANGES[1:3]]
+        until(lambda: not server.services.large_bodies._value)
+        for change in CHANGES:
+            with half_sent(http, change, 2 << 20) as refused:
+                assert refused.recv(100).startswith(b"HTTP/1.1 429 "), change
+        documents = "/v1/memories/known/documents"
+        unbounded = http.post(documents, content=iter([b"{}"]), headers={"content-type": "application/json"})
+        assert int(error_of(unbounded, 429, "queue_full") and unbounded.headers["retry-after"]) >= 1
+        assert http.post(documents, json={"id": "a", "text": "A small one."}).status_code == 200
+        for connection in held:
+            connection.close()
+        until(lambda: server.services.large_bodies._value == 2)
+        assert http.put(f"{documents}/a", json={"text": "x", "metadata": {"m": "y" * (2 << 20)}}).status_code == 413
+        assert server.services.large_bodies._value == 2
+
+
+def test_changes_that_cannot_wait_are_refused_before_their_bodies_are_read(start, tmp_path):
+    with start(tmp_path, max_waiting_writes=1, max_operations=1) as server, server.http() as http:
+        http.put("/v1/memories/known", json={})
+        held = threading.Event()
+        scheduler = server.services.scheduler
+        try:
+            for _ in range(2):
+                scheduler.submit(lambda job: held.wait(30), Lane.WRITE)
+                until(lambda: scheduler.running(Lane.WRITE) == 1)
+            for change in CHANGES:
+                with half_sent(http, change, 1000) as refused:
+                    assert refused.recv(100).startswith(b"HTTP/1.1 429 "), change
+            # what becomes an operation needs another kind of room
+            lines = {"content": b'{"text": "x"}', "headers": {"content-type": "application/x-ndjson"}}
+            http.post("/v1/memories/known/documents", **lines, params={"wait": False})
+            for change, length in ((CHANGES[0], 300_000), (f"{CHANGES[0]}?wait=false", 100)):
+                with half_sent(http, change, length) as refused:
+                    assert refused.recv(100).startswith(b"HTTP/1.1 429 "), change
+        finally:
+            held.set()
 
 
 def test_more_connections_than_may_be_open(start, tmp_path):

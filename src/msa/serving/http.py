@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -21,11 +21,13 @@ from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
 from msa.serving.memories import is_name
 from msa.serving.operations import Operations
-from msa.serving.scheduler import CancelledJobError, DeadlineError, Job, Scheduler
+from msa.serving.scheduler import CancelledJobError, DeadlineError, Job, QueueFullError, Scheduler
 from msa.serving.services import Services
 
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
+
+_BODY_RETRY_S = 5.0
 
 
 # what routes depend on is async, for the rest would be given to a thread each time; none of it waits for anything
@@ -113,6 +115,34 @@ def deadline_of(services: Services) -> float:
     return time.monotonic() + services.settings.request_timeout_s
 
 
+def length_of(request: Request) -> int | None:
+    """How long the body says it is; None: it does not."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() else None
+
+
+@contextlib.contextmanager
+def room_for_body(request: Request, services: Services) -> Iterator[None]:
+    """While a request is answered whose body is kept in memory: of large ones there may be few.
+
+    Raises:
+        QueueFullError: there are as many as may be; the body has not been read.
+    """
+    length, settings = length_of(request), services.settings
+    if length is not None and length <= settings.max_request_bytes:
+        yield
+        return
+    if not services.large_bodies.acquire(blocking=False):
+        message = (
+            f"{settings.max_large_bodies} large bodies are being read or answered, as many as may; try again later"
+        )
+        raise QueueFullError(message, _BODY_RETRY_S)
+    try:
+        yield
+    finally:
+        services.large_bodies.release()
+
+
 async def body_pieces(request: Request, limit: int, services: Services) -> AsyncIterator[bytes]:
     """The body as it arrives, each piece within the time for a piece, all of them within that for an upload.
 
@@ -121,8 +151,7 @@ async def body_pieces(request: Request, limit: int, services: Services) -> Async
         CancelledJobError: cut off.
     """
     what = "the request's body"
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    if (length_of(request) or 0) > limit:
         raise too_large(what, limit)
     received, settings = 0, services.settings
     end = time.monotonic() + settings.upload_timeout_s

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -69,6 +70,7 @@ class Services:
             max_document_bytes=settings.max_document_bytes, max_id_characters=settings.max_id_characters
         )
         self.state_folder = self.root / STATE_FOLDER
+        self.large_bodies = threading.BoundedSemaphore(settings.max_large_bodies)
         self.ledger: Ledger | None = None
         self.operations: Operations | None = None
         self._lock = None if settings.read_only else _claim(self.root, self.state_folder)

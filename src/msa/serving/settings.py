@@ -33,6 +33,7 @@ class ServerSettings:
         max_waiting: questions and searches that may wait for the model; more are answered 429.
         max_waiting_writes: changes that may wait; more are answered 429.
         max_operations: unfinished operations and uploads that are arriving; more are answered 429.
+        max_large_bodies: JSON bodies above ``max_request_bytes`` read or answered at a time; more are answered 429.
         request_timeout_s: seconds from a request's arrival to its end.
         body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take.
         upload_timeout_s: seconds that a whole upload may take to arrive.
@@ -73,6 +74,7 @@ class ServerSettings:
     max_waiting: int = 32
     max_waiting_writes: int = 64
     max_operations: int = 64
+    max_large_bodies: int = 8
     request_timeout_s: float = 300.0
     body_timeout_s: float = 60.0
     upload_timeout_s: float = 3600.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -25,8 +26,10 @@ from msa.serving.http import (
     WritableMemory,
     as_model,
     deadline_of,
+    length_of,
     read_json,
     result_of,
+    room_for_body,
 )
 from msa.serving.idempotency import once
 from msa.serving.intake import checked, documents_of_body, media_type
@@ -132,7 +135,18 @@ async def add_documents(
     await asyncio.to_thread(_check_exists, name, services)
     if media_type(request.headers.get("content-type", "")) in _UPLOADS:
         return await _add_upload(name, request, key, services, operations, wait)
+    with room_for_body(request, services):
+        return await _add_json(name, request, key, services, operations, wait)
+
+
+async def _add_json(
+    name: str, request: Request, key: ApiKey, services: Services, operations: Operations, wait: bool | None
+) -> Response:
     deadline = deadline_of(services)
+    if wait is False or (length_of(request) or 0) > services.settings.background_bytes:
+        operations.check_room()
+    else:
+        services.scheduler.check_room(Lane.WRITE)
     body, raw = await read_json(request, services.settings.max_json_bytes, services)
     documents = await asyncio.to_thread(documents_of_body, body, services.limits)
     in_background = len(raw) > services.settings.background_bytes if wait is None else not wait
@@ -244,12 +258,21 @@ def _found(memory: Memory, doc_id: str) -> Document:
     return document
 
 
+@contextlib.contextmanager
+def _room(request: Request, services: Services) -> Iterator[None]:
+    """Room for a body and for the change it asks for, before it is read."""
+    services.scheduler.check_room(Lane.WRITE)
+    with room_for_body(request, services):
+        yield
+
+
 @router.post("/delete", **described({200: DocumentsDeleted}, body=DeleteRequest, errors=(429, 504, 507)))
 async def delete_documents(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Remove several documents; ids that are not there are named."""
-    body, _ = await read_json(request, services.settings.max_json_bytes, services)
-    ids = as_model(body, DeleteRequest).ids
-    deleted = await _delete(name, ids, request, services)
+    with _room(request, services):
+        body, _ = await read_json(request, services.settings.max_json_bytes, services)
+        ids = as_model(body, DeleteRequest).ids
+        deleted = await _delete(name, ids, request, services)
     gone = set(deleted)
     return {
         "object": "documents.deleted",
@@ -280,26 +303,28 @@ def get_document(name: ReadableMemory, doc_id: str, services: ServicesOf) -> dic
 @router.put("/{doc_id:document_id}", **described({200: DocumentInfo}, body=PutRequest, errors=(429, 504, 507)))
 async def put_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Add a document, or replace it."""
-    body, _ = await read_json(request, services.settings.max_json_bytes, services)
-    wanted = as_model(body, PutRequest)
-    document = _checked(doc_id, wanted.text, wanted.metadata, services)
-    return await _store(name, lambda: document, request, services)
+    with _room(request, services):
+        body, _ = await read_json(request, services.settings.max_json_bytes, services)
+        wanted = as_model(body, PutRequest)
+        document = _checked(doc_id, wanted.text, wanted.metadata, services)
+        return await _store(name, lambda: document, request, services)
 
 
 @router.patch("/{doc_id:document_id}", **described({200: DocumentInfo}, body=PatchRequest, errors=(429, 504, 507)))
 async def patch_document(name: WritableMemory, doc_id: str, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Change the text or the metadata of a document; new metadata alone cost no encoding."""
-    body, _ = await read_json(request, services.settings.max_json_bytes, services)
-    wanted = as_model(body, PatchRequest)
+    with _room(request, services):
+        body, _ = await read_json(request, services.settings.max_json_bytes, services)
+        wanted = as_model(body, PatchRequest)
 
-    def changed() -> Document:
-        with services.memories.lease(name) as memory:
-            present = _found(memory, doc_id)
-        text = present.text if wanted.text is None else wanted.text
-        metadata = present.metadata if wanted.metadata is None else wanted.metadata
-        return _checked(doc_id, text, metadata, services)
+        def changed() -> Document:
+            with services.memories.lease(name) as memory:
+                present = _found(memory, doc_id)
+            text = present.text if wanted.text is None else wanted.text
+            metadata = present.metadata if wanted.metadata is None else wanted.metadata
+            return _checked(doc_id, text, metadata, services)
 
-    return await _store(name, changed, request, services)
+        return await _store(name, changed, request, services)
 
 
 def _checked(doc_id: str, text: str, metadata: dict[str, Any], services: Services) -> Document:
