@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+_SPARE = 8  # requests at a replica besides the questions that it admits
+
 
 def build(settings: ServerSettings, *, replicas: int = 1, cpus: float = 1, gpus: float = 0) -> Application:
     """A Ray Serve application; each replica loads the model and opens the memories itself.
@@ -39,10 +41,14 @@ def build(settings: ServerSettings, *, replicas: int = 1, cpus: float = 1, gpus:
     def application() -> FastAPI:
         return create_app(settings)
 
+    admitted = settings.max_concurrent + settings.max_waiting
     deployment = serve.deployment(serve.ingress(application)()).options(
         name="msa",
         num_replicas=replicas,
-        max_ongoing_requests=settings.max_waiting + 1,  # more wait with Ray, for whichever replica is free
+        # with room for /health, /metrics and for answering 429; what is beyond waits with Ray for whichever replica is
+        # free, and where too many do Ray answers 503
+        max_ongoing_requests=admitted + _SPARE,
+        max_queued_requests=admitted,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         graceful_shutdown_timeout_s=settings.drain_s,
     )

@@ -229,6 +229,24 @@ ray.shutdown()
 """
 
 
+def test_ray_s_queues_are_bounded_by_what_a_replica_admits(monkeypatch, tmp_path):
+    """Without Ray: what it would be told."""
+    from unittest.mock import MagicMock
+
+    from msa.serving import ServerSettings
+
+    ray = MagicMock()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.delitem(sys.modules, "ray_serve", raising=False)
+    settings = ServerSettings(root=tmp_path, read_only=True, max_concurrent=3, max_waiting=5)
+    importlib.import_module("ray_serve").build(settings)
+    told = ray.serve.deployment.return_value.options.call_args.kwargs
+    assert 8 < told["max_ongoing_requests"] <= 16
+    assert 0 < told["max_queued_requests"] <= 8
+    monkeypatch.delitem(sys.modules, "ray_serve")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_replicas_under_ray_serve(tmp_path):
     import socket
