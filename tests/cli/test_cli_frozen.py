@@ -34,7 +34,7 @@ FROZEN = {
         ["root"],
         MODEL | {"--host", "--port", "--read-only", "--keys", "--cors-origin", "--max-waiting", "--timeout", "--drain"}
         | {"--max-upload", "--max-size", "--rank-timeout", "--routing-keys", "--key-share", "--content"}
-        | {"--max-concurrent", "--history", "--routed-history", "--upload-timeout"},
+        | {"--max-concurrent", "--history", "--routed-history", "--upload-timeout", "--public-url"},
     ),
     "mcp": (
         ["memory"],

@@ -5,7 +5,7 @@ import threading
 
 import openai
 import pytest
-from serving_helpers import ANSWER, ENDLESS, NEEDLE, QUESTION, error_of
+from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, NEEDLE, QUESTION, error_of
 
 MODEL = "msa-tiny@known"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
@@ -44,6 +44,16 @@ def test_a_citation_s_address_can_be_read(client, http):
     answer = client.chat.completions.create(**ASK)
     url = answer.choices[0].message.annotations[0].url_citation.url
     assert http.get(url).json()["text"] == NEEDLE
+
+
+@pytest.mark.parametrize("url", ["https://memories.example/msa", "https://memories.example/msa/"])
+def test_a_citation_s_address_is_the_public_one(start, tmp_path, url):
+    with start(tmp_path, public_url=url) as server, server.http() as http:
+        http.put("/v1/memories/known", json={})
+        http.post("/v1/memories/known/documents", json={"documents": DOCUMENTS})
+        address = "https://memories.example/msa/v1/memories/known/documents/notes%2Fages.md"
+        assert f'"url":"{address}"' in post(http).text
+        assert f'"url":"{address}"' in post(http, stream=True).text
 
 
 def test_a_stream_says_the_same(client):

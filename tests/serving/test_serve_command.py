@@ -51,6 +51,25 @@ def test_wrong_arguments(tmp_path, arguments):
         settings(tmp_path, *arguments)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["", "memories.example", "//memories.example", "ftp://a", "https://", "https:///a", "https://a/?b=c", "https://a/#b",
+     "https://me:pw@a", "https://a b", "https://a:x", "https://a:99999", "http://[::1"],
+)  # fmt: skip
+def test_public_urls_that_are_none(tmp_path, url, capsys):
+    with pytest.raises(SystemExit) as error:
+        settings(tmp_path, "--public-url", url)
+    assert error.value.code == 2
+    assert f"such as https://memories.example/msa; got {url!r}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a public URL begins with"):
+        ServerSettings(root=tmp_path, public_url=url)
+
+
+@pytest.mark.parametrize("url", ["https://memories.example", "http://[::1]:8000", "https://memories.example/msa/"])
+def test_public_urls(tmp_path, url):
+    assert settings(tmp_path, "--public-url", url).public_url == url
+
+
 def test_an_empty_root():
     with pytest.raises(UsageError, match="empty"):
         settings("")

@@ -46,6 +46,12 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     parser.add_argument("root", metavar="ROOT", help="the folder with the memories; made if there is none")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=port, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--public-url",
+        type=_public_url,
+        metavar="URL",
+        help="where clients reach the server, if that is a proxy; citations' addresses begin with it",
+    )
     parser.add_argument("--read-only", action="store_true", help="refuse changes; another process may write")
     group = parser.add_argument_group("access")
     group.add_argument("--keys", metavar="FILE", help="API keys, one a line; those of $MSA_API_KEYS count too")
@@ -54,6 +60,15 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     )
     _add_limits(parser)
     add_tier_options(parser)
+
+
+def _public_url(text: str) -> str:
+    from msa.serving.settings import check_public_url
+
+    try:
+        return check_public_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_limits(parser: ArgumentParser) -> None:
@@ -168,6 +183,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         tiers=tiers_of(args),
         read_only=args.read_only,
         keys=keys,
+        public_url=args.public_url,
         cors_origins=tuple(args.cors_origin),
         # without keys, a foreign page whose name leads to this machine must not get in
         allowed_hosts=("127.0.0.1", "::1", "localhost") if on_this_machine and not keys else (),

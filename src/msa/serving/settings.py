@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msa.routing import Tiers
 from msa.serving.keys import ApiKey
@@ -11,9 +13,34 @@ from msa.serving.keys import ApiKey
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 
+def check_public_url(url: str) -> str:
+    """An address that others can be put behind, as it is.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> check_public_url("https://memories.example/msa")
+    'https://memories.example/msa'
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        usable = False
+    if not usable or re.search(r"[\s?#@\\]", url):
+        raise ValueError(
+            "a public URL begins with http:// or https:// and a host and has no user, query or fragment, such as "
+            f"https://memories.example/msa; got {url!r}"
+        )
+    return url
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """Settings of one server.
+
+    Raises:
+        ValueError: ``public_url`` is no such address.
 
     Attributes:
         root: the folder whose subfolders are the memories; made if it is missing, unless ``read_only``.
@@ -25,6 +52,7 @@ class ServerSettings:
         tiers: where latents live while a memory is asked.
         read_only: serve a folder that another process writes; every change is refused.
         keys: who may do what; none: everybody may do everything.
+        public_url: where clients reach the server, for addresses in answers; None: where the request says it came to.
         cors_origins: web origins whose pages may call the server; none by default.
         allowed_hosts: values of the ``Host`` header that are answered; empty: any.
         max_connections: open at a time; more are answered 503 and closed.
@@ -66,6 +94,7 @@ class ServerSettings:
     tiers: Tiers | None = None
     read_only: bool = False
     keys: tuple[ApiKey, ...] = ()
+    public_url: str | None = None
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 512
@@ -95,6 +124,10 @@ class ServerSettings:
     max_open_memories: int = 32
     kept_keys: int = 10_000
     kept_operations: int = 1_000
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None:
+            check_public_url(self.public_url)
 
     @property
     def folder(self) -> Path:

@@ -46,7 +46,8 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     composed = await asyncio.to_thread(
         compose, asked.turns, settings.history_tokens, lambda text: len(count(text)), settings.routed_history_tokens
     )
-    reply = Reply(model=body.model, memory=asked.memory, base_url=str(request.base_url), notes=[*composed.notes])
+    base_url = settings.public_url or str(request.base_url)
+    reply = Reply(model=body.model, memory=asked.memory, base_url=base_url, notes=[*composed.notes])
     events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
 
     def on_event(event: Event) -> None:
