@@ -1,6 +1,7 @@
 """Chat completions through the real ``openai`` client."""
 
 import asyncio
+import json
 import threading
 
 import openai
@@ -68,6 +69,7 @@ def test_a_stream_says_the_same(client):
     assert last.sources[0]["id"] == "notes/ages.md"
     assert (usage.choices, usage.usage.completion_tokens) == ([], usage.usage.total_tokens - usage.usage.prompt_tokens)
     assert {chunk.id for chunk in chunks} == {first.id}
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in [first, *middle, last])
 
 
 def test_a_stream_s_bytes(server, http):
@@ -79,6 +81,18 @@ def test_a_stream_s_bytes(server, http):
     assert all(event.startswith("data: ") for event in events[:-1])
     assert '"msa":{"round":1,"retrieved":{"id":"notes/ages.md"' in text
     assert '"usage"' not in text
+
+
+def test_a_stream_with_usage_says_in_every_event_whether_it_is_there(http):
+    options = {"stream": True, "stream_options": {"include_usage": True}, "stream_events": True}
+    *events, usage, done, _ = post(http, **options).text.split("\n\n")
+    assert len(events) > 3
+    for event in events:
+        assert json.loads(event.removeprefix("data: ")).get("usage", "none") is None, event
+    assert json.loads(usage.removeprefix("data: "))["usage"]["total_tokens"] > 0
+    assert done == "data: [DONE]"
+    for asked in ({}, {"stream_options": {"include_usage": False}}):
+        assert '"usage"' not in post(http, stream=True, **asked).text
 
 
 def test_asynchronous_clients_at_the_same_time(server):

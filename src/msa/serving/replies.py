@@ -26,6 +26,7 @@ class Reply:
         model: as the client named it.
         memory: its name.
         base_url: of the server, as the client reached it.
+        include_usage: whether a stream is to end with token counts.
         notes: what the server has to say beside the engine.
         fetched: counts the bytes of selected documents' content that were read for it.
     """
@@ -33,6 +34,7 @@ class Reply:
     model: str
     memory: str
     base_url: str
+    include_usage: bool = False
     notes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -86,7 +88,8 @@ class Reply:
     ) -> str:
         """One event of a stream."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return event({**self._head("chat.completion.chunk"), "choices": [choice], **(extras or {})})
+        usage = {"usage": None} if self.include_usage else {}  # as OpenAI's: counts come in an event of their own
+        return event({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **(extras or {})})
 
     def opening(self) -> str:
         """The first event: who speaks."""

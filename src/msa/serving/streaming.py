@@ -104,7 +104,7 @@ class EventStream(Response):
 
 
 async def reply_events(
-    events: Events, job: Job, reply: Reply, services: Services, *, include_usage: bool, stream_events: bool
+    events: Events, job: Job, reply: Reply, services: Services, *, stream_events: bool
 ) -> AsyncIterator[str]:
     """The server-sent events of one answer; whatever fails on the way becomes an event too."""
     yield reply.opening()
@@ -126,7 +126,7 @@ async def reply_events(
         yield DONE
         return
     yield reply.closing("".join(said), answer)
-    if include_usage:
+    if reply.include_usage:
         yield reply.usage(answer)
     yield DONE
 

@@ -47,7 +47,13 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
         compose, asked.turns, settings.history_tokens, lambda text: len(count(text)), settings.routed_history_tokens
     )
     base_url = settings.public_url or str(request.base_url)
-    reply = Reply(model=body.model, memory=asked.memory, base_url=base_url, notes=[*composed.notes])
+    reply = Reply(
+        model=body.model,
+        memory=asked.memory,
+        base_url=base_url,
+        include_usage=asked.include_usage,
+        notes=[*composed.notes],
+    )
     events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
 
     def on_event(event: Event) -> None:
@@ -69,9 +75,7 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     except BaseException:
         gone()
         raise
-    stream = reply_events(
-        events, job, reply, services, include_usage=asked.include_usage, stream_events=asked.stream_events
-    )
+    stream = reply_events(events, job, reply, services, stream_events=asked.stream_events)
     return EventStream(stream, gone, settings.body_timeout_s)
 
 
