@@ -194,11 +194,21 @@ def test_more_connections_than_may_be_open(start, tmp_path):
             refused = http.get("/health")
             error_of(refused, 503, "too_many_connections")
             assert refused.headers["retry-after"] == "1"
+            assert refused.headers["x-request-id"].startswith("req_")
             held.pop().close()
             until(lambda: len(server.server.server_state.connections) == 2)
             assert http.get("/health").status_code == 200
         for connection in held:
             connection.close()
+
+
+def test_what_is_no_request_has_an_id_too(start, tmp_path):
+    with start(tmp_path) as server, server.http() as http, connect(http) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(1000), b"")).decode()
+        assert answer.startswith("HTTP/1.1 400 ")
+        assert '"code": "invalid_http"' in answer
+        assert len(re.findall(r"^x-request-id: req_[0-9a-f]{32}\r$", answer, re.MULTILINE)) == 1
 
 
 def test_as_many_files_may_be_open_as_the_system_allows():

@@ -31,6 +31,11 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
 
+def new_request_id() -> str:
+    """An id for a request that has none of its own."""
+    return f"req_{uuid.uuid4().hex}"
+
+
 def error_response(error: ApiError) -> JSONResponse:
     """An error as it is sent."""
     return JSONResponse(error.body, error.status, headers=error.headers)
@@ -53,7 +58,7 @@ class Envelope:
             return
         started = time.monotonic()
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        request_id = given if _ACCEPTED_ID.fullmatch(given) else new_request_id()
         WORK_ID.set(request_id)
         status = 0
 

@@ -23,6 +23,7 @@ from msa.parallel import Leader
 from msa.serving.app import create_app
 from msa.serving.errors import ApiError, ServingError
 from msa.serving.keys import VARIABLE
+from msa.serving.middleware import REQUEST_ID, new_request_id
 from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
 
@@ -77,6 +78,7 @@ class PatientProtocol(H11Protocol):
         """Answer without asking the application, and close."""
         body = json.dumps(error.body).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        headers[REQUEST_ID] = new_request_id()
         response = h11.Response(status_code=error.status, headers=[*(headers | error.headers).items()])
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
