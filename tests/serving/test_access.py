@@ -8,8 +8,11 @@ import httpx
 import pytest
 from serving_helpers import DOCUMENTS, QUESTION, error_of
 
+from msa.bank import MemoryBank
 from msa.serving.errors import ApiError
 from msa.serving.keys import ApiKey, key_digest
+from msa.serving.memories import Memories
+from msa.serving.snapshots import Snapshots
 
 KEYS = {
     "sk-everything": ApiKey(digest=key_digest("sk-everything"), name="all"),
@@ -98,6 +101,50 @@ def test_a_foreign_memory_looks_like_none(server, key):
         answers = [http.put(f"/v1/memories/{name}", json={}) for name in ("theirs", "nothing")]
         assert answers[0].status_code == 403
         assert answers[0].text.replace("theirs", "nothing") == answers[1].text
+
+
+@pytest.mark.parametrize("name", ["theirs", "nothing"])
+def test_a_foreign_memory_costs_no_look_at_the_disk(server, name, monkeypatch):
+    """How long a look takes would tell whether it exists."""
+    looked = []
+
+    def watch(owner, method):
+        real = getattr(owner, method)
+
+        def watched(*arguments, **options):
+            looked.append(method)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, method, staticmethod(watched) if owner is MemoryBank else watched)
+
+    for owner, methods in (
+        (Memories, ("names", "exists", "fits", "create", "delete", "verify", "pinned", "check_free", "building")),
+        (Memories, ("_identity", "_acquire", "_folder_names", "_opened")),
+        (MemoryBank, ("exists", "open")),
+        (Snapshots, ("list", "get", "delete", "check_source")),
+        (os, ("scandir", "listdir")),
+    ):
+        for method in methods:
+            watch(owner, method)
+    memory = f"/v1/memories/{name}"
+    more = [
+        ("PUT", memory, {}, True),
+        ("DELETE", memory, None, True),
+        ("DELETE", f"{memory}/documents/other", None, True),
+        ("POST", f"{memory}/verify", {}, False),
+        ("GET", f"{memory}/snapshots/snap_0", None, False),
+        ("DELETE", f"{memory}/snapshots/snap_0", None, True),
+        ("POST", f"{memory}/snapshots/snap_0/restore", {"memory": "mine-2"}, True),
+        ("POST", "/v1/memories/mine/snapshots/snap_0/restore", {"memory": name}, True),
+    ]
+    for key in (MINE, READS_MINE):
+        with server.http(key) as http:
+            for method, url, body, _ in requests(name) + more:
+                assert http.request(method, url, json=body).status_code in (403, 404)
+                assert not looked, (method, url)
+    with server.http(MINE) as http:
+        http.get("/v1/memories/mine")
+        assert "_acquire" in looked, "nothing was watched"
 
 
 @pytest.mark.parametrize(

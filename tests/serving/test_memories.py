@@ -3,9 +3,13 @@
 import json
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, NEEDLE, QUESTION, error_of, until
+
+from msa.serving.scheduler import Lane
 
 
 def add(http, memory, *documents, **options):
@@ -279,6 +283,26 @@ def test_the_same_key_is_answered_once(http, memory):
     error_of(send("k2", {"id": "broken"}), 400)
     assert send("k2", {"id": "broken", "text": "mended"}).status_code == 200, "a failed request can be sent again"
     error_of(send("k" * 256, {"text": "x"}), 400)
+
+
+def test_the_same_key_while_the_first_request_is_answered(http, memory, server):
+    def send():
+        return add(http, memory, {"id": "a", "text": "a text"}, headers={"idempotency-key": "busy"})
+
+    held, scheduler = threading.Event(), server.services.scheduler
+    scheduler.submit(lambda job: held.wait(30), Lane.WRITE)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(send)
+            until(lambda: scheduler.waiting(Lane.WRITE) == 1)
+            refused = send()
+            error_of(refused, 409, "idempotency_key_in_use")
+            assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("1", "true")
+        finally:
+            held.set()
+        assert first.result().json()["encoded"] == 1
+    again = send()
+    assert (again.json(), again.headers["idempotency-replayed"]) == (first.result().json(), "true")
 
 
 def test_the_same_key_for_uploads_and_snapshots(http, memory, server):
