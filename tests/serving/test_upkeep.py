@@ -1,4 +1,4 @@
-"""Verifying and compacting a memory while it is used."""
+"""Verifying, compacting and copying a memory while it is used."""
 
 import threading
 import time
@@ -8,6 +8,7 @@ import pytest
 from serving_helpers import ANSWER, DOCUMENTS, QUESTION, error_of, until
 
 from msa.serving import memories
+from msa.serving.operations import Operation
 from msa.serving.scheduler import Lane
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
@@ -153,3 +154,32 @@ def test_a_compaction_that_is_called_off_changes_nothing(own, monkeypatch):
         until(lambda: http.get(address).json()["status"] == "cancelled")
         assert http.get(KNOWN).json() == before
         assert http.post(f"{KNOWN}/verify").json()["ok"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_snapshot_of_a_memory_that_is_deleted_before_it_has_a_name(own, monkeypatch, again):
+    held = Held()
+    check = Operation.check
+
+    def checked(operation):
+        check(operation)
+        if operation.kind == "snapshot" and list(own.services.state_folder.glob("building/*/manifest-*")):
+            held()
+
+    monkeypatch.setattr(Operation, "check", checked)
+    with own.http() as http:
+        address = http.post(f"{KNOWN}/snapshots", params={"wait": False}).headers["location"]
+        assert held.begun.wait(10)
+        try:
+            assert http.delete(KNOWN).status_code == 200
+            if again:
+                http.put(KNOWN, json={})
+        finally:
+            held.let_go.set()
+        until(lambda: http.get(address).json()["status"] not in ("queued", "running"))
+        ended = http.get(address).json()
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "memory_not_found")
+        http.put(KNOWN, json={})
+        assert http.get(f"{KNOWN}/snapshots").json()["data"] == []
+        assert not [*own.services.state_folder.glob("snapshots/*/*")]
+        assert http.post(f"{KNOWN}/snapshots").status_code == 201

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class Snapshots:
     def __init__(self, state_folder: Path, memories: Memories) -> None:
         self._root = state_folder / "snapshots"
         self._memories = memories
+        self._placing = threading.Lock()  # so that a memory's deletion comes before a snapshot gets its name, or after
 
     @staticmethod
     def new_id() -> str:
@@ -40,10 +42,9 @@ class Snapshots:
 
     def run_create(self, operation: Operation) -> dict[str, Any]:
         """Make a snapshot; others may go on writing."""
-        snapshot_id = operation.request["snapshot"]
-        folder = self._root / operation.memory
-        with self._memories.building() as copy:
-            with self._memories.lease(operation.memory) as memory:
+        snapshot_id, name = operation.request["snapshot"], operation.memory
+        with self._memories.building() as copy, self._memories.pinned(name) as still_there:
+            with self._memories.lease(name) as memory:
                 memory.backup(copy)
             operation.check()
             with MemoryBank.open(copy, read_only=True) as bank:
@@ -51,20 +52,27 @@ class Snapshots:
             about = {
                 "id": snapshot_id,
                 "object": "memory.snapshot",
-                "memory": operation.memory,
+                "memory": name,
                 "created_at": int(time.time()),
                 **{key: stats[key] for key in ("documents", "tokens", "bytes_on_disk", "version", "model_name")},
             }
-            # beside the copy, since nothing else belongs inside a memory's folder; the copy's name comes last
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / f"{snapshot_id}{_ABOUT}", "w", encoding="utf-8") as file:
-                json.dump(about, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(copy, folder / snapshot_id)
+            with self._placing:
+                still_there()
+                self._place(copy, about)
+        return about
+
+    def _place(self, copy: Path, about: dict[str, Any]) -> None:
+        """Give a finished copy its name, durably."""
+        folder = self._root / about["memory"]
+        folder.mkdir(parents=True, exist_ok=True)
+        # beside the copy, since nothing else belongs inside a memory's folder; the copy's name comes last
+        with open(folder / f"{about['id']}{_ABOUT}", "w", encoding="utf-8") as file:
+            json.dump(about, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(copy, folder / about["id"])
         for parent in (folder, self._root, self._root.parent):
             sync_folder(parent)
-        return about
 
     def list(self, memory: str) -> list[dict[str, Any]]:
         """All snapshots of a memory, oldest first."""
@@ -98,9 +106,10 @@ class Snapshots:
         shutil.rmtree(folder / snapshot_id)
 
     def delete_all(self, memory: str) -> int:
-        """Remove all of a memory; returns how many."""
-        number = len(self.list(memory))
-        shutil.rmtree(self._root / memory, ignore_errors=True)
+        """Remove all of a memory that was deleted; returns how many."""
+        with self._placing:
+            number = len(self.list(memory))
+            shutil.rmtree(self._root / memory, ignore_errors=True)
         return number
 
     def run_restore(self, operation: Operation) -> dict[str, Any]:
