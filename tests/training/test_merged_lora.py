@@ -170,9 +170,10 @@ def test_merged_lora_in_fp16_is_refused(tmp_path):
         TrainConfig(out=str(tmp_path), phases=(phase(),), trainable="lora", precision="fp16", lora=lora(True))
 
 
-def test_merged_lora_is_not_sharded(tmp_path):
+@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_splits_the_network_is_refused(tmp_path, engine):
     model = learner()
-    sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, num_processes=1)
-    run = config(tmp_path, trainable="lora", lora=lora(True))
-    with pytest.raises(TrainingError, match="set lora.merged to false, or use DDP"):
-        Trainer(model, run, batches(model, run), accelerator=sharding)
+    splitting = SimpleNamespace(distributed_type=engine, num_processes=1)
+    run = config(tmp_path)
+    with pytest.raises(TrainingError, match=f"{engine.value}, which splits .* start it with torchrun alone"):
+        Trainer(model, run, batches(model, run), accelerator=splitting)

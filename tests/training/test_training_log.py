@@ -8,6 +8,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import config, phase
 
+from msa.training.config import FileData, Phase
+from msa.training.data.needles import NeedleConfig
 from msa.training.log import TrainingLog, draw_curves, matmul_peak, read_log
 
 LOSSES = {"loss": 3.0, "ids": 2.0, "answer": 1.0}
@@ -117,6 +119,24 @@ def test_held_out_metrics_alone_can_be_drawn(tmp_path):
     path.write_text('{"step": 1, "held_out/ids_exact": 0.5}\n')
     draw_curves(path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_what_is_measured_on_training_data_is_called_so(tmp_path, network):
+    log = open_log(tmp_path, network)
+    log.metrics(1, {"ids_exact": 0.5}, held_out=False)
+    log.close()
+    (record,) = read_log(tmp_path / "log.jsonl")
+    assert record == {"step": 1, "training/ids_exact": 0.5}
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_phase_of_files_without_others_to_evaluate_on_holds_nothing_out():
+    def of_files(**paths):
+        return Phase(name="files", steps=1, learning_rate=1.0, files=FileData(paths=("a.jsonl",), **paths))
+
+    assert not of_files().holds_out
+    assert of_files(held_out_paths=("b.jsonl",)).holds_out
+    assert Phase(name="made up", steps=1, learning_rate=1.0, needles=NeedleConfig()).holds_out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

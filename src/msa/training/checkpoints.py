@@ -1,7 +1,7 @@
 """Checkpoints of a training run: complete or absent, whenever the process is killed.
 
-A checkpoint is a folder ``checkpoints/step-00001200`` written by accelerate (weights, optimiser, random states; in
-shards under FSDP) under a temporary name and renamed when it is complete.
+A checkpoint is a folder ``checkpoints/step-00001200`` written by accelerate (weights, optimiser, random states) under a
+temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations

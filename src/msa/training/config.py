@@ -37,7 +37,8 @@ class FileData:
     Attributes:
         paths: sample files or folders, of any format under "Data".
         corpus: corpus files, where the samples name documents by id.
-        held_out_paths: samples to evaluate on; empty: the training samples (and the log says nothing of new ones).
+        held_out_paths: samples to evaluate on; empty: the training samples; the log then calls the metrics
+            ``training/…`` and not ``held_out/…``.
         documents: documents in each step's memory: what the samples name, filled up with others of the corpus.
         questions: rows of each step.
         mined_negatives: documents per question that the network mistook for the answer when the corpus was last encoded
@@ -99,6 +100,11 @@ class Phase:
     misses: int = 1
     second_tries: float = 0.0
     past_documents: int = 0
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether it is evaluated on other data than it is trained on."""
+        return self.files is None or bool(self.files.held_out_paths)
 
     def __post_init__(self) -> None:
         given = [data for data in (self.needles, self.variables, self.files) if data is not None]

@@ -59,11 +59,13 @@ class TrainingLog:
         log.info("%d/%d %s: %s, %.0f tokens/s, %.1f min left", step, self._total, phase, parts, rate, left)
         self._begin()
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Note an evaluation on held-out data."""
-        self._write({"step": step, **{f"held_out/{name}": value for name, value in metrics.items()}})
+    def metrics(self, step: int, metrics: dict[str, float], *, held_out: bool = True) -> None:
+        """Note an evaluation, on held-out data or on what is trained on."""
+        data = "held_out" if held_out else "training"
+        self._write({"step": step, **{f"{data}/{name}": value for name, value in metrics.items()}})
         shown = ("copied", "ids_exact", "answer_exact", "recall@1/mean", "recall@16/mean", "recalled")
-        log.info("%d held out: %s", step, " ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
+        values = " ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics)
+        log.info("%d %s: %s", step, data.replace("_", " "), values)
         self._begin()
 
     def close(self) -> None:
@@ -144,16 +146,15 @@ def draw_curves(path: Path, picture: Path) -> None:
     if not records:
         return
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for axis, prefix, title in ((left, "loss/", "Training losses"), (right, "held_out/", "Held-out data")):
-        names = sorted({name for record in records for name in record if name.startswith(prefix)})
-        if prefix == "held_out/":
-            wanted = ("ids_exact", "answer_exact", "recall@1/mean", "recall@16/mean")
-            names = [name for name in names if name.removeprefix(prefix) in wanted]
+    logged = sorted({name for record in records for name in record})
+    losses = [name for name in logged if name.startswith("loss/")]
+    wanted = ("ids_exact", "answer_exact", "recall@1/mean", "recall@16/mean")
+    evaluated = [name for name in logged if name.removeprefix("held_out/").removeprefix("training/") in wanted]
+    for axis, names, title in ((left, losses, "Training losses"), (right, evaluated, "Evaluation")):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
-            axis.plot(
-                *zip(*points, strict=True), label=name.removeprefix(prefix), marker="." if len(points) < 20 else ""
-            )
+            label, marker = name.removeprefix("loss/"), "." if len(points) < 20 else ""
+            axis.plot(*zip(*points, strict=True), label=label, marker=marker)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if names:

@@ -1,4 +1,4 @@
-"""The training loop: explicit, resumable to the bit, over accelerate (one process, DDP or FSDP2)."""
+"""The training loop: explicit, resumable to the bit, over accelerate (one process, or several by DDP)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from msa.training.past import PastDocuments
 
 log = logging.getLogger(__name__)
 
+_WHOLE_NETWORKS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # what may differ between the parts of one run
 _FREE = ("out", "stop_after_minutes", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
 
 
 class TrainingStep(nn.Module):
-    """The objective as a module, so that DDP and FSDP see one forward pass per micro-batch."""
+    """The objective as a module, so that DDP sees one forward pass per micro-batch."""
 
     def __init__(self, lm: MSAForCausalLM, prefix_ids: Tensor, config: TrainConfig) -> None:
         super().__init__()
@@ -84,7 +85,8 @@ class Trainer:
         accelerator: None: one is made for ``config.precision``.
 
     Raises:
-        TrainingError: an ``out`` folder with checkpoints of another configuration, or merged LoRA under FSDP.
+        TrainingError: an ``out`` folder with checkpoints of another configuration, or an engine that splits the network
+            over processes.
     """
 
     def __init__(
@@ -107,8 +109,11 @@ class Trainer:
             raise TrainingError(
                 f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes"
             )
-        if config.merges_lora and self.accelerator.distributed_type == DistributedType.FSDP:
-            raise TrainingError("merged LoRA cannot be sharded over processes: set lora.merged to false, or use DDP")
+        if self.accelerator.distributed_type not in _WHOLE_NETWORKS:
+            raise TrainingError(
+                f"accelerate was asked for {self.accelerator.distributed_type.value}, which splits the network over "
+                "processes; this trainer has all of it in each of them: start it with torchrun alone"
+            )
         set_seed(config.seed)
         self._chunk_size = model.lm.config.chunk_size
         model.lm.separate_projections()  # accelerate's checkpoints would drop weights that share a storage
@@ -231,7 +236,8 @@ class Trainer:
         with torch.no_grad(), self.computing():
             metrics = self._evaluate(self._lm, self.done)
         if journal is not None:
-            journal.metrics(self.done, metrics)
+            _, phase = self.config.phase_at(self.done - 1)
+            journal.metrics(self.done, metrics, held_out=phase.holds_out)
 
 
 def _uncast(lm: MSAForCausalLM, config: TrainConfig) -> AbstractContextManager[None]:
