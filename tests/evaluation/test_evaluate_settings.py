@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from msa.cli import evaluating
-from msa.cli.evaluating import _check_ways, _metric, _set_digest, _settings
+from msa.cli.evaluating import _check_ways, _metric, _num_questions, _set_digest, _settings
 from msa.cli.main import build_parser, main
 from msa.cli.options import UsageError
+from msa.evaluation.records import RecordLog
 from msa.evaluation.types import Question, QuestionSet
 
 TASKS = {"ruler": [], "scaling": [], "compare": [], "qa": ["questions"]}
@@ -138,3 +139,12 @@ def test_a_way_without_its_encoder_is_refused():
         _check_ways(args)
     args.encoder = "folder"
     _check_ways(args)
+
+
+def test_a_folder_goes_on_with_the_questions_it_was_begun_with(tmp_path):
+    given = ["eval", "scaling", "--sizes", "16K", "64K", "--out", str(tmp_path)]
+    assert _num_questions(build_parser().parse_args(given)) == 22  # of 31 documents, each with one needle
+    with RecordLog(tmp_path / "records.jsonl", {"questions": 110}) as log:
+        log.begin()
+    assert _num_questions(build_parser().parse_args(given)) == 110
+    assert _num_questions(build_parser().parse_args([*given, "--questions", "55"])) == 55

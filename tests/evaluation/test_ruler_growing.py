@@ -6,8 +6,19 @@ from collections import Counter
 
 import pytest
 
+from msa.evaluation.digests import value_digest
 from msa.evaluation.haystack import Essay
-from msa.evaluation.ruler import GRID, TASKS, GrowingMemory, Words, shared_memory, third
+from msa.evaluation.ruler import (
+    GRID,
+    TASKS,
+    GrowingMemory,
+    Placement,
+    Words,
+    default_questions,
+    density_note,
+    shared_memory,
+    third,
+)
 from msa.evaluation.ruler.samples import asked_keys, find_needles
 from msa.evaluation.runner import check_questions
 
@@ -183,3 +194,39 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_thirds():
     assert [third(depth) for depth in (0, 33, 34, 66, 67, 100)] == ["begin", "begin", "middle", "middle", "end", "end"]
+
+
+@pytest.mark.parametrize(
+    ("task", "digest"),
+    [("niah_single_2", "7dbb8573f38a8592"), ("niah_multikey_1", "cfa7ae687dfd9de3"), ("vt", "87509b76327df219")],
+)
+def test_stored_runs_can_be_gone_on_from(task, digest):
+    """Their records name these documents: where needles stand may not change."""
+    placement = Placement(task, SIZES, num_questions=33)
+    places = [[placed.id, placed.places, placed.holders] for own in placement.by_size for placed in own]
+    assert value_digest(places) == digest
+
+
+def test_density_counts_all_needles_of_a_document(memory, held):
+    needles = {name: len(find_needles(memory.task, text)) for name, text in held.items()}
+    filler = min(needles.values())  # lines of needles are the haystack of some tasks
+    for question in memory.questions(SIZES[-1]):
+        assert memory.placement.density(question.id) >= 1
+        if not filler:
+            assert memory.placement.density(question.id) == max(needles[name] for name in question.positives)
+
+
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_1", "vt"])
+def test_by_default_no_document_of_the_first_size_holds_two_needles(task):
+    number = default_questions(task, SIZES[1])
+    assert max(Placement(task, SIZES[1:2], num_questions=number).needles.values()) == 1
+    assert max(Placement(task, SIZES[1:2], num_questions=number + 11).needles.values()) > 1
+    assert default_questions(task, 6_000) == 11
+
+
+def test_crowded_questions_are_named():
+    assert density_note(Placement("niah_single_1", SIZES, num_questions=22)) == ""
+    note = density_note(Placement("niah_single_1", SIZES, num_questions=110))
+    assert "of the 110 questions of 20,000 tokens, none has a document of its own" in note
+    assert "hold up to 5 needles each, while" in note
+    assert note in grown("niah_single_1", num_questions=110).notes

@@ -135,7 +135,12 @@ def _add_sizes(parser: ArgumentParser, *default: str) -> None:
 def _add_growing(parser: ArgumentParser, *sizes: str) -> None:
     """What a memory that grows is filled with, and how far."""
     parser.add_argument("--task", default="niah_single_2", metavar="NAME", help="RULER's (default: niah_single_2)")
-    parser.add_argument("--questions", type=positive, default=110, metavar="N", help="of the first size (default: 110)")
+    parser.add_argument(
+        "--questions",
+        type=positive,
+        metavar="N",
+        help="of the first size (default: as many as the run in OUT, or for one needle a document; 11 to 110)",
+    )
     parser.add_argument(
         "--document-tokens",
         type=positive,

@@ -174,9 +174,21 @@ def _samples(
             yield size, maker.samples(args.samples)
 
 
+def _num_questions(args: argparse.Namespace) -> int:
+    """Of the first size: what is asked for, what the run that is gone on from has, or one needle a document."""
+    from msa.evaluation.records import begun_with
+    from msa.evaluation.ruler import default_questions
+
+    begun = begun_with(Path(args.out) / "records.jsonl") or {}
+    number: int | None = args.questions or begun.get("questions")
+    return number or default_questions(args.task, args.sizes[0], document_tokens=args.document_tokens)
+
+
 def _growing(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
+    """The memory that is grown; the number of its questions is an option like the others from here on."""
     from msa.evaluation.ruler import GrowingMemory
 
+    args.questions = _num_questions(args)
     return GrowingMemory(
         args.task,
         args.sizes,

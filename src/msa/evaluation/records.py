@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -163,6 +164,16 @@ class RecordLog:
         return [self.records[answerer, set, size_tokens, question.id] for question in questions]
 
 
+def begun_with(path: Path) -> dict[str, Any] | None:
+    """Settings of the run that a file is of; None where none has begun.
+
+    Raises:
+        EvaluationError: the file holds something else.
+    """
+    file = LineFile(path)
+    return None if file.is_new else _settings(file)
+
+
 def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Settings and records of a finished or unfinished run.
 
@@ -181,21 +192,31 @@ def _contents(file: LineFile) -> tuple[dict[str, Any], dict[Key, Record]]:
     Raises:
         EvaluationError: the file holds something else, or is damaged before its last line.
     """
-    path, lines = file.path, file.read()
     records: dict[Key, Record] = {}
+    settings = _settings(file)
+    for number, content in islice(_lines(file), 1, None):
+        record = _record(content, file.path, number)
+        records[record.key] = record
+    return settings, records
+
+
+def _settings(file: LineFile) -> dict[str, Any]:
+    """What the first line says."""
+    path, first = file.path, next(_lines(file), None)
+    if first is None:
+        raise EvaluationError(f"{path} holds no results yet; run the evaluation with --out {path.parent} again")
+    header = first[1]
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA or not isinstance(header.get("settings"), dict):
+        raise EvaluationError(f"{path} is no results file of schema {SCHEMA}. {_ADVICE}")
+    settings: dict[str, Any] = header["settings"]
+    return settings
+
+
+def _lines(file: LineFile) -> Iterator[tuple[int, Any]]:
     try:
-        first = next(lines, None)
-        if first is None:
-            raise EvaluationError(f"{path} holds no results yet; run the evaluation with --out {path.parent} again")
-        header = first[1]
-        if not isinstance(header, dict) or header.get("schema") != SCHEMA or "settings" not in header:
-            raise EvaluationError(f"{path} is no results file of schema {SCHEMA}. {_ADVICE}")
-        for number, content in lines:
-            record = _record(content, path, number)
-            records[record.key] = record
+        yield from file.read()
     except BrokenLineError as error:
-        raise EvaluationError(f"{path}, line {error.number}, is not JSON ({error.reason}). {_ADVICE}") from error
-    return header["settings"], records
+        raise EvaluationError(f"{file.path}, line {error.number}, is not JSON ({error.reason}). {_ADVICE}") from error
 
 
 def _record(content: Any, path: Path, number: int) -> Record:

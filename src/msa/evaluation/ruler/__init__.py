@@ -3,7 +3,8 @@
 from msa.evaluation.ruler.documents import DOCUMENT_TOKENS, cut, question_set
 from msa.evaluation.ruler.files import read_by_size, read_folder, read_samples, write_samples
 from msa.evaluation.ruler.generate import SampleMaker
-from msa.evaluation.ruler.growing import GRID, GrowingMemory, shared_memory, third
+from msa.evaluation.ruler.growing import GrowingMemory, shared_memory, third
+from msa.evaluation.ruler.placement import GRID, MOST_QUESTIONS, Placement, default_questions, density_note
 from msa.evaluation.ruler.samples import Needle, Sample
 from msa.evaluation.ruler.score import RulerScore, TaskScore, score, string_match_all, string_match_part
 from msa.evaluation.ruler.sets import ruler_sets, sample_sets
@@ -13,11 +14,13 @@ from msa.evaluation.ruler.tokens import Words, ruler_words
 __all__ = [
     "DOCUMENT_TOKENS",
     "GRID",
+    "MOST_QUESTIONS",
     "NIAH",
     "TASKS",
     "GrowingMemory",
     "Needle",
     "NiahTask",
+    "Placement",
     "RulerScore",
     "Sample",
     "SampleMaker",
@@ -25,6 +28,8 @@ __all__ = [
     "VtTask",
     "Words",
     "cut",
+    "default_questions",
+    "density_note",
     "find_task",
     "question_set",
     "read_by_size",
