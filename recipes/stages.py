@@ -18,8 +18,11 @@ from typing import Any
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.objective import LossWeights
 
+# so many documents of build_data.py's sources, of some 78 tokens with their ids
+DOCUMENTS_8K, DOCUMENTS_64K = 105, 820
 
-def warm_up(data: str, out: str, model: str = "smollm2-135m") -> TrainConfig:
+
+def warm_up(data: str, out: str, model: str = "smollm2-135m-whitened") -> TrainConfig:
     """Routers first: α 0.1, β 1.0, rate 1e-4; router_warmup.py does it in minutes over a frozen backbone."""
     weights = LossWeights(ids=0.1, answer=0.1, routing=1.0)
     return _config(data, out, model, "warm-up", 2000, 1e-4, weights, final=0.1)
@@ -32,13 +35,15 @@ def pretrain(data: str, out: str, model: str = "runs/warm-up/model") -> TrainCon
 
 def sft_8k(data: str, out: str, model: str = "runs/pretrain/model") -> TrainConfig:
     """Question answering over about 8K tokens of memory a step, with negatives mined as the routers learn."""
-    whole = _config(data, out, model, "SFT 8K", 4000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=64)
+    whole = _config(data, out, model, "SFT 8K", 4000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=DOCUMENTS_8K)
     return _reading(whole, refresh_every=1000, mined_negatives=1)
 
 
 def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfig:
-    """The same over about 64K tokens; documents are encoded again in the backward pass, so the memory fits 24 GB."""
-    whole = _config(data, out, model, "SFT 64K", 2000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=512)
+    """The same over about 64K tokens; documents are encoded again in the backward pass, which bounds memory."""
+    whole = _config(
+        data, out, model, "SFT 64K", 2000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=DOCUMENTS_64K
+    )
     return replace(whole, checkpoint_documents=True)
 
 
