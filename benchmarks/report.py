@@ -10,22 +10,30 @@ that would make it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msa.errors import EvaluationError
 from msa.evaluation.plots import token_count
-from msa.evaluation.records import Record, read_records
-from msa.evaluation.report import COLUMNS_NOTE, difference_sentence, fit_sentence, growth_table, step_costs
-from msa.evaluation.statistics import mean_interval
+from msa.evaluation.report import COLUMNS_NOTE, difference_sentence, growth_table
+from msa.evaluation.results import RESULTS_NAME, notes_list, read_json, read_results, stored_notes
+from msa.evaluation.scaling_report import (
+    curve_table,
+    curve_title,
+    encoding_rate,
+    fit_sentences,
+    needles_section,
+    parts_section,
+    step_costs,
+)
 from msa.evaluation.summary import Row, markdown_table, reasons_list, rows_table
 
 HERE = Path(__file__).parent
-# parts of the memory, by where the needle's document stands in it
-PARTS = {"beginning": "0–20 %", "middle": "20–80 %", "end": "80–100 %"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,22 @@ class Run:
         """The model, and what it was asked."""
         settings = self.content["settings"]
         return f"{settings['model']}, {settings.get('ruler_task') or settings.get('set') or 'RULER'}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores must know."""
+        return stored_notes(self.folder, self.content)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Name the run where its results are not as this version writes them."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise EvaluationError(
+                f"{self.folder / RESULTS_NAME} is not as this version writes it ({error!r}); "
+                f"write it again: msa eval report {self.folder}"
+            ) from error
 
     @property
     def origin(self) -> str:
@@ -122,63 +146,48 @@ class Report:
     def growth(self) -> Iterator[str]:
         """The degradation curve of every scaling run."""
         for run in self.scaling:
-            points = run.results["curve"]
-            stages = ("routed", "read", "answered")
-            cells = [
-                [
-                    token_count(point["size"]),
-                    *(
-                        f"{point[stage]['rate']:.3f} ({point[stage]['low']:.2f}–{point[stage]['high']:.2f})"
-                        for stage in stages
-                    ),
-                    f"{point['seconds']:.2f}",
-                    f"{point['resident_bytes'] / 1e9:.2f}",
-                ]
-                for point in points
-            ]
-            yield f"### {run.title}: the same {points[0]['questions']} questions at every size"
-            yield run.origin
-            yield markdown_table(["tokens in memory", *stages, "s a question", "GB resident"], cells)
-            yield self.picture(run, "curve.png", "Shares of questions over memory size")
+            with run.reading():
+                yield f"### {run.title}: {curve_title(run.results['curve'])}"
+                yield run.origin
+                yield notes_list(run.notes)
+                yield curve_table(run.results["curve"])
+                yield from needles_section(run.results, "####")
+                yield self.picture(run, "curve.png", "Shares of questions over memory size")
 
     def start_against_end(self) -> Iterator[str]:
         """Answers by where in the memory the needle stands."""
         for run in self.scaling:
-            _, found = read_records(run.folder / "records.jsonl")
-            records = [record for record in found if record.answerer == "msa"]
-            sizes = sorted({record.size_tokens for record in records})
-            rows = []
-            for part, place in PARTS.items():
-                scores = [
-                    [r.scores["answered"] for r in records if r.size_tokens == size and part_of(r) == part]
-                    for size in sizes
-                ]
-                rows.append([f"{part} ({place})", *map(_rate, scores)])
-            yield f"### {run.title}"
-            yield markdown_table(["where the needle stands", *map(token_count, sizes)], rows)
-            yield self.picture(run, "depth.png", "Share answered, by depth and memory size")
+            with run.reading():
+                yield f"### {run.title}"
+                yield from parts_section(run.results)
+                yield self.picture(run, "depth.png", "Share answered, by depth and memory size")
+                if run.results["alone"]:
+                    yield self.picture(run, "depth-alone.png", "The same, of questions alone in their documents")
 
     def attention_pattern(self) -> Iterator[str]:
         """How much of the memory a question reaches."""
         for run in self.scaling:
-            results = run.results
-            top_k = results["top_k_docs"]
-            cells = [
-                [
-                    token_count(cost["tokens"]),
-                    f"{cost['documents']:,}",
-                    f"{cost['chunks']:,}",
-                    f"{min(1.0, top_k / cost['documents']):.4%}",
-                    f"{cost['fetch_bytes'] / 1e3:,.1f}",
+            with run.reading():
+                results = run.results
+                top_k = results["top_k_docs"]
+                cells = [
+                    [
+                        token_count(cost["tokens"]),
+                        f"{cost['documents']:,}",
+                        f"{cost['chunks']:,}",
+                        f"{min(1.0, top_k / cost['documents']):.4%}",
+                        f"{cost['fetch_bytes'] / 1e3:,.1f}",
+                    ]
+                    for cost in results["costs"]
                 ]
-                for cost in results["costs"]
-            ]
-            yield (
-                f"### {run.title}\n\nEvery router layer ({', '.join(map(str, results['router_layers']))}) scores all "
-                f"chunks and attends to the chunks of its {top_k} best documents, and to nothing else of the memory."
-            )
-            columns = ["tokens", "documents", "chunks scored", "documents attended, a layer", "KB fetched a question"]
-            yield markdown_table(columns, cells)
+                layers = ", ".join(map(str, results["router_layers"]))
+                yield f"### {run.title}"
+                yield (
+                    f"Every router layer ({layers}) scores all chunks and attends to the chunks of its {top_k} best "
+                    "documents, and to nothing else of the memory."
+                )
+                attended = ["documents attended, a layer", "KB fetched a question"]
+                yield markdown_table(["tokens", "documents", "chunks scored", *attended], cells)
 
     def training(self) -> Iterator[str]:
         """The default model, its routers alone, and what the tiny model needs."""
@@ -215,19 +224,21 @@ class Report:
     def benchmark_scores(self) -> Iterator[str]:
         """RULER, and needles asked as a user asks."""
         for run in self.of_task("ruler", "msa eval ruler --model msa-tiny --sizes 4K 16K --out results/ruler"):
-            scores = run.results["scores"]
-            tasks = [task["task"] for task in scores[0]["tasks"]]
-            cells = [
-                [
-                    f"{entry['answerer']}, {token_count(entry['size'])}",
-                    *(f"{task['score']:.1f}" for task in entry["tasks"]),
-                    f"{entry['average']:.1f}",
+            with run.reading():
+                scores = run.results["scores"]
+                tasks = [task["task"] for task in scores[0]["tasks"]]
+                cells = [
+                    [
+                        f"{entry['answerer']}, {token_count(entry['size'])}",
+                        *(f"{task['score']:.1f}" for task in entry["tasks"]),
+                        f"{entry['average']:.1f}",
+                    ]
+                    for entry in scores
                 ]
-                for entry in scores
-            ]
-            yield f"### {run.title}"
-            yield run.origin
-            yield markdown_table(["way, size", *tasks, "mean"], cells)
+                yield f"### {run.title}"
+                yield run.origin
+                yield notes_list(run.notes)
+                yield markdown_table(["way, size", *tasks, "mean"], cells)
         for name in sorted(name for name in self.benchmarks if name.startswith("needles_")):
             needles = self.benchmarks[name]
             kinds = [kind for kind in needles["sizes"][0]["rates"] if kind.split("/")[0] in ("all", "needle")]
@@ -244,23 +255,23 @@ class Report:
     def compute(self) -> Iterator[str]:
         """What encoding and routing cost, and whether it grows linearly."""
         for run in self.scaling:
-            cells = [
-                [
-                    token_count(cost["tokens"]),
-                    f"{cost['encoded_tokens'] / cost['encode_seconds']:,.0f}" if cost["encode_seconds"] else "–",
-                    f"{cost['bytes_on_disk'] / 1e9:.3f}",
-                    f"{cost['route_flops'] / 1e9:.2f}",
-                    f"{cost['route_bytes'] / 1e6:,.1f}",
-                    f"{point['search_seconds']:.3f}",
+            with run.reading():
+                cells = [
+                    [
+                        token_count(cost["tokens"]),
+                        encoding_rate(cost),
+                        f"{cost['bytes_on_disk'] / 1e9:.3f}",
+                        f"{cost['route_flops'] / 1e9:.2f}",
+                        f"{cost['route_bytes'] / 1e6:,.1f}",
+                        f"{point['search_seconds']:.3f}",
+                    ]
+                    for cost, point in zip(run.results["costs"], run.results["curve"], strict=True)
                 ]
-                for cost, point in zip(run.results["costs"], run.results["curve"], strict=True)
-            ]
-            yield f"### {run.title}"
-            columns = ["tokens", "encoded tokens/s", "GB on disk", "GFLOP to route", "MB read to route", "s to route"]
-            yield markdown_table(columns, cells)
-            yield from step_costs(run.results["costs"])
-            if "routing_fit" in run.results:
-                yield fit_sentence(run.results["routing_fit"])
+                yield f"### {run.title}"
+                routing = ["GFLOP to route", "MB read to route", "s to route"]
+                yield markdown_table(["tokens", "encoded tokens/s", "GB on disk", *routing], cells)
+                yield from step_costs(run.results["costs"])
+                yield from fit_sentences(run.results)
         bank = self.benchmark("bank_scale", "benchmarks/bank_scale.py")
         if bank is not None:
             cells = [
@@ -282,31 +293,20 @@ class Report:
         runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 8K 64K --out results/ways")
         sets = self.of_task("qa", "python benchmarks/real_documents.py --data DATA --encoder MINILM")
         for run in [*runs, *sets]:
-            metric = run.results["metric"]
-            yield f"### {run.title}"
-            yield run.origin
-            yield rows_table([Row(**row) for row in run.results["rows"]], metric)
-            yield COLUMNS_NOTE
-            yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
-            yield from map(difference_sentence, run.results["tests"])
-            if len({row["size_tokens"] for row in run.results["rows"]}) > 1:
-                yield self.picture(run, "ways.png", f"{metric} of every way as the documents grow")
-            if run.results.get("growth"):
-                yield "What taking the documents in cost each way:"
-                yield growth_table(run.results["growth"])
-
-
-def part_of(record: Record) -> str:
-    """Which of :data:`PARTS` of the memory a question's needle stands in."""
-    depth = record.metadata["depth"]
-    return "beginning" if depth < 20 else "middle" if depth < 80 else "end"
-
-
-def _rate(scores: Sequence[float]) -> str:
-    if not scores:
-        return "–"
-    found = mean_interval(scores)
-    return f"{found.mean:.3f} ({found.low:.2f}–{found.high:.2f}, n {len(scores)})"
+            with run.reading():
+                metric = run.results["metric"]
+                yield f"### {run.title}"
+                yield run.origin
+                yield notes_list(run.notes)
+                yield rows_table([Row(**row) for row in run.results["rows"]], metric)
+                yield COLUMNS_NOTE
+                yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
+                yield from map(difference_sentence, run.results["tests"])
+                if len({row["size_tokens"] for row in run.results["rows"]}) > 1:
+                    yield self.picture(run, "ways.png", f"{metric} of every way as the documents grow")
+                if run.results.get("growth"):
+                    yield "What taking the documents in cost each way:"
+                    yield growth_table(run.results["growth"])
 
 
 def _needle_cell(rates: dict[str, float]) -> str:
@@ -319,8 +319,7 @@ def _origin(found: dict[str, Any]) -> str:
 
 def read_runs(folder: Path) -> list[Run]:
     """Every run below a folder, in the order of its path."""
-    paths = sorted(folder.rglob("results.json"))
-    return [Run(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return [Run(path.parent, read_results(path.parent)) for path in sorted(folder.rglob(RESULTS_NAME))]
 
 
 def _default_model(measured: dict[str, Any]) -> Iterator[str]:
@@ -362,7 +361,7 @@ def _default_model(measured: dict[str, Any]) -> Iterator[str]:
 
 def write_report(results: Path, benchmarks: Path, out: Path) -> None:
     """Write the page ``out``."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
+    found = {path.stem: read_json(path) for path in sorted(benchmarks.glob("*.json"))}
     out.write_text(Report(read_runs(results), found, out).page(), encoding="utf-8")
 
 
@@ -372,7 +371,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE.parent / "results")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "report.md")
     args = parser.parse_args()
-    write_report(args.results, HERE / "results", args.out)
+    try:
+        write_report(args.results, HERE / "results", args.out)
+    except EvaluationError as error:
+        sys.exit(f"report.py: {error}")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ FROZEN_TASKS = {
     "qa": (
         ["set"],
         MODEL | WAYS | {"--format", "--skip-bad", "--limit", "--separate", "--metric", "--max-new-tokens"}
-        | {"--judge", "--rubric", "--documents", "--limits"},
+        | {"--judge", "--rubric", "--documents", "--limits", "--note"},
     ),
+    "report": (["folders"], {"--note"}),
     "ways": ([], set()),
 }  # fmt: skip
 DEFAULTS = {

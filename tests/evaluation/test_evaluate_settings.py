@@ -16,7 +16,8 @@ from msa.evaluation.types import Question, QuestionSet
 
 TASKS = {"ruler": [], "scaling": [], "compare": [], "qa": ["questions"]}
 # no answer and no score depends on them
-HARMLESS = {"run", "debug", "verbose", "out", "write", "ways", "limits", "tasks", "sizes", "metric", "skip_bad"}
+HARMLESS = {"run", "debug", "verbose", "out", "write", "note", "ways", "limits", "tasks", "sizes", "metric"}
+HARMLESS |= {"skip_bad"}
 # kept as what they come to: the loaded model's name, device and number format, the judge in a file of its own
 RESOLVED = {"model", "device", "dtype", "judge", "rubric"}
 

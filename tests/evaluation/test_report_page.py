@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,6 +64,34 @@ def test_beginning_middle_and_end_are_counted_once_each(report, runs, tmp_path):
     counts = [int(row.split("|")[3].rpartition("n ")[2].strip(" )")) for row in rows]
     assert len(counts) == 3
     assert sum(counts) == len(asked)
+
+
+def test_the_notes_of_a_run_are_on_the_page(report, runs, tmp_path):
+    page = write(report, runs, tmp_path / "none", tmp_path / "report.md")
+    for name in ("scaling", "ways"):
+        notes = json.loads((runs / name / "results.json").read_text())["notes"]
+        assert "one memory for all questions of the task" in notes[0]
+        assert page.count(f"* {notes[0]}\n") == 2
+
+
+def test_damaged_results_are_named_in_one_line(report, runs, tmp_path, monkeypatch):
+    shutil.copytree(runs, tmp_path / "results")
+    path = tmp_path / "results" / "scaling" / "results.json"
+    content = json.loads(path.read_text())
+    del content["results"]["parts"]
+    for text, message in (
+        ('{"schema": 1,\n"what": }', r"results\.json, line 2, is not JSON"),
+        (
+            json.dumps(content),
+            r"results\.json is not as this version writes it \(KeyError\('parts'\)\); write it again",
+        ),
+    ):
+        path.write_text(text)
+        given = ["report.py", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "report.md")]
+        monkeypatch.setattr("sys.argv", given)
+        with pytest.raises(SystemExit, match=message):
+            report.main()
+    assert not (tmp_path / "report.md").exists()
 
 
 def test_what_was_not_run_is_said(report, runs, tmp_path):

@@ -9,10 +9,12 @@ import pytest
 from tiny import tiny_model
 
 from msa.errors import EvaluationError
+from msa.evaluation.environment import version_stamp
 from msa.evaluation.growth import GROWTH_NAME, read_growth
 from msa.evaluation.records import RecordLog
 from msa.evaluation.ruler import GrowingMemory
-from msa.evaluation.scaling import curve, depth_rates, run_scaling
+from msa.evaluation.scaling import run_scaling
+from msa.evaluation.scaling_rates import curve, depth_rates
 from msa.memory import Memory
 
 SMALL, MIDDLE, LARGE = 700, 1000, 1400
@@ -68,6 +70,8 @@ def test_a_stopped_run_goes_on_and_encodes_nothing_twice(run, model, tmp_path):
     assert len(records) == 11 + more
     first, second = read_growth(tmp_path)
     assert (first["size"], second["size"]) == (SMALL, LARGE)
+    assert first["date"] == version_stamp()["date"]
+    assert "commit" in first
     assert first["encoded_tokens"] == first["tokens"]
     assert first["encoded_tokens"] + second["encoded_tokens"] == second["tokens"]
     assert held(model, tmp_path) == texts(SMALL, LARGE)
@@ -139,14 +143,15 @@ def test_a_memory_with_other_documents_is_refused(run, model, tmp_path):
 
 def test_the_curve_has_an_interval_that_fits_its_values(run):
     records = run(SMALL, LARGE)
-    base = growing(SMALL, LARGE).base_questions()
+    base = [question.id for question in growing(SMALL, LARGE).base_questions()]
     assert [point["questions"] for point in curve(records, base)] == [11, 11]
     halves = [
         replace(record, scores=dict.fromkeys(record.scores, 0.5), seconds=float(number))
         for number, record in enumerate(records[:10])
     ]
     (point,) = curve(halves, base)
-    assert point["answered"] == {"rate": 0.5, "low": 0.5, "high": 0.5}  # five of ten right would be 0.24 to 0.76
+    # five of ten right would be 0.24 to 0.76
+    assert point["answered"] == {"rate": 0.5, "low": 0.5, "high": 0.5, "questions": 10}
     assert point["seconds"] == 4.5
-    mapped = depth_rates(halves, growing(SMALL, LARGE), "answered")
+    mapped = depth_rates(halves, growing(SMALL, LARGE).placement, "answered")
     assert {rate for row in mapped for rate in row} == {0.5, None}

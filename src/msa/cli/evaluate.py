@@ -31,6 +31,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         summary="list the ways of answering that --ways takes",
         examples=["msa eval ways"],
     )
+    _register_report(tasks)
 
 
 def _register_ruler(tasks: Subparsers[ArgumentParser]) -> None:
@@ -118,7 +119,26 @@ def _register_qa(tasks: Subparsers[ArgumentParser]) -> None:
     parser.add_argument("--rubric", metavar="FILE", help="the judge's prompt (default: the shipped one)")
     _add_ways(parser, ["msa"])
     _add_limits(parser)
+    _add_note(parser)
     _add_out(parser)
+
+
+def _register_report(tasks: Subparsers[ArgumentParser]) -> None:
+    parser = add_command(
+        tasks,
+        "report",
+        evaluating.run_report,
+        summary="write the reports of finished runs again out of their records; nothing is asked",
+        examples=["msa eval report results/scaling"],
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder that a run was given as --out")
+    _add_note(parser)
+
+
+def _add_note(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="for the report: what a reader of it must know"
+    )
 
 
 def _add_sizes(parser: ArgumentParser, *default: str) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from msa.model.bundle import MSAModel
 
 # options that change no answer and no score: whom and what is asked, what is shown, where it is kept
-_HARMLESS = {"run", "debug", "verbose", "out", "write", "ways", "limits", "tasks", "sizes", "metric", "skip_bad"}
+_HARMLESS = {"run", "debug", "verbose", "out", "write", "note", "ways", "limits", "tasks", "sizes", "metric"}
+_HARMLESS |= {"skip_bad"}
 # options that change answers or scores and are kept by what they come to: the model's, the judge's in its own file
 _RESOLVED = {"model", "device", "dtype", "judge", "rubric"}
 _DENSE = "rag-minilm"  # how the names of ways that need an encoder begin
@@ -35,6 +36,16 @@ def run_ways(args: argparse.Namespace) -> int:
     from msa.evaluation.alternatives import ALTERNATIVES
 
     write_table([[name, way.description] for name, way in ALTERNATIVES.items()])
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Write the reports of stored runs again."""
+    from msa.evaluation.rewriting import rewrite_report
+
+    for folder in map(Path, args.folders):
+        rewrite_report(folder, args.note)
+        write_line(f"written to {folder}")
     return 0
 
 
@@ -111,7 +122,7 @@ def _digest_of(paths: str | Sequence[str]) -> str:
 
 
 def _show(folder: Path) -> int:
-    from msa.evaluation.report import REPORT_NAME
+    from msa.evaluation.results import REPORT_NAME
 
     write((folder / REPORT_NAME).read_text(encoding="utf-8"))
     write_line(f"\nwritten to {folder}")
@@ -121,7 +132,7 @@ def _show(folder: Path) -> int:
 def run_ruler(args: argparse.Namespace) -> int:
     """RULER's tasks, each sample a memory of its own."""
     from msa.errors import EvaluationError
-    from msa.evaluation.records import RecordLog
+    from msa.evaluation.records import RECORDS_NAME, RecordLog
     from msa.evaluation.report import report_ruler
     from msa.evaluation.ruler import NIAH, find_task, sample_sets, write_samples
     from msa.evaluation.runs import run_samples
@@ -134,7 +145,7 @@ def run_ruler(args: argparse.Namespace) -> int:
     settings = _settings("ruler", args, model, **_read_digest(args))
     records: list[Record] = []
     notes = [_COUNTED] if args.read else []
-    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
+    with RecordLog(folder / RECORDS_NAME, settings) as log, working("preparing the questions") as say:
         for size, samples in batches:
             if args.write:
                 samples = list(samples)
@@ -176,10 +187,10 @@ def _samples(
 
 def _num_questions(args: argparse.Namespace) -> int:
     """Of the first size: what is asked for, what the run that is gone on from has, or one needle a document."""
-    from msa.evaluation.records import begun_with
+    from msa.evaluation.records import RECORDS_NAME, begun_with
     from msa.evaluation.ruler import default_questions
 
-    begun = begun_with(Path(args.out) / "records.jsonl") or {}
+    begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
     number: int | None = args.questions or begun.get("questions")
     return number or default_questions(args.task, args.sizes[0], document_tokens=args.document_tokens)
 
@@ -206,15 +217,15 @@ def run_scaling(args: argparse.Namespace) -> int:
 
     from msa.evaluation.cost import Shape
     from msa.evaluation.growth import read_growth
-    from msa.evaluation.records import RecordLog
-    from msa.evaluation.report import report_scaling
+    from msa.evaluation.records import RECORDS_NAME, RecordLog
     from msa.evaluation.scaling import run_scaling as run
+    from msa.evaluation.scaling_report import report_scaling, scaling_costs
 
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
     settings = _settings("scaling", args, model)
     options = {} if args.max_rounds is None else {"max_rounds": args.max_rounds}
-    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
+    with RecordLog(folder / RECORDS_NAME, settings) as log, working("preparing the questions") as say:
         records = run(
             model,
             growing,
@@ -227,14 +238,17 @@ def run_scaling(args: argparse.Namespace) -> int:
         )
     shape = Shape.of(model.lm.config, getattr(torch, str(model.lm.dtype).removeprefix("torch.")))
     top_k = model.lm.config.top_k_docs
-    report_scaling(folder, {**settings, "sizes": args.sizes}, records, growing, read_growth(folder), shape, top_k)
+    costs = scaling_costs(growing.sizes, read_growth(folder), shape, top_k)
+    attention = {"top_k_docs": top_k, "router_layers": list(shape.router_layers)}
+    settings |= {"sizes": args.sizes}
+    report_scaling(folder, settings, records, growing.placement, costs, growing.notes, attention=attention)
     return _show(folder)
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Ways side by side over needles, as the documents grow."""
     from msa.evaluation.growth import read_growth
-    from msa.evaluation.records import RecordLog
+    from msa.evaluation.records import RECORDS_NAME, RecordLog
     from msa.evaluation.report import report_comparison
     from msa.evaluation.side_by_side import SideBySide
 
@@ -242,7 +256,7 @@ def run_compare(args: argparse.Namespace) -> int:
     model, folder = _model(args), Path(args.out)
     growing = _growing(args, model)
     settings = _settings("compare", args, model)
-    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
+    with RecordLog(folder / RECORDS_NAME, settings) as log, working("preparing the questions") as say:
         comparison = SideBySide(
             make=_maker(args, model), growing=growing, log=log, folder=folder, say=say, limits=dict(args.limits)
         )
@@ -286,7 +300,7 @@ def run_qa(args: argparse.Namespace) -> int:
     from msa.evaluation.growth import read_growth
     from msa.evaluation.judge import JudgeSettings
     from msa.evaluation.judging import judge_records
-    from msa.evaluation.records import RecordLog
+    from msa.evaluation.records import RECORDS_NAME, RecordLog
     from msa.evaluation.report import report_comparison
     from msa.evaluation.runs import run_sets
     from msa.evaluation.scoring import score_answer
@@ -306,7 +320,7 @@ def run_qa(args: argparse.Namespace) -> int:
     growing = GrowingSet(whole, args.documents, count) if args.documents else None
     settings = _settings("qa", args, model, set=_set_digest(whole, growing is not None))
     given = {"max_new_tokens": args.max_new_tokens, "limits": limits}
-    with RecordLog(folder / "records.jsonl", settings) as log, working("preparing the questions") as say:
+    with RecordLog(folder / RECORDS_NAME, settings) as log, working("preparing the questions") as say:
         if growing:
             comparison = SideBySide(
                 make=make, growing=growing, log=log, folder=folder, say=say, scorer=score_answer, **given
@@ -318,6 +332,6 @@ def run_qa(args: argparse.Namespace) -> int:
     settings["ways"] = args.ways
     if judge is not None:
         records, settings["judge"] = judge_records(records, folder / "judge.jsonl", judge)
-    notes = growing.notes if growing else whole.notes
+    notes = [*(growing.notes if growing else whole.notes), *args.note]
     report_comparison(folder, settings, records, metric, notes, read_growth(folder))
     return _show(folder)

@@ -14,16 +14,20 @@ from typing import Any
 import torch
 
 
+def version_stamp() -> dict[str, str]:
+    """Date and commit, of what a run leaves while it goes on."""
+    return {"date": date.today().isoformat(), "commit": _commit()}
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions, commit, date and command of a result."""
     return {
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "machine": _processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("memory-sparse-attention", "torch", "transformers")},
-        "commit": _commit(),
         "command": _command(),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msa.errors import EvaluationError
+from msa.evaluation.environment import version_stamp
 from msa.evaluation.line_file import BrokenLineError, LineFile
 
 GROWTH_NAME = "growth.jsonl"
@@ -58,9 +59,9 @@ def check_grown(folder: Path, held: int, wanted: int) -> None:
 
 
 def note_growth(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Add what a size cost to ``growth.jsonl``."""
+    """Add what a size cost to ``growth.jsonl``, with date and commit: a run may go on with another one."""
     with LineFile(folder / GROWTH_NAME) as file:
-        file.append(entry)
+        file.append({**entry, **version_stamp()})
 
 
 def read_growth(folder: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.types import Prediction, Question
 
 SCHEMA = 1
+RECORDS_NAME = "records.jsonl"
 _ADVICE = "Give another --out, or remove the file to begin again"
 
 # what tells a record from all others of a run: way of answering, set, tokens of the documents, id of the question

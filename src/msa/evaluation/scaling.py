@@ -8,9 +8,8 @@ answered.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psutil
@@ -20,13 +19,11 @@ from msa.evaluation.cost import counted_flops
 from msa.evaluation.growth import check_grown, check_not_beyond, note_growth, read_growth
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory, string_match_all
-from msa.evaluation.statistics import mean_interval
 from msa.evaluation.types import Prediction, Question
 from msa.memory import AddProgress, Memory
 from msa.model.bundle import MSAModel
 from msa.routing import Tiers
 
-STAGES = ("routed", "read", "answered")
 _WAY = "msa"
 
 Growing = Callable[[int, AddProgress], None]
@@ -158,35 +155,3 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
             "route_seconds": answer.timings["route"],
         },
     )
-
-
-def curve(records: Sequence[Record], base: Sequence[Question]) -> list[dict[str, Any]]:
-    """Per size the stages' rates of the questions that are asked at every size, with 95 % intervals, and times."""
-    wanted = {question.id for question in base}
-    sizes = sorted({record.size_tokens for record in records})
-    points = []
-    for size in sizes:
-        group = [record for record in records if record.size_tokens == size and record.question_id in wanted]
-        if not group:
-            continue
-        point: dict[str, Any] = {"size": size, "questions": len(group)}
-        for stage in STAGES:
-            interval = mean_interval([record.scores[stage] for record in group])
-            point[stage] = {"rate": interval.mean, "low": interval.low, "high": interval.high}
-        point["seconds"] = median(record.seconds for record in group)
-        point["first_token_s"] = median(record.first_token_s for record in group)
-        point["search_seconds"] = median(record.metadata["search_seconds"] for record in group)
-        point["resident_bytes"] = max(record.resident_bytes for record in group)
-        points.append(point)
-    return points
-
-
-def depth_rates(records: Sequence[Record], growing: GrowingMemory, stage: str) -> list[list[float | None]]:
-    """Rate of a stage for each depth of the grid (rows) at each size (columns); None where nothing was asked."""
-    by_key = {(record.size_tokens, record.question_id): record.scores[stage] for record in records}
-    columns = []
-    for size in growing.sizes:
-        cells = growing.depth_map(size).values()
-        found = [[by_key[size, q.id] for q in cell if (size, q.id) in by_key] for cell in cells]
-        columns.append([sum(values) / len(values) if values else None for values in found])
-    return [list(row) for row in zip(*columns, strict=True)]
