@@ -17,6 +17,7 @@ from typing import Any
 
 from msa.bank import MemoryBank
 from msa.bank.lock import writer_is_active
+from msa.bank.opening import newest_manifest
 from msa.bank.verify import file_problems
 from msa.errors import BankCorruptError, BankError, BankFormatError, BankLockedError, BankMismatchError
 from msa.memory import Memory
@@ -64,14 +65,26 @@ def _name_taken(name: str) -> ApiError:
 
 
 class _Open:
-    """One open memory and how many use it."""
+    """One open memory and how many use it.
 
-    def __init__(self, memory: Memory, identity: tuple[int, int]) -> None:
+    Its folder stays open with it: the number of one that is deleted meanwhile is then given to no other.
+    """
+
+    def __init__(self, memory: Memory, folder: int) -> None:
         self.memory = memory
-        self.identity = identity
+        self._folder = folder
         self.users = 0
         self.last_used = time.monotonic()
         self.retired = False
+
+    def is_of(self, identity: tuple[int, int]) -> bool:
+        """Whether it is the memory in the folder of this device and number."""
+        status = os.fstat(self._folder)
+        return (status.st_dev, status.st_ino) == identity
+
+    def close(self) -> None:
+        self.memory.close()
+        os.close(self._folder)
 
 
 class Memories:
@@ -108,7 +121,6 @@ class Memories:
         self._max_bytes = max_bytes
         self._max_open = max_open
         self._open: dict[str, _Open] = {}
-        self._fits: dict[tuple[int, int], bool] = {}
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
 
@@ -163,16 +175,21 @@ class Memories:
             identity = self._identity(name)
             with self._lock:
                 entry = self._open.get(name)
-                if entry is not None and (entry.identity != identity or (writing and entry.memory.bank.read_only)):
+                if entry is not None and (not entry.is_of(identity) or (writing and entry.memory.bank.read_only)):
                     self._retire(name, entry)
                     entry = None
                 if entry is not None:
                     entry.users += 1
                     return entry
-            memory = self._opened(self.root / name, writing)
+            folder = self._open_folder(name)
+            try:
+                memory = self._opened(self.root / name, writing)
+            except BaseException:
+                os.close(folder)
+                raise
             memory.open_view = self._open_view
             with self._lock:
-                entry = self._open[name] = _Open(memory, identity)
+                entry = self._open[name] = _Open(memory, folder)
                 entry.users = 1
                 self._close_unused()
             return entry
@@ -193,7 +210,7 @@ class Memories:
             entry.users -= 1
             entry.last_used = time.monotonic()
             if entry.retired and not entry.users:
-                entry.memory.close()
+                entry.close()
             self._close_unused()
 
     def _retire(self, name: str, entry: _Open) -> None:
@@ -201,7 +218,14 @@ class Memories:
         del self._open[name]
         entry.retired = True
         if not entry.users:
-            entry.memory.close()
+            entry.close()
+
+    def _open_folder(self, name: str) -> int:
+        """A descriptor of a memory's folder; 404 where there is none."""
+        try:
+            return os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise memory_not_found(name) from error
 
     def _close_unused(self) -> None:
         unused = sorted((entry.last_used, name) for name, entry in self._open.items() if not entry.users)
@@ -216,10 +240,7 @@ class Memories:
             ApiError: there is no such memory, or the check finds another one in its place: 404.
         """
         self._identity(name)
-        try:
-            descriptor = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise memory_not_found(name) from error
+        descriptor = self._open_folder(name)
 
         def check() -> None:
             try:
@@ -264,13 +285,10 @@ class Memories:
     def fits(self, name: str) -> bool:
         """Whether the model made this memory, so that it can be asked."""
         try:
-            identity = self._identity(name)
-            if identity not in self._fits:
-                with MemoryBank.open(self.root / name, read_only=True) as bank:
-                    self._fits[identity] = bank.fingerprint == self.model.fingerprint
+            self._identity(name)
+            return newest_manifest(self.root / name).fingerprint == self.model.fingerprint
         except (ApiError, BankError):
             return False
-        return self._fits[identity]
 
     def open_ones(self) -> list[tuple[str, Memory]]:
         """Those that are open now, for measurements."""
