@@ -9,6 +9,35 @@ settings.register_profile("msa", deadline=None, derandomize=True)
 settings.load_profile("msa")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nothing-missing", action="store_true", help="a library that is not installed is a failure")
+
+
+def _not_missing(report, config):
+    """With ``--nothing-missing`` a skip that says that something is not there fails."""
+    reason = str(report.longrepr)
+    if (
+        report.skipped
+        and config.getoption("--nothing-missing")
+        and ("not installed" in reason or "could not import" in reason)
+    ):
+        report.outcome, report.longrepr = "failed", f"skipped, though nothing may be missing: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    _not_missing(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _not_missing(report, collector.config)
+    return report
+
+
 def pytest_runtest_setup(item):
     """One thread for tiny tensors, where threads would only wait for each other."""
     torch.set_num_threads(_THREADS if item.get_closest_marker("default_model") else 1)
