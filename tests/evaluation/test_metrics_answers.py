@@ -10,6 +10,7 @@ from msa.evaluation.metrics import (
     normalise_answer,
     token_f1,
 )
+from msa.training.data.needles import NOT_IN_MEMORY
 
 WORDS = st.lists(st.sampled_from(["the", "a", "Paris", "rome", "7", "x-y", "!"]), max_size=6).map(" ".join)
 
@@ -91,6 +92,8 @@ def test_f1_is_symmetric(one, other):
         "Not mentioned.",
         "You have not told me; the name is not provided.",
         "Based on the history, there is\ninsufficient information.",
+        NOT_IN_MEMORY,
+        "That isn't in my memory",
     ],
 )
 def test_phrases_that_decline(text):
@@ -109,6 +112,8 @@ def test_phrases_that_decline(text):
         "He cannot swim.",
         "The phone was not available until 1990.",
         "There is no dog.",
+        "It is in memory.",
+        "The spare key is not in the drawer.",
     ],
 )
 def test_answers_that_do_not_decline(text):

@@ -19,6 +19,7 @@ _ABSTENTION = re.compile(
     rf"|\bdo(?:es)? ?{_NOT} (?:know|have (?:any|enough|access|information)|mention|contain|include|provide|state|"
     r"specify)\b"
     rf"|\b(?:is|was|are|were) ?{_NOT} (?:mentioned|provided|stated|specified|known|answerable|enough information)\b"
+    rf"|\b(?:is|was|are|were) ?{_NOT} in (?:the |my |this )?memory\b"  # what our own training data teaches
     r"|\b(?:there (?:is|was)|have|has|found|find) no (?:\w+ )?(?:information|mention|record|evidence|answer|data)\b"
     r"|^\W*(?:no information|not (?:mentioned|enough information|known|provided|available|stated|specified))\b"
     r"|^\W*unknown\W*$|\bis unknown\b"
