@@ -31,7 +31,7 @@ from msa.evaluation.scaling_report import (
     parts_section,
     step_costs,
 )
-from msa.evaluation.summary import Row, markdown_table, reasons_list, rows_table
+from msa.evaluation.summary import Row, declining_table, markdown_table, reasons_list, rows_table
 
 HERE = Path(__file__).parent
 
@@ -302,6 +302,8 @@ class Report:
                 yield COLUMNS_NOTE
                 yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
                 yield from map(difference_sentence, run.results["tests"])
+                if run.results["declining"]:
+                    yield declining_table(run.results["declining"])
                 if len({row["size_tokens"] for row in run.results["rows"]}) > 1:
                     yield self.picture(run, "ways.png", f"{metric} of every way as the documents grow")
                 if run.results.get("growth"):

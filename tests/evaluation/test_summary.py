@@ -7,7 +7,8 @@ import pytest
 from msa.errors import EvaluationError
 from msa.evaluation.records import Record
 from msa.evaluation.report import report_comparison
-from msa.evaluation.summary import compare_best, reasons_list, rows_of, scores_table
+from msa.evaluation.summary import compare_best, reasons_list, rows_of, rows_table, scores_table
+from msa.training.data.needles import NOT_IN_MEMORY
 
 FULL = "prompt and answer take 9000 tokens, the context ends at 8192"
 
@@ -28,27 +29,89 @@ def record(way, number, score, size=100, **fields):
 
 def records():
     right = {"msa": 3, "msa-int8": 2, "rag-bm25@1": 9, "full": 0}
-    made = [record(way, number, float(number < right[way])) for way in right for number in range(10)]
+    made = [record(way, number, float(number % 10 < right[way])) for way in right for number in range(40)]
     made = [one if one.answerer != "full" else record("full", one.question_id, 0.0, text="", note=FULL) for one in made]
     return [*made, record("msa", 0, 1.0, size=900), record("rag-bm25@1", 0, 1.0, size=900, retrieved=("d",))]
 
 
 def test_what_was_not_answered_counts_as_wrong_and_says_why():
     rows = {(row.answerer, row.size_tokens): row for row in rows_of(records(), "right")}
-    assert (rows["full", 100].unanswered, rows["full", 100].score, rows["full", 100].reason) == (10, 0.0, FULL)
+    assert (rows["full", 100].unanswered, rows["full", 100].score, rows["full", 100].reason) == (40, 0.0, FULL)
     assert (rows["msa", 100].unanswered, rows["msa", 100].score, rows["msa", 100].reason) == (0, 0.3, "")
-    assert reasons_list(list(rows.values())) == f"* full at 100 tokens, 10 of 10 unanswered: {FULL}"
+    assert reasons_list(list(rows.values())) == f"* full at 100 tokens, 40 of 40 unanswered: {FULL}"
     assert reasons_list([rows["msa", 100]]) == ""
 
 
 def test_the_best_of_ours_against_the_best_of_the_others_on_the_same_questions():
     found = compare_best(records(), "right", 100)
-    assert (found.ours, found.other, found.questions) == ("msa", "rag-bm25@1", 10)
+    assert (found.ours, found.other, found.questions, found.shared) == ("msa", "rag-bm25@1", 40, 40)
     assert found.difference.mean == pytest.approx(-0.6)
-    assert found.difference.p_value == pytest.approx(2 / 2**6)  # six questions differ, all the same way
-    assert compare_best(records()[:20], "right", 100) is None
+    assert found.difference.p_value < 0.001
+    assert compare_best(records()[:80], "right", 100) is None
     with pytest.raises(EvaluationError, match="no record is scored by 'f1'; there are right"):
         compare_best(records(), "f1", 100)
+
+
+def unequal():
+    """``msa`` is asked 60 questions of which the last 30 are hard; ``msa-int8`` the easy ones only, and fails one."""
+    made = [record("msa", number, float(number < 30), scores={"recall@1": 0.5}) for number in range(60)]
+    made += [record("msa-int8", number, float(number > 0)) for number in range(30)]
+    made += [record("msa-one-round", number, 1.0) for number in range(12)]
+    return made + [record("full", number, float(number % 2)) for number in range(60)]
+
+
+def test_the_best_are_chosen_on_questions_that_all_candidates_share():
+    found = compare_best(unequal(), "right", 100)
+    assert (found.ours, found.other) == ("msa", "full")  # its mean over its own questions is the lower one
+    assert (found.shared, found.left_out, found.questions) == (30, ("msa-one-round",), 60)
+    assert found.difference.mean == pytest.approx(0.0)
+
+
+def test_too_few_shared_questions_are_not_tested(tmp_path):
+    few = [one for one in unequal() if int(one.question_id) < 20]
+    found = compare_best(few, "right", 100)
+    assert (found.ours, found.difference, found.shared) == ("", None, 12)
+    without = compare_best([one for one in unequal() if one.answerer in ("msa-one-round", "full")], "right", 100)
+    assert (without.difference, without.left_out) == (None, ("msa-one-round",))
+    report_comparison(tmp_path, {"task": "qa"}, few, "right", [])
+    page = (tmp_path / "report.md").read_text()
+    assert "At 100 tokens, no test: there are 12 questions that all ways were asked; it takes 30" in page
+
+
+def test_the_table_has_the_score_over_shared_questions():
+    rows = {row.answerer: row for row in rows_of(unequal(), "right")}
+    assert {name: row.shared for name, row in rows.items()} == {
+        "msa": 1.0,
+        "msa-int8": pytest.approx(29 / 30),
+        "msa-one-round": None,
+        "full": 0.5,
+    }
+    assert {row.num_shared for row in rows.values()} == {30}
+    chooses = record("rag", 0, 1.0, retrieved=("x", "d"), scores={"recall@1": 0.0, "recall@10": 1.0})
+    (row,) = rows_of([chooses], "right")
+    assert (row.chosen, row.recall_1, row.recall) == (2.0, 0.0, 1.0)
+    table = rows_table([rows["msa"], rows["msa-one-round"], row], "right").splitlines()
+    assert "| right, shared questions | documents chosen | recall@1 | recall@10 |" in table[0]
+    assert "| 1.000 (n 30) | – | – | – |" in table[2]
+    assert "| 1.000 | 0.76–1.00 | – | – | – | – |" in table[3]
+    assert "| 1.000 (n 1) | 2.0 | 0.000 | 1.000 |" in table[4]
+
+
+def test_declining_is_shown_where_something_cannot_be_answered(tmp_path):
+    asked = [
+        record("msa", 0, 1.0, text=NOT_IN_MEMORY, metadata={"answerable": False}),
+        record("msa", 1, 0.0, text="Paris", metadata={"answerable": False}),
+        record("msa", 2, 0.0, text="I do not know."),
+        *(record("msa", number, 1.0, text="Paris") for number in (3, 4, 5)),
+    ]
+    report_comparison(tmp_path, {"task": "qa"}, asked, "right", [])
+    page = (tmp_path / "report.md").read_text()
+    assert "| way | tokens | declined, nothing answers it | declined, it can be answered |" in page
+    assert "| msa | 100 | 0.500 (n 2) | 0.250 (n 4) |" in page
+    (found,) = json.loads((tmp_path / "results.json").read_text())["results"]["declining"]
+    assert (found["accuracy"], found["false_rate"]) == (0.5, 0.25)
+    report_comparison(tmp_path, {"task": "qa"}, asked[2:], "right", [])
+    assert "## Declining" not in (tmp_path / "report.md").read_text()
 
 
 def test_every_metric_is_shown_over_the_questions_that_have_it():
@@ -75,14 +138,15 @@ def test_the_page_has_sizes_reasons_and_what_growing_cost(tmp_path):
     report_comparison(tmp_path, {"task": "qa"}, records(), "right", ["a note"], growth)
     page = (tmp_path / "report.md").read_text()
     for line in (
-        f"* full at 100 tokens, 10 of 10 unanswered: {FULL}",
+        f"* full at 100 tokens, 40 of 40 unanswered: {FULL}",
         "| memory | 100 | 4 | 1.5 | 99 | 2.0 |",
         "| full | 100 | 4 | 0.2 | – | – |",
         "![right over size](ways.png)",
         "* a note",
     ):
         assert line in page
-    assert "At 100 tokens, msa minus rag-bm25@1 over the same 10 questions: -0.600" in page
+    assert "At 100 tokens, msa minus rag-bm25@1 over the same 40 questions: -0.600" in page
+    assert "They are the best of ours and of the others on the 40 questions that all ways were asked." in page
     assert "| memory | 50 |" not in page  # a size that nothing was asked at
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["results"]["growth"] == growth[:2]

@@ -10,9 +10,21 @@ from msa.evaluation.plots import draw_bars, draw_curves, token_count
 from msa.evaluation.records import Record
 from msa.evaluation.results import write_results
 from msa.evaluation.ruler import score
-from msa.evaluation.summary import compare_best, markdown_table, reasons_list, rows_of, rows_table, scores_table
+from msa.evaluation.summary import (
+    MIN_SHARED,
+    compare_best,
+    declining,
+    declining_table,
+    markdown_table,
+    reasons_list,
+    rows_of,
+    rows_table,
+    scores_table,
+)
 
 COLUMNS_NOTE = (
+    "*shared questions*: those that all ways of this size were asked, ways asked fewer than "
+    f"{MIN_SHARED} left out. *recall@10*: among the documents that a way chose, which are few where it reads few. "
     "*tokens seen*: prompt tokens processed for a question; documents that a way has read, encoded or indexed before "
     "are not counted again. *MB*: held in memory for the documents, by each way's own count, files left out."
 )
@@ -79,13 +91,18 @@ def report_comparison(
         found = compare_best(records, metric, size)
         if found is None:
             continue
-        tests.append({"size": size, **vars(found), "difference": vars(found.difference)})
+        difference = found.difference and vars(found.difference)
+        tests.append({"size": size, **vars(found), "left_out": list(found.left_out), "difference": difference})
         page.append(difference_sentence(tests[-1]))
         bars = {row.answerer: (row.score, row.low, row.high) for row in rows if row.size_tokens == size}
         draw_bars(folder / f"ways-{size}.png", bars, title=f"{size:,} tokens of documents", xlabel=metric)
         page.append(f"![{metric} at {size:,} tokens](ways-{size}.png)")
+    declined = declining(records)
+    if declined:
+        page += ["## Declining", declining_table(declined)]
     page += ["## Every metric", scores_table(records)]
     results = {"metric": metric, "rows": [vars(row) for row in rows], "tests": tests, "growth": growth}
+    results["declining"] = declined
     write_results(folder, "Ways of answering, side by side", settings, results, page, notes, made=made)
 
 
@@ -108,9 +125,12 @@ def growth_table(growth: Sequence[Mapping[str, Any]]) -> str:
 
 def difference_sentence(test: Mapping[str, Any]) -> str:
     """A paired test, as :func:`report_comparison` stores it."""
-    found = test["difference"]
+    found, left_out = test["difference"], ", ".join(test["left_out"])
+    chosen = f"{test['shared']} questions that all ways were asked" + (f" but {left_out}" if left_out else "")
+    if found is None:
+        return f"At {test['size']:,} tokens, no test: there are {chosen}; it takes {MIN_SHARED}, of ways of both sides."
     return (
         f"At {test['size']:,} tokens, {test['ours']} minus {test['other']} over the same {test['questions']} "
         f"questions: {found['mean']:+.3f} (95 % {found['low']:+.3f} to {found['high']:+.3f}), paired permutation test "
-        f"p = {found['p_value']:.2g}."
+        f"p = {found['p_value']:.2g}. They are the best of ours and of the others on the {chosen}."
     )

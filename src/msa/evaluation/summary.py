@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from msa.errors import EvaluationError
+from msa.evaluation.metrics import abstention_rates
 from msa.evaluation.records import Record
+from msa.evaluation.sets import ANSWERABLE
 from msa.evaluation.statistics import Difference, mean_interval, paired_difference
 
+MIN_SHARED = 30  # questions that ways must share to be compared on them
+_Key = tuple[str, str]  # set and id of a question
 _OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops")
 
 
@@ -24,7 +29,10 @@ class Row:
         unanswered: how many of them got no answer, for a reason in the record's note; they count as wrong.
         reason: the first of these reasons; empty where every question was answered.
         score, low, high: mean of the metric and its 95 % interval.
-        recall: share of the right documents among the first 10 it chose; None for ways that choose none.
+        shared, num_shared: the mean over the questions that all ways of this size were asked, and how many those are;
+            None for a way that is left out (:func:`shared_questions`).
+        chosen: documents it chose a question, on average; None for ways that choose none.
+        recall_1, recall: share of the right documents among the first, and the first 10, that it chose.
         seconds, first_token_s: medians.
         tokens_seen: mean per question.
         resident_bytes: held for the documents.
@@ -37,6 +45,10 @@ class Row:
     score: float
     low: float
     high: float
+    shared: float | None
+    num_shared: int
+    chosen: float | None
+    recall_1: float | None
     recall: float | None
     seconds: float
     first_token_s: float
@@ -67,13 +79,32 @@ def rows_of(records: Sequence[Record], metric: str) -> list[Row]:
     groups: dict[tuple[int, str], list[Record]] = {}
     for record in scored(records, metric):
         groups.setdefault((record.size_tokens, record.answerer), []).append(record)
-    return [_row(name, size, group, metric) for (size, name), group in groups.items()]
+    asked: dict[int, dict[str, set[_Key]]] = {}
+    for (size, name), group in groups.items():
+        asked.setdefault(size, {})[name] = set(map(_key, group))
+    shared = {size: shared_questions(by_name) for size, by_name in asked.items()}
+    return [_row(name, size, group, metric, shared[size]) for (size, name), group in groups.items()]
 
 
-def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
+def shared_questions(asked: Mapping[str, Collection[_Key]]) -> set[_Key]:
+    """Questions that all ways were asked; ways that were asked fewer than :data:`MIN_SHARED` are left out, or none is.
+
+    >>> few, many = [("set", "0")], [("set", str(number)) for number in range(40)]
+    >>> len(shared_questions({"msa": many, "full": many[5:], "map-reduce": few})), len(shared_questions({"msa": few}))
+    (35, 1)
+    """
+    enough = [set(keys) for keys in asked.values() if len(keys) >= MIN_SHARED]
+    return set.intersection(*(enough or map(set, asked.values())))
+
+
+def _key(record: Record) -> _Key:
+    return record.set, record.question_id
+
+
+def _row(name: str, size: int, records: list[Record], metric: str, shared: set[_Key]) -> Row:
     values = [record.scores[metric] for record in records]
     interval = mean_interval(values)
-    recalls = [record.scores["recall@10"] for record in records if "recall@10" in record.scores]
+    of_shared = [record.scores[metric] for record in records if _key(record) in shared]
     chooses = any(record.retrieved for record in records)
     reasons = [record.note for record in records if record.note and not record.text]
     return Row(
@@ -84,7 +115,11 @@ def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
         score=interval.mean,
         low=interval.low,
         high=interval.high,
-        recall=sum(recalls) / len(recalls) if recalls and chooses else None,
+        shared=_mean(of_shared) if shared and len(of_shared) == len(shared) else None,
+        num_shared=len(shared),
+        chosen=_mean([len(record.retrieved) for record in records]) if chooses else None,
+        recall_1=_recall(records, 1) if chooses else None,
+        recall=_recall(records, 10) if chooses else None,
         seconds=median(record.seconds for record in records),
         first_token_s=median(record.first_token_s for record in records),
         tokens_seen=sum(record.tokens_seen for record in records) / len(records),
@@ -93,45 +128,64 @@ def _row(name: str, size: int, records: list[Record], metric: str) -> Row:
     )
 
 
+def _recall(records: Sequence[Record], k: int) -> float | None:
+    found = [record.scores[f"recall@{k}"] for record in records if f"recall@{k}" in record.scores]
+    return _mean(found) if found else None
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """The best of our rows and the best of the others, on the questions both were asked; see ``difference``.
+    """The best of our rows and the best of the others; see ``difference``.
 
     Attributes:
-        ours, other: their names.
-        questions: asked of both.
-        difference: ours minus the other, with interval and p-value.
+        shared: questions that all candidates were asked, on which the two were chosen.
+        left_out: ways that were asked too few to be candidates.
+        ours, other: names of the two; empty where none was chosen.
+        questions: asked of both, on which they are tested.
+        difference: ours minus the other, with interval and p-value; None where fewer than :data:`MIN_SHARED` questions
+            are shared.
     """
 
-    ours: str
-    other: str
-    questions: int
-    difference: Difference
+    shared: int
+    left_out: tuple[str, ...]
+    ours: str = ""
+    other: str = ""
+    questions: int = 0
+    difference: Difference | None = None
 
 
 def compare_best(records: Sequence[Record], metric: str, size_tokens: int) -> Comparison | None:
     """Paired test between the best row named ``msa…`` and the best other row at one size; None if one is missing.
 
-    The best of several rows is chosen on the questions it is tested on, which favours both sides alike.
+    Each is chosen on the questions that all candidates were asked (:func:`shared_questions`), since ways are asked
+    different numbers of them, and tested on all that both were asked. That the best of several is taken favours both
+    sides alike.
     """
-    by_name: dict[str, dict[tuple[str, str], float]] = {}
+    by_name: dict[str, dict[_Key, float]] = {}
     for record in scored(records, metric):
         if record.size_tokens == size_tokens:
-            by_name.setdefault(record.answerer, {})[record.set, record.question_id] = record.scores[metric]
-    ours = {name: values for name, values in by_name.items() if name.split("-")[0] == "msa"}
-    others = {name: values for name, values in by_name.items() if name not in ours}
-    if not ours or not others:
+            by_name.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
+    if len({_is_ours(name) for name in by_name}) < 2:
         return None
-    best, rival = (max(side, key=lambda name: _mean(side[name])) for side in (ours, others))
-    shared = [key for key in by_name[best] if key in by_name[rival]]
-    if not shared:
-        return None
-    first, second = ([by_name[name][key] for key in shared] for name in (rival, best))
-    return Comparison(best, rival, len(shared), paired_difference(first, second))
+    shared = shared_questions(by_name)
+    candidates = [name for name, values in by_name.items() if shared <= values.keys()]
+    left_out = tuple(name for name in by_name if name not in candidates)
+    sides = [[name for name in candidates if _is_ours(name) is ours] for ours in (True, False)]
+    if len(shared) < MIN_SHARED or not all(sides):
+        return Comparison(len(shared), left_out)
+    means = {name: _mean([value for key, value in by_name[name].items() if key in shared]) for name in candidates}
+    best, rival = (max(side, key=means.__getitem__) for side in sides)
+    both = [key for key in by_name[best] if key in by_name[rival]]
+    first, second = ([by_name[name][key] for key in both] for name in (rival, best))
+    return Comparison(len(shared), left_out, best, rival, len(both), paired_difference(first, second))
 
 
-def _mean(values: dict[tuple[str, str], float]) -> float:
-    return sum(values.values()) / len(values)
+def _is_ours(name: str) -> bool:
+    return name.split("-")[0] == "msa"
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -148,7 +202,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def rows_table(rows: Sequence[Row], metric: str) -> str:
     """The rows as Markdown."""
-    columns = ["way", "tokens", "questions", metric, "95 %", "recall@10", "s", "s to first token", "tokens seen", "MB"]
+    columns = ["way", "tokens", "questions", metric, "95 %", f"{metric}, shared questions", "documents chosen"]
+    columns += ["recall@1", "recall@10", "s", "s to first token", "tokens seen", "MB"]
     cells = [
         [
             row.answerer,
@@ -156,6 +211,9 @@ def rows_table(rows: Sequence[Row], metric: str) -> str:
             f"{row.questions}" + (f" ({row.unanswered} without answer)" if row.unanswered else ""),
             f"{row.score:.3f}",
             f"{row.low:.2f}–{row.high:.2f}",
+            "–" if row.shared is None else f"{row.shared:.3f} (n {row.num_shared})",
+            "–" if row.chosen is None else f"{row.chosen:.1f}",
+            "–" if row.recall_1 is None else f"{row.recall_1:.3f}",
             "–" if row.recall is None else f"{row.recall:.3f}",
             f"{row.seconds:.2f}",
             f"{row.first_token_s:.2f}",
@@ -165,6 +223,38 @@ def rows_table(rows: Sequence[Row], metric: str) -> str:
         for row in rows
     ]
     return markdown_table(columns, cells)
+
+
+def declining(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """How often each way declined what nothing answers, and what can be answered; empty where all can be."""
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.size_tokens, record.answerer), []).append(record)
+    found = []
+    for (size, name), group in groups.items():
+        answerable = [record.metadata.get(ANSWERABLE) is not False for record in group]
+        if all(answerable):
+            continue
+        rates = abstention_rates([record.text for record in group], answerable)
+        counts = {"unanswerable": answerable.count(False), "answerable": answerable.count(True)}
+        found.append({"answerer": name, "size_tokens": size, **counts, **vars(rates)})
+    return found
+
+
+def declining_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """What :func:`declining` found, as Markdown."""
+    cells = [
+        [
+            row["answerer"],
+            f"{row['size_tokens']:,}",
+            *(
+                "–" if row[rate] is None else f"{row[rate]:.3f} (n {row[kind]})"
+                for rate, kind in (("accuracy", "unanswerable"), ("false_rate", "answerable"))
+            ),
+        ]
+        for row in found
+    ]
+    return markdown_table(["way", "tokens", "declined, nothing answers it", "declined, it can be answered"], cells)
 
 
 def reasons_list(rows: Sequence[Row]) -> str:
