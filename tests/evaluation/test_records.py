@@ -116,6 +116,35 @@ def test_damage_is_named_by_line(tmp_path, line, text, message):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scores", {"right": "1.0"}, "scores is {'right': '1.0'}, expected numbers by name"),
+        ("scores", {"right": float("nan")}, "scores is {'right': nan}"),
+        ("scores", [1.0], "expected numbers by name"),
+        ("seconds", float("inf"), "seconds is inf, expected a number"),
+        ("first_token_s", True, "first_token_s is True"),
+        ("question_id", ["0"], r"question_id is \['0'\], expected a text"),
+        ("answerer", None, "answerer is None"),
+        ("size_tokens", 9.0, "size_tokens is 9.0, expected a whole number"),
+        ("tokens_seen", True, "tokens_seen is True"),
+        ("positives", "a", "positives is 'a', expected a list of texts"),
+        ("retrieved", [0], "expected a list of texts"),
+        ("metadata", [], "expected an object"),
+        ("invented", 1, "invented"),
+    ],
+)
+def test_values_of_another_kind_are_named_by_line(tmp_path, name, value, message):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log:
+        run(log, Echo())
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), name: value})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(EvaluationError, match=f"records.jsonl, line 3, is no record of schema 1.*{message}"):
+        read_records(path)
+
+
 def test_other_settings_are_refused_and_named(tmp_path):
     path = tmp_path / "records.jsonl"
     with RecordLog(path, SETTINGS) as log:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -222,10 +223,38 @@ def _lines(file: LineFile) -> Iterator[tuple[int, Any]]:
 
 def _record(content: Any, path: Path, number: int) -> Record:
     try:
-        lists = {name: tuple(content[name]) for name in ("answers", "positives", "retrieved", "read")}
-        return Record(**{**content, **lists})
-    except (TypeError, KeyError) as error:
+        if not isinstance(content, dict):
+            raise TypeError(f"expected an object, found {type(content).__name__}")
+        for name, (expected, fits) in _FIELDS.items():
+            if name in content and not fits(content[name]):
+                raise TypeError(f"{name} is {content[name]!r:.80}, expected {expected}")
+        return Record(**{**content, **{name: tuple(content[name]) for name in _LISTS if name in content}})
+    except TypeError as error:
         raise EvaluationError(f"{path}, line {number}, is no record of schema {SCHEMA} ({error}). {_ADVICE}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+_LISTS = ("answers", "positives", "retrieved", "read")
+_TEXTS = ("answerer", "set", "question_id", "task", "question", "text", "note", "question_digest")
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(_TEXTS, ("a text", lambda value: isinstance(value, str))),
+    **dict.fromkeys(_LISTS, ("a list of texts", _are_texts)),
+    **dict.fromkeys(("size_tokens", "tokens_seen", "resident_bytes"), ("a whole number", lambda v: type(v) is int)),
+    **dict.fromkeys(("seconds", "first_token_s"), ("a number", _is_number)),
+    "scores": ("numbers by name", _are_scores),
+    "metadata": ("an object", lambda value: isinstance(value, dict)),
+}
 
 
 def _differences(found: Any, wanted: Any) -> str:
