@@ -290,7 +290,9 @@ class Report:
 
     def comparison(self) -> Iterator[str]:
         """Every way of answering on the same backbone and questions."""
-        runs = self.of_task("compare", "msa eval compare --ways msa full rag-bm25@1 --sizes 8K 64K --out results/ways")
+        runs = self.of_task(
+            "compare", "msa eval compare --ways msa full --document-tokens 128 --sizes 8K 64K --out results/ways"
+        )
         sets = self.of_task("qa", "python benchmarks/real_documents.py --data DATA --encoder MINILM")
         for run in [*runs, *sets]:
             with run.reading():

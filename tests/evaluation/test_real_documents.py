@@ -1,5 +1,6 @@
 """The comparison over real documents: what is asked, and that one command asks it."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -69,10 +70,17 @@ def test_one_command_asks_every_way_and_goes_on(benchmark, data, tmp_path, capsy
         assert end.value.code == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert [(row["answerer"], row["questions"]) for row in found["rows"]] == [(way, 2) for way in ways] * 2
-    assert [test["questions"] for test in found["tests"]] == [2, 2]
+    assert [(test["shared"], test["difference"]) for test in found["tests"]] == [(2, None)] * 2  # too few to test
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 2 * 2 * len(ways)
     assert set(benchmark.WAYS) <= set(_ways(capsys))
+
+
+def test_what_the_default_model_was_trained_on_is_noted(benchmark, tmp_path):
+    given = {"encoder": None, "documents": 50, "most": 2, "ways": ["msa"], "out": tmp_path}
+    arguments = benchmark.command(argparse.Namespace(**given, model=None), tmp_path)
+    assert [arguments[place + 1] for place, part in enumerate(arguments) if part == "--note"] == [*benchmark.NOTES]
+    assert "--note" not in benchmark.command(argparse.Namespace(**given, model="msa-tiny"), tmp_path)
 
 
 def _ways(capsys):

@@ -81,7 +81,7 @@ def _register_compare(tasks: Subparsers[ArgumentParser]) -> None:
         "compare",
         evaluating.run_compare,
         summary="ways of answering side by side on the same needles, as the documents grow",
-        examples=["msa eval compare --ways msa full rag-bm25@1 --sizes 8K 64K --out results/ways"],
+        examples=["msa eval compare --ways msa full --document-tokens 128 --sizes 8K 64K --out results/ways"],
         model=True,
     )
     _add_growing(parser, "8K", "32K")

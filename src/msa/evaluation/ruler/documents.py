@@ -21,6 +21,10 @@ from msa.evaluation.ruler.tasks import VtTask, find_task
 from msa.evaluation.types import Question, QuestionSet
 
 DOCUMENT_TOKENS = 512
+PROMPT_NOTE = (
+    "no way of answering is given the words that begin RULER's prompts or variable tracking's solved example, those "
+    "that read the whole context included: no score here compares with published ones"
+)
 _BREAK = re.compile(r"\n\s*|(?<=[.!?])[\"')\]”’]*\s+")
 _SPACE = re.compile(r"\s+")
 
@@ -83,7 +87,7 @@ def question_set(
 
     The question's metadata hold ``index``, ``size`` and ``length`` of the sample, ``depths``: where each needle asked
     for stands, in percent of the context's characters, ``depth``: their mean, and ``example``: a solved one (variable
-    tracking), which belongs before the prompt of whoever reads the whole context and is never put into the memory.
+    tracking), which no way of answering is given (docs/deviations.md).
 
     Args:
         sample: the sample.
@@ -122,7 +126,7 @@ def question_set(
         },
     )
     cut_note = f"contexts are cut between sentences into documents of about {document_tokens} tokens; no needle is cut"
-    notes = tuple(note for note in (sample.note, cut_note) if note)
+    notes = tuple(note for note in (sample.note, cut_note, PROMPT_NOTE) if note)
     return QuestionSet(name=name, documents=documents, questions=(question,), notes=notes)
 
 
