@@ -113,8 +113,8 @@ def needles_section(results: Mapping[str, Any], heading: str = "##") -> list[str
     said = ", ".join(f"{number}: {found['rate']:.3f} (n {found['questions']})" for number, found in last)
     section = [
         f"{heading} How many needles the document of a question holds, share answered",
-        f"At {token_count(sizes[-1])} tokens, by needles in the document: {said}. What differs between curves of "
-        "questions with unlike numbers of needles is not the memory's size.",
+        f"At {token_count(sizes[-1])} tokens, by needles in the document: {said}. Curves and depths of "
+        "questions whose documents hold unlike numbers of needles differ by that, and not only by size or depth.",
         markdown_table(["needles in the document", *map(token_count, sizes)], rows),
     ]
     if alone:

@@ -212,9 +212,10 @@ def density_note(placement: Placement) -> str:
     if max(first) == 1:
         return ""
     alone = first.count(1)
+    held = f"{min(first)} to {max(first)}" if min(first) < max(first) else f"{max(first)}"
     text = (
         f"of the {len(first)} questions of {placement.sizes[0]:,} tokens, {alone or 'none'} "
-        f"{'have' if alone > 1 else 'has'} a document of its own: their documents hold up to {max(first)} needles each"
+        f"{'have' if alone > 1 else 'has'} a document of its own: their documents hold {held} needles each"
     )
     found = [number for own in later for number in own]
     if found:
