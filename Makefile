@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-EXTRAS ?= client-tests,fuzz-tests,lm-eval,ray
-EXTRA_TESTS := tests/serving/test_clients.py tests/serving/test_openapi.py tests/test_deploy.py \
-	tests/evaluation/test_lm_eval_model.py tests/evaluation/test_ruler_public.py
+# what `make test` skips, by the extra that it needs; each in a .venv of its own, for their libraries do not all agree
+EXTRA ?= fuzz-tests
+TESTS-client-tests := tests/serving/test_clients.py -k 'langchain or llama'
+TESTS-fuzz-tests := tests/serving/test_openapi.py
+TESTS-lm-eval := tests/evaluation/test_lm_eval_model.py tests/evaluation/test_ruler_public.py tests/serving/test_clients.py \
+	-k 'not langchain and not llama and not openai'
+TESTS-ray := tests/test_deploy.py -k ray
 
-.PHONY: demo test test-extras lint report clean
+.PHONY: demo test test-extra lint report clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
@@ -21,13 +25,14 @@ demo: $(VENV)/.installed  ## build a memory from the documents in examples/ and 
 test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
-$(VENV)-extras/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-extras
-	$(VENV)-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,$(EXTRAS)]'
+$(VENV)-$(EXTRA)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-$(EXTRA)
+	$(VENV)-$(EXTRA)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[tests,train,eval,serve,mcp,$(EXTRA)]'
 	@touch $@
 
-test-extras: $(VENV)-extras/.installed  ## what `make test` skips: other programs' clients, fuzzing, lm-eval, Ray
-	$(VENV)-extras/bin/python -m pytest --nothing-missing $(EXTRA_TESTS)
+test-extra: $(VENV)-$(EXTRA)/.installed  ## EXTRA=client-tests, fuzz-tests, lm-eval or ray: what `make test` skips of it
+	$(VENV)-$(EXTRA)/bin/python -m pytest --nothing-missing $(TESTS-$(EXTRA))
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
@@ -38,4 +43,4 @@ report: $(VENV)/.installed  ## docs/report.md out of the stored results
 	$(BIN)/python benchmarks/report.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-extras demo-memory
+	rm -rf $(VENV) $(VENV)-* demo-memory
