@@ -247,6 +247,7 @@ class Report:
             ]
             twins = needles.get("twins")
             beside = "" if twins is None else f"; {twins:.0%} of the keys have a near twin in memory"
+            beside += f"; ids {needles['constrain_ids']}; rounds at most: {needles['max_rounds']}"
             yield f"### Needles: {needles['model']}"
             yield f"{_origin({**needles, 'file': name, 'command': 'benchmarks/needles.py'})}{beside}"
             columns = ["ids exact in every round / answer exact", *(token_count(s["tokens"]) for s in needles["sizes"])]
