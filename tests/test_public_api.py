@@ -51,7 +51,7 @@ PARAMETERS = {
     msa.Memory.stream: ["self", "question", "cancelled", "options"],
     msa.Memory.stats: ["self"],
     msa.Memory.verify: ["self"],
-    msa.Memory.compact: ["self", "drop_damaged"],
+    msa.Memory.compact: ["self", "drop_damaged", "check"],
     msa.Memory.backup: ["self", "destination"],
     msa.Memory.close: ["self"],
     msa.MSAForCausalLM.encode_documents: ["self", "input_ids", "lengths"],

@@ -319,7 +319,10 @@ class Memory:
         return self._bank.verify()
 
     def compact(self, *, drop_damaged: bool = False, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Rewrite the memory without deleted documents; returns what was gained. See :meth:`MemoryBank.compact`."""
+        """Rewrite the memory without deleted documents; returns what was gained. See :meth:`MemoryBank.compact`.
+
+        ``check`` is called between two blocks of it; if it raises, nothing was changed.
+        """
         with self._writer.changing:
             return self._bank.compact(drop_damaged=drop_damaged, check=check)
 
