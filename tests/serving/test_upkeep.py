@@ -1,5 +1,6 @@
 """Verifying, compacting and copying a memory while it is used."""
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,24 +41,31 @@ class Held:
         return []
 
 
-def test_a_verification_holds_nobody_up(own, monkeypatch):
+@contextlib.contextmanager
+def held_verification(server, monkeypatch):
+    """A client, what holds its verification, and the answer to come; the verification is let go in any case."""
     held = Held()
     monkeypatch.setattr(memories, "file_problems", held)
     try:
-        with ThreadPoolExecutor(1) as pool, own.http() as http:
+        with ThreadPoolExecutor(1) as pool, server.http() as http:
             verifying = pool.submit(http.post, f"{KNOWN}/verify")
             assert held.begun.wait(10)
-            assert http.post(f"{KNOWN}/documents", json={"id": "new", "text": "New."}).json()["encoded"] == 1
-            answers(http)
-            refused = http.post(f"{KNOWN}/verify")
-            error_of(refused, 429, "queue_full")
-            assert int(refused.headers["retry-after"]) >= 1
-            began = time.monotonic()
-            own.stop()
-            assert time.monotonic() - began < 4, "longer than it may take to drain"
-            error_of(verifying.result(), 503, "shutting_down")
+            yield http, held, verifying
     finally:
         held.let_go.set()
+
+
+def test_a_verification_holds_nobody_up(own, monkeypatch):
+    with held_verification(own, monkeypatch) as (http, _, verifying):
+        assert http.post(f"{KNOWN}/documents", json={"id": "new", "text": "New."}).json()["encoded"] == 1
+        answers(http)
+        refused = http.post(f"{KNOWN}/verify")
+        error_of(refused, 429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        began = time.monotonic()
+        own.stop()
+        assert time.monotonic() - began < 4, "longer than it may take to drain"
+        error_of(verifying.result(), 503, "shutting_down")
 
 
 def test_a_verification_has_the_time_of_a_request(start, tmp_path, monkeypatch):
@@ -77,18 +85,11 @@ def test_a_verification_has_the_time_of_a_request(start, tmp_path, monkeypatch):
 
 
 def test_a_memory_that_is_deleted_while_it_is_verified(own, monkeypatch):
-    held = Held()
-    monkeypatch.setattr(memories, "file_problems", held)
-    try:
-        with ThreadPoolExecutor(1) as pool, own.http() as http:
-            verifying = pool.submit(http.post, f"{KNOWN}/verify")
-            assert held.begun.wait(10)
-            assert http.delete(KNOWN).status_code == 200
-            http.put(KNOWN, json={})
-            held.let_go.set()
-            error_of(verifying.result(), 404, "memory_not_found")
-    finally:
+    with held_verification(own, monkeypatch) as (http, held, verifying):
+        assert http.delete(KNOWN).status_code == 200
+        http.put(KNOWN, json={})
         held.let_go.set()
+        error_of(verifying.result(), 404, "memory_not_found")
 
 
 def test_what_a_verification_finds(own):

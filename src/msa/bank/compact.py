@@ -32,12 +32,8 @@ _ROWS = 100
 _CHUNKS = 4096  # a few MiB of one tensor
 
 
-def _go_on() -> None:
-    """Nobody wants anything between two blocks."""
-
-
 def compact(
-    folder: Path, read_state: Callable[[], State], *, drop_damaged: bool, check: Callable[[], None] = _go_on
+    folder: Path, read_state: Callable[[], State], *, drop_damaged: bool, check: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Merge all segments and let go of older states; see :meth:`MemoryBank.compact`."""
     state, before = read_state(), folder_bytes(folder, folder / SEGMENTS)
@@ -77,7 +73,7 @@ def merge(
     end: int,
     *,
     drop_damaged: bool = False,
-    check: Callable[[], None] = _go_on,
+    check: Callable[[], None] = lambda: None,
 ) -> SegmentInfo | None:
     """Write segments ``first:end`` of a state as one, without what is no longer present; None: nothing is.
 

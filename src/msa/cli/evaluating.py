@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from msa.model.bundle import MSAModel
 
 # options that change no answer and no score: whom and what is asked, what is shown, where it is kept
-_HARMLESS = {"run", "debug", "verbose", "out", "write", "note", "ways", "limits", "tasks", "sizes", "metric"}
-_HARMLESS |= {"skip_bad"}
+_HARMLESS = {
+    "run",
+    "debug",
+    "verbose",
+    "out",
+    "write",
+    "note",
+    "ways",
+    "limits",
+    "tasks",
+    "sizes",
+    "metric",
+    "skip_bad",
+}
 # options that change answers or scores and are kept by what they come to: the model's, the judge's in its own file
 _RESOLVED = {"model", "device", "dtype", "judge", "rubric"}
 _DENSE = "rag-minilm"  # how the names of ways that need an encoder begin

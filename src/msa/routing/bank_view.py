@@ -130,7 +130,7 @@ class BankView:
             layer: [segment.key_blocks[layer] for segment in self._segments] for layer in self.spec.layers
         }
         if joins_segments(self.tiers, self.device):
-            self._lay_side_by_side([segment for segment in self._segments if segment.name not in known])
+            self._join_blocks([segment for segment in self._segments if segment.name not in known])
         # keys on disk are scored where they are read
         self._keys_device = torch.device("cpu") if self.tiers.routing_keys == "mapped" else self.device
         self._lists: dict[str, dict[int, KeyLists | None]] = {} if previous is None else previous._lists
@@ -178,14 +178,15 @@ class BankView:
         moved = {name: value.to(self.device) for name, value in vars(found).items() if isinstance(value, Tensor)}
         return replace(found, **moved)
 
-    def _lay_side_by_side(self, segments: Sequence[SegmentLatents]) -> None:
-        """Have the keys of segments one after the other in memory, layer by layer, and make blocks over them."""
+    def _join_blocks(self, new: Sequence[SegmentLatents]) -> None:
+        """Have the keys of new segments one after the other in memory, layer by layer; a block over each run."""
         for layer in self.spec.layers:
-            moved = laid_side_by_side([segment.key_blocks[layer] for segment in segments])
-            for segment, block in zip(segments, moved, strict=True):
+            moved = laid_side_by_side([segment.key_blocks[layer] for segment in new])
+            for segment, block in zip(new, moved, strict=True):
                 segment.key_blocks[layer] = block
             self.key_blocks[layer] = adjoined([segment.key_blocks[layer] for segment in self._segments])
-            torch.cuda.empty_cache()  # where they were: pieces too small for the next layer
+            if len(new) > 1:
+                torch.cuda.empty_cache()  # where they were: pieces too small for the next layer
 
     def _make_indexes(self) -> dict[int, ClusterIndex]:
         """Router layer → lists over all segments; those that an older view has made are used again."""
