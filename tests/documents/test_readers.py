@@ -3,9 +3,8 @@ import json
 import logging
 import os
 
-import pypdf
 import pytest
-from pypdf.generic import DictionaryObject, NameObject, StreamObject
+from pdf_files import pdf
 
 from msa.documents.readers import is_stream, read_documents
 from msa.errors import DocumentError
@@ -32,30 +31,6 @@ def read_one(path):
     (document,), skipped = read(path)
     assert skipped == []
     return document
-
-
-def pdf(*pages, title=None, password=None):
-    """A small PDF with one line of text on each page."""
-    writer = pypdf.PdfWriter()
-    for text in pages:
-        page = writer.add_blank_page(200, 200)
-        font = DictionaryObject(
-            {NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")}
-            | {NameObject("/BaseFont"): NameObject("/Helvetica")}
-        )
-        page[NameObject("/Resources")] = DictionaryObject(
-            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
-        )
-        content = StreamObject()
-        content.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode() if text else b"")
-        page[NameObject("/Contents")] = content
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password, algorithm="RC4-128")
-    stream = io.BytesIO()
-    writer.write(stream)
-    return stream.getvalue()
 
 
 # folders and ids

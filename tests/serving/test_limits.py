@@ -9,6 +9,7 @@ import time
 import httpx
 import openai
 import pytest
+from pdf_files import slow_pdf
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, until
 
 from msa.serving import ServingError
@@ -24,7 +25,7 @@ def server(start, tmp_path_factory):
     limits = {
         "max_concurrent": 1, "max_waiting": 1, "max_waiting_writes": 1, "max_request_bytes": 20_000,
         "max_json_bytes": 50_000, "max_upload_bytes": 100_000, "max_document_bytes": 30_000, "body_timeout_s": 1.0,
-        "header_timeout_s": 1.0, "max_operations": 2,
+        "header_timeout_s": 1.0, "max_operations": 2, "pdf_timeout_s": 2.0,
     }  # fmt: skip
     with start(tmp_path_factory.mktemp("limited"), **limits) as server, server.http() as http:
         http.put("/v1/memories/known", json={})
@@ -358,3 +359,15 @@ def test_few_memories_stay_open(start, tmp_path):
         assert len(server.services.memories.open_ones()) <= 2
         for name in "abcde":
             assert http.get(f"/v1/memories/{name}/documents/{name}").json()["text"] == name
+
+
+def test_a_pdf_that_takes_for_ever_is_refused_and_holds_nobody(server):
+    data = slow_pdf()
+    assert len(data) < 30_000
+    with server.http() as http:
+        files = [("file", ("slow.pdf", data, "application/pdf"))]
+        error = error_of(http.post("/v1/memories/known/documents", files=files), 400, "invalid_document")
+        assert "slow.pdf took longer than 2 s to read" in error["message"]
+        files = [("file", ("note.txt", b"A note.", "text/plain"))]
+        assert http.post("/v1/memories/known/documents", files=files).status_code == 200
+        assert http.delete("/v1/memories/known/documents/note.txt").status_code == 200

@@ -64,7 +64,7 @@ def extract(data: bytes, name: str) -> FileText:
         NotTextError: a binary file, a damaged or encrypted PDF, a PDF without a text layer.
     """
     suffix = PurePath(name).suffix.lower()
-    if suffix in PDF_SUFFIXES or data.startswith(b"%PDF-"):
+    if is_pdf(data, name):
         return _extract_pdf(data)
     if suffix in HTML_SUFFIXES:
         return _extract_html(data)
@@ -272,6 +272,11 @@ def _is_hidden(tag: Any) -> bool:
 
 
 # PDF
+
+
+def is_pdf(data: bytes, name: str) -> bool:
+    """Whether a file of this name that begins with ``data`` is read as a PDF."""
+    return PurePath(name).suffix.lower() in PDF_SUFFIXES or data.startswith(b"%PDF-")
 
 
 def _extract_pdf(data: bytes) -> FileText:

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from msa.documents import Document
-from msa.documents.formats import NotTextError, clean_text, extract
+from msa.documents.apart import extract_apart
+from msa.documents.formats import NotTextError, clean_text, extract, is_pdf
 from msa.documents.readers import documents_from_mappings
 from msa.documents.records import read_jsonl
 from msa.errors import DocumentError
@@ -25,10 +26,11 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes of one document: bytes of its text or file, characters of its id."""
+    """Of one document: bytes of its text or file, characters of its id, seconds until a PDF is read."""
 
     max_document_bytes: int
     max_id_characters: int
+    pdf_timeout_s: float = 120.0
 
 
 def checked(documents: Iterator[Document], limits: Limits) -> Iterator[Document]:
@@ -126,16 +128,19 @@ def _files_of(body: IO[bytes], content_type: str, scratch: Path, limits: Limits)
             else:
                 if file.stat().st_size > limits.max_document_bytes:
                     raise too_large(name, limits.max_document_bytes)
-                yield _document_of_file(name, file.read_bytes())
+                yield _document_of_file(name, file, limits)
         finally:
             file.unlink(missing_ok=True)  # after a failure the whole folder may be gone first
     if not number_of_files:
         raise DocumentError("the form holds no file; send each as a part with a file name: -F file=@report.pdf")
 
 
-def _document_of_file(name: str, data: bytes) -> Document:
+def _document_of_file(name: str, file: Path, limits: Limits) -> Document:
+    data = file.read_bytes()
     try:
-        found = extract(data, name)
+        # a PDF can be made to take for ever
+        apart = is_pdf(data, name)
+        found = extract_apart(file, name, limits.pdf_timeout_s) if apart else extract(data, name)
     except NotTextError as error:
         raise DocumentError(f"{name} {error}") from error
     title = found.title or PurePosixPath(name).name

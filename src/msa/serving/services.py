@@ -67,7 +67,9 @@ class Services:
         self.leader = leader
         self.root = settings.folder
         self.limits = Limits(
-            max_document_bytes=settings.max_document_bytes, max_id_characters=settings.max_id_characters
+            max_document_bytes=settings.max_document_bytes,
+            max_id_characters=settings.max_id_characters,
+            pdf_timeout_s=settings.pdf_timeout_s,
         )
         self.state_folder = self.root / STATE_FOLDER
         self.large_bodies = threading.BoundedSemaphore(settings.max_large_bodies)

@@ -73,6 +73,7 @@ class ServerSettings:
         max_upload_bytes: body of JSON lines or files.
         max_document_bytes: one document or file in an upload.
         max_id_characters: a document's id.
+        pdf_timeout_s: seconds that a PDF may take to read.
         background_bytes: a larger body is answered 202 and worked on in the background.
         max_memory_bytes: size of a memory's folder; None: no limit.
         max_new_tokens: what ``max_tokens`` may ask for.
@@ -115,6 +116,7 @@ class ServerSettings:
     max_upload_bytes: int = 4 * _GIB
     max_document_bytes: int = 64 * _MIB
     max_id_characters: int = 512
+    pdf_timeout_s: float = 120.0
     background_bytes: int = 256 * _KIB
     max_memory_bytes: int | None = None
     max_new_tokens: int = 8192
