@@ -72,7 +72,11 @@ def draw(content: dict[str, Any]) -> None:
     """Resident memory minute by minute, and how long each kind of request took."""
     figure, (memory, seconds) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     minutes, mib = zip(*content["rss_mib_by_minute"], strict=True)
-    memory.plot(minutes, mib, "o-", markersize=3, color="tab:blue")
+    memory.plot(minutes, mib, "o-", markersize=3, color="tab:blue", label="all")
+    if "own_mib_by_minute" in content:
+        memory.plot(
+            *zip(*content["own_mib_by_minute"], strict=True), "--", color="tab:blue", label="without mapped files"
+        )
     memory.axvspan(0, content["warm_up_minutes"], color="0.93", label="warm-up")
     memory.set_ylim(0, 1.25 * max(mib))
     memory.set(title="resident memory of the server", xlabel="minutes", ylabel="MiB, median of each minute")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 import psutil
@@ -19,6 +19,15 @@ import psutil
 SAMPLE_S = 1.0
 START_S = 300.0
 STOP_S = 90.0
+
+
+class Usage(NamedTuple):
+    """Of a process: resident bytes, those of them that are no file's, open files and threads."""
+
+    rss: int
+    own: int
+    files: int
+    threads: int
 
 
 class Server:
@@ -31,7 +40,7 @@ class Server:
 
     Attributes:
         url: where it listens.
-        samples: seconds since watching began, and resident bytes, open files and threads then.
+        samples: seconds since watching began, and what the process used then.
 
     Raises:
         SystemExit: it does not start.
@@ -40,7 +49,7 @@ class Server:
     def __init__(self, root: Path, model: str, *options: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.log = root, root.parent / f"{root.name}-{time.time_ns()}.log"
-        self.samples: list[tuple[float, int, int, int]] = []
+        self.samples: list[tuple[float, Usage]] = []
         command = [str(Path(sys.executable).with_name("msa")), "serve", str(root), "--port", "0", "--model", model]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([*command, *options], stderr=log)
@@ -80,30 +89,34 @@ class Server:
         process, started = psutil.Process(self.process.pid), time.monotonic()
         while True:
             with contextlib.suppress(psutil.Error):  # it has ended
-                usage = (process.memory_info().rss, process.num_fds(), process.num_threads())
-                self.samples.append((time.monotonic() - started, *usage))
+                memory = process.memory_info()
+                own = memory.rss - getattr(memory, "shared", 0)
+                usage = Usage(memory.rss, own, process.num_fds(), process.num_threads())
+                self.samples.append((time.monotonic() - started, usage))
             await asyncio.sleep(SAMPLE_S)
 
     def usage(self, warm_up_minutes: float) -> dict[str, Any]:
-        """Resident memory over time, at every minute and as a line through what comes after the warm-up."""
-        mib = [(seconds / 60, rss / 2**20) for seconds, rss, _, _ in self.samples]
-        warm = [point for point in mib if point[0] >= warm_up_minutes] or mib[-1:]
-        minutes = sorted({int(minute) for minute, _ in mib})
-        by_minute = [[n, round(statistics.median(rss for at, rss in mib if int(at) == n), 1)] for n in minutes]
-        mean, rise = statistics.fmean(rss for _, rss in warm), slope(warm)
-        return {
+        """Memory over time, at every minute and as a line through what comes after the warm-up."""
+        usages = [usage for _, usage in self.samples]
+        report: dict[str, Any] = {
             "warm_up_minutes": warm_up_minutes,
-            "rss_mib_by_minute": by_minute,
-            "rss_mib": {name: round(rss, 1) for name, rss in zip(("least", "most"), _ends(warm), strict=True)},
-            "rss_slope_mib_per_minute": round(rise, 4),
-            "rss_growth_after_warm_up": round(rise * (warm[-1][0] - warm[0][0]) / mean, 5),
-            "server_open_files": [
-                self.samples[0][2],
-                self.samples[-1][2],
-                max(files for _, _, files, _ in self.samples),
-            ],
-            "server_threads": [self.samples[0][3], self.samples[-1][3]],
+            "server_open_files": [usages[0].files, usages[-1].files, max(usage.files for usage in usages)],
+            "server_threads": [usages[0].threads, usages[-1].threads],
         }
+        for name in ("rss", "own"):
+            mib = [(seconds / 60, getattr(usage, name) / 2**20) for seconds, usage in self.samples]
+            warm = [point for point in mib if point[0] >= warm_up_minutes] or mib[-1:]
+            minutes = sorted({int(minute) for minute, _ in mib})
+            mean, rise = statistics.fmean(y for _, y in warm), slope(warm)
+            report |= {
+                f"{name}_mib_by_minute": [
+                    [n, round(statistics.median(y for at, y in mib if int(at) == n), 1)] for n in minutes
+                ],
+                f"{name}_mib": {end: round(y, 1) for end, y in zip(("least", "most"), _ends(warm), strict=True)},
+                f"{name}_slope_mib_per_minute": round(rise, 4),
+                f"{name}_growth_after_warm_up": round(rise * (warm[-1][0] - warm[0][0]) / mean, 5),
+            }
+        return report
 
     def refusals_ms(self) -> list[float]:
         """How long the server itself took to say that its queue is full."""

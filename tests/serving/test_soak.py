@@ -66,11 +66,14 @@ def test_each_measurement_is_judged(scripts):
 
 def test_memory_over_minutes(scripts, tmp_path):
     server = object.__new__(scripts[1].Server)
-    server.samples = [(seconds, (100 + seconds // 60) << 20, 10, 5) for seconds in range(600)]
+    usage = scripts[1].Usage
+    server.samples = [(seconds, usage((100 + seconds // 60) << 20, 90 << 20, 10, 5)) for seconds in range(600)]
     usage = server.usage(warm_up_minutes=5)
     assert usage["rss_mib_by_minute"] == [[minute, 100 + minute] for minute in range(10)]
     assert usage["rss_slope_mib_per_minute"] == pytest.approx(1, abs=0.05)
     assert usage["rss_growth_after_warm_up"] == pytest.approx(5 / 107, abs=0.005)
+    assert usage["own_mib"] == {"least": 90, "most": 90}
+    assert usage["own_growth_after_warm_up"] == 0
 
 
 def test_the_page_shows_the_stored_run(scripts):

@@ -18,6 +18,7 @@ from starlette.routing import Match
 from msa.errors import MSAError
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError, invalid, to_api_error
+from msa.serving.heap import keep_trimming
 from msa.serving.middleware import KNOWN_METHODS, REQUEST_ID, Envelope, error_response
 from msa.serving.openapi import Application
 from msa.serving.routes import chat, documents, memories, operations, system
@@ -39,9 +40,11 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = opened if isinstance(opened, Services) else await asyncio.to_thread(Services, settings, opened)
         app.state.services = services
+        trimming = asyncio.create_task(keep_trimming())
         try:
             yield
         finally:
+            trimming.cancel()
             await asyncio.to_thread(services.close)
 
     middleware = [Middleware(Envelope, settings=settings)]
