@@ -98,6 +98,7 @@ SETS = (
 
 # settings of runs that two processes share
 TWO_AT_A_TIME: dict[str, Any] = {"micro_batches": 2}
+SHARDED: dict[str, Any] = {"micro_batches": 4, "sharded": True}
 MERGED_LORA: dict[str, Any] = {**TWO_AT_A_TIME, "trainable": "lora", "lora": LoraConfig(rank=2, merged=True)}
 
 

@@ -141,6 +141,8 @@ def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path, written, value)
         (changed(seed=2**32), "seed must be at most 4294967295"),
         (changed(trainable="some"), "trainable must be one of all, routers, lora, got 'some'"),
         (changed(precision="fp8"), "precision must be one of no, bf16, fp16, got 'fp8'"),
+        (changed(sharded=True, precision="fp16"), "sharded training is in bf16 or float32 and by adamw"),
+        (changed(sharded=True, optimizer="muon"), "sharded training is in bf16 or float32 and by adamw"),
         (changed(micro_batches=0), "micro_batches must be a number 1 or more, got 0"),
         (changed(keep_checkpoints=0), "keep_checkpoints must be a number 1 or more, got 0"),
         ("- a list", "expected keys and values"),

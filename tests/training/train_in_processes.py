@@ -6,6 +6,7 @@ little run, whose data follow from the step alone.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from children import ended, fork
 from safetensors.torch import save_file
-from tiny_training import MERGED_LORA, SETS, TWO_AT_A_TIME, Recorded, config, learner, phase
+from tiny_training import MERGED_LORA, SETS, SHARDED, TWO_AT_A_TIME, Recorded, config, learner, phase
 
 from msa.training import log as journal
 from msa.training.batches import Batches
@@ -51,7 +52,7 @@ def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
     torch.set_num_threads(1)
     # another seed: whatever a checkpoint does not hold would show
     resumed = (Path(run.out) / "checkpoints").exists()
-    model = learner(seed=99 if resumed else 0)
+    model = learner(seed=99 if resumed else 0, routing_bias=True)
     batches = Killed(run, model.protocol, [Recorded(*SETS)] * len(run.phases))
     batches.at = kill_at
     trainer = Trainer(model, run, batches)
@@ -59,8 +60,19 @@ def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
     assert trainer.run()
     if trainer.accelerator.is_main_process:
         save_file({name: value.detach().clone() for name, value in model.lm.named_parameters()}, result)
+    if run.sharded:
+        write_share(trainer, result.with_suffix(f".share-{trainer.accelerator.process_index}.json"))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def write_share(trainer: Trainer, path: Path) -> None:
+    """How much of the optimiser's state this process holds, and of how much."""
+    states = [
+        value for optimizer in trainer._optimizers for state in optimizer.state.values() for value in state.values()
+    ]
+    mine = sum(state.to_local().numel() if hasattr(state, "to_local") else state.numel() for state in states)
+    path.write_text(json.dumps([mine, sum(state.numel() for state in states)]))
 
 
 def kill_and_resume(folder: Path, seed: int) -> None:
@@ -76,6 +88,20 @@ def kill_and_resume(folder: Path, seed: int) -> None:
 
 def ranks(folder: Path, count: int, settings: dict[str, Any] = TWO_AT_A_TIME) -> None:
     """As many processes that train together as asked for."""
+    assert together(folder / "ranks", folder / "ranks.safetensors", count, settings) == [0] * count
+
+
+def kill_sharded(folder: Path, count: int) -> None:
+    """A sharded run from start to end, and one whose processes are killed and start again."""
+    settings = {**SHARDED, "checkpoint_every": 2}
+    assert together(folder / "whole", folder / "whole.safetensors", count, settings) == [0] * count
+    killed = together(folder / "killed", folder / "none", count, settings, kill_at=2)
+    assert killed == [-signal.SIGKILL] * count
+    assert together(folder / "killed", folder / "killed.safetensors", count, settings) == [0] * count
+
+
+def together(out: Path, result: Path, count: int, settings: dict[str, Any], kill_at: int = -1) -> list[int]:
+    """Processes that train one run of three steps; how each ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,12 +115,19 @@ def ranks(folder: Path, count: int, settings: dict[str, Any] = TWO_AT_A_TIME) ->
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        train(config(folder / "ranks", phase(3), **settings), folder / "ranks.safetensors")
+        train(config(out, phase(3), **settings), result, kill_at)
 
     children = [fork(lambda index=index: rank(index)) for index in range(count)]  # type: ignore[misc]
-    assert [ended(child) for child in children] == [0] * count
+    return [ended(child) for child in children]
 
 
 if __name__ == "__main__":
-    lora_ranks = partial(ranks, settings=MERGED_LORA)
-    {"kill": kill_and_resume, "ranks": ranks, "lora": lora_ranks}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    kinds = {
+        "kill": kill_and_resume,
+        "ranks": ranks,
+        "lora": partial(ranks, settings=MERGED_LORA),
+        "sharded": partial(ranks, settings=SHARDED),
+        "sharded lora": partial(ranks, settings={**MERGED_LORA, "sharded": True}),
+        "kill sharded": kill_sharded,
+    }
+    kinds[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -161,6 +161,8 @@ class TrainConfig:
         haystack: text files that fill needles' documents; empty: a text that comes with the package.
         micro_batches: memories per optimiser step over all processes; gradients are averaged.
         precision: ``'no'`` (float32; in quotes, or YAML reads it as false), ``bf16`` or ``fp16`` mixed precision.
+        sharded: of several processes (torchrun), each holds its part of weights, gradients and optimiser state (FSDP2,
+            see training/sharding.py); else all of them.
         trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
         lora: the settings of LoRA, with ``trainable: lora``.
         freeze_documents: encode documents without gradients (the document side is not trained).
@@ -191,6 +193,7 @@ class TrainConfig:
     haystack: tuple[str, ...] = ()
     micro_batches: int = 1
     precision: str = "no"
+    sharded: bool = False
     trainable: str = "all"
     lora: LoraConfig = field(default_factory=LoraConfig)
     freeze_documents: bool = False
@@ -233,6 +236,8 @@ class TrainConfig:
             raise ValueError(f"betas must be 0 or more and below 1, got {self.betas}")
         if self.lora.merged and self.trainable == "lora" and self.precision == "fp16":
             raise ValueError("merged LoRA trains in bf16 or float32, not in fp16: set precision to bf16 or no")
+        if self.sharded and (self.precision == "fp16" or self.optimizer == "muon"):
+            raise ValueError("sharded training is in bf16 or float32 and by adamw: set precision and optimizer so")
         mining = [phase.name for phase in self.phases if phase.files is not None and phase.files.mined_negatives]
         if mining and not self.refresh_every:
             raise ValueError(f"phase {mining[0]!r} mines negatives: say how often with refresh_every")

@@ -1,4 +1,4 @@
-"""The training loop: explicit, resumable to the bit, over accelerate (one process, or several by DDP)."""
+"""The training loop: explicit, resumable to the bit, over accelerate: one process, or several by DDP or FSDP2."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from msa.training.objective import LossWeights, compute_losses
 from msa.training.optimizers import build_optimizers
 from msa.training.parameters import choose_trainable
 from msa.training.past import PastDocuments
+from msa.training.sharding import ShardedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _FREE = ("out", "stop_after_minutes", "log_every", "evaluate_every", "checkpoint
 
 
 class TrainingStep(nn.Module):
-    """The objective as a module, so that DDP sees one forward pass per micro-batch."""
+    """The objective as a module, so that the engine sees one forward pass per micro-batch."""
 
     def __init__(self, lm: MSAForCausalLM, prefix_ids: Tensor, config: TrainConfig) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class TrainingStep(nn.Module):
         self.past = PastDocuments()
         probed = any(phase.weights.id_probe for phase in config.phases)
         self.id_probe = IdProbe(lm.config).to(lm.device) if probed else None
+        self._reaches_all = config.sharded
         self.prefix_ids: Tensor
         self.register_buffer("prefix_ids", prefix_ids, persistent=False)
 
@@ -67,9 +69,10 @@ class TrainingStep(nn.Module):
         if losses.memory is not None:
             self.past.add(losses.memory, past_documents)
         total = losses.total
-        if torch.is_grad_enabled() and not total.requires_grad:
-            # nothing here reaches a trained weight, for instance routers where no row routes: a step of zeros
-            total = total + 0.0 * torch.stack([p.sum() for p in self.lm.parameters() if p.requires_grad]).sum()
+        if torch.is_grad_enabled() and (self._reaches_all or not total.requires_grad):
+            # nothing here reaches a trained weight, for instance routers where no row routes: a step of zeros.
+            # Processes that share out gradients must all have the same ones
+            total = total + 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
         return total, losses.parts
 
 
@@ -85,8 +88,8 @@ class Trainer:
         accelerator: None: one is made for ``config.precision``.
 
     Raises:
-        TrainingError: an ``out`` folder with checkpoints of another configuration, or an engine that splits the network
-            over processes.
+        TrainingError: an ``out`` folder with checkpoints of another configuration, or an engine of accelerate's that
+            splits the network over processes.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Trainer:
         if self.accelerator.distributed_type not in _WHOLE_NETWORKS:
             raise TrainingError(
                 f"accelerate was asked for {self.accelerator.distributed_type.value}, which splits the network over "
-                "processes; this trainer has all of it in each of them: start it with torchrun alone"
+                "processes in its own way: start it with torchrun alone, and set 'sharded' to split it"
             )
         set_seed(config.seed)
         self._chunk_size = model.lm.config.chunk_size
@@ -122,8 +125,16 @@ class Trainer:
         self._lm.model.checkpoint_layers = config.checkpoint_layers
         step = TrainingStep(self._lm, torch.tensor(model.protocol.prefix_ids, dtype=torch.long), config)
         self._past = step.past
-        self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(step, config))
-        settings = dataclasses.asdict(config)
+        self._sharded: ShardedNetwork | None = None
+        self._step: nn.Module
+        if config.sharded and self.accelerator.num_processes > 1:
+            self._sharded = ShardedNetwork(step.to(self.accelerator.device))
+            self._step, self._optimizers = step, build_optimizers(step, config)
+        else:
+            self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(step, config))
+        # a sharded checkpoint is for as many processes as wrote it
+        shards = self.accelerator.num_processes if self._sharded is not None else None
+        settings = {**dataclasses.asdict(config), "sharded": shards}
         self._checkpoints = Checkpoints(
             Path(config.out) / "checkpoints",
             config.keep_checkpoints,
@@ -159,14 +170,20 @@ class Trainer:
         finally:
             if journal is not None:
                 journal.close()
+        if self._sharded is not None:
+            self._sharded.gather()  # for good: whoever reads the network next finds all of it
         self._lm.eval()
         return True
 
     def _save_more(self, folder: Path) -> None:
         """What this process adds to a checkpoint."""
+        if self._sharded is not None:
+            self._sharded.save(folder / "sharded", self._optimizers)
         self._past.save(folder / f"past-{self.accelerator.process_index}.safetensors")
 
     def _load_more(self, folder: Path) -> None:
+        if self._sharded is not None:
+            self._sharded.load(folder / "sharded", self._optimizers)
         self._past.load(folder / f"past-{self.accelerator.process_index}.safetensors", self.accelerator.device)
 
     def _should_stop(self, started: float) -> bool:
@@ -195,8 +212,7 @@ class Trainer:
             batch = self._batches.batch(step, micro)
             tokens += batch.num_tokens
             batch = batch.to(accelerator.device)
-            syncing = nullcontext() if count == len(mine) else accelerator.no_sync(self._step)
-            with self.computing(), syncing:
+            with self.computing(), self._averaging(count == len(mine)):
                 total, parts = self._step(batch, phase.weights, phase.past_documents)
                 # gradients are summed here and averaged over processes by the engine
                 accelerator.backward(total / len(mine))
@@ -205,7 +221,7 @@ class Trainer:
         names = sorted(sums)
         reduced = accelerator.reduce(torch.stack([sums[name] for name in names]), reduction="mean")
         means = dict(zip(names, reduced.tolist(), strict=True))
-        norm = float(accelerator.clip_grad_norm_(self._step.parameters(), config.max_grad_norm))
+        norm = self._clip()
         if not all(map(math.isfinite, means.values())) or not (math.isfinite(norm) or self._loss_scale_too_large()):
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
@@ -221,9 +237,27 @@ class Trainer:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The run's precision, and its merged weights, which passes outside compute again at every use."""
-        with self.accelerator.autocast(), merged(self._lm) if self.config.merges_lora else nullcontext():
+        """All weights, in the run's precision, and merged ones, which passes outside compute again at every use."""
+        with (
+            self._sharded.whole() if self._sharded is not None else nullcontext(),
+            self.accelerator.autocast(),
+            merged(self._lm) if self.config.merges_lora else nullcontext(),
+        ):
             yield
+
+    def _averaging(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: after the ``last`` one gradients are averaged over processes."""
+        if self._sharded is not None:
+            self._sharded.average_at(last)
+            return nullcontext()
+        waiting: AbstractContextManager[None] = self.accelerator.no_sync(self._step)
+        return nullcontext() if last else waiting
+
+    def _clip(self) -> float:
+        """Scale gradients down to ``max_grad_norm``; returns the norm they had."""
+        if self._sharded is not None:
+            return self._sharded.clip_gradients(self.config.max_grad_norm)
+        return float(self.accelerator.clip_grad_norm_(self._step.parameters(), self.config.max_grad_norm))
 
     def _loss_scale_too_large(self) -> bool:
         """In fp16, where gradients that are not finite say that their scale has to fall: the step is passed over."""
