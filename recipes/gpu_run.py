@@ -38,7 +38,6 @@ from msa.model.bundle import MSAModel, model_fingerprint
 from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch
-from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.reading import reading_rows
 from msa.training.data.samples import TrainingSet
@@ -48,7 +47,7 @@ from msa.training.objective import LossWeights
 from msa.training.parameters import has_lora, load_trained, save_trained
 from msa.training.parts import cut, join
 from msa.training.prefetch import Prefetched
-from msa.training.run import held_out_evaluation, write_metrics
+from msa.training.run import held_out_evaluation, read_within_limits, write_metrics
 from msa.training.trainer import Trainer
 
 # share of --seconds that steps are planned for; the rest is for evaluation, checkpoints and slower steps
@@ -194,18 +193,24 @@ class ReadingBatches(Batches):
             return batch
         rng = random.Random(seed)
         answered = source.answered
+        if not answered:
+            return batch
         places = [answered[rng.randrange(len(answered))] for _ in range(self._rows)]
         samples = [source.sample_at(place) for place in places]
         return replace(batch, recalls=reading_rows(source.training_set, samples, self._protocol, MOST_READ, rng))
 
 
-def read_sources(settings: TrainConfig, folder: Path) -> tuple[list[SampleSource | None], list[SampleSource | None]]:
+def read_sources(
+    settings: TrainConfig, folder: Path, protocol: Protocol
+) -> tuple[list[SampleSource | None], list[SampleSource | None]]:
     """Per phase the training and the validation data; no document of a validation or test question is in the former."""
-    corpus = [folder / "corpus.jsonl"]
-    held_out = read_training_set([folder / "validation.jsonl"], corpus=corpus)
-    # read apart, for their documents alone
-    tested = read_training_set([folder / "test.jsonl"], corpus=corpus)
-    training = read_training_set([folder / "train.jsonl"], corpus=corpus)
+
+    def read(split: str) -> TrainingSet:
+        file, corpus = folder / f"{split}.jsonl", folder / "corpus.jsonl"
+        return read_within_limits([file], [corpus], settings, protocol, PHASES[-1].digits)
+
+    # those of the test are read for their documents alone
+    held_out, tested, training = read("validation"), read("test"), read("train")
     hidden = {name for part in (held_out, tested) for sample in part.samples for name in sample.positives}
     seen = TrainingSet(
         corpus={name: text for name, text in training.corpus.items() if name not in hidden},
@@ -254,7 +259,7 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
         apply_adapter(model.lm, args.start, backbone=backbone)
     model.lm.add_routing_bias(ROUTING_BIAS)
     model.lm.temperature.data.fill_(ROUTING_TEMPERATURE)
-    sources, held_out = read_sources(settings, args.data)
+    sources, held_out = read_sources(settings, args.data, model.protocol)
     reading = ReadingBatches(settings, model.protocol, sources, args.reading)
     batches = Prefetched(reading, settings, workers=args.workers)
     measured = held_out_evaluation(model, settings, batches, held_out)

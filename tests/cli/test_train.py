@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 import msa as package
+from msa.cli import train
 from msa.training.log import read_log
 
 DOCUMENTS = [{"id": "ada", "text": "Ada met Charles."}, {"id": "snow", "text": "Snow falls in January."}]
@@ -138,3 +140,13 @@ def test_a_configuration_that_is_not_there(msa, tmp_path):
     result = msa("train", tmp_path / "gone.yaml")
     assert result.code == 1
     assert "gone.yaml" in result.err
+
+
+def test_under_torchrun_each_process_loads_on_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert train._device_of_process("auto") == ("cuda:3" if torch.cuda.is_available() else "auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = ("auto", "cuda", "cpu", "cuda:1")
+    assert [train._device_of_process(device) for device in asked] == ["cuda:3", "cuda:3", "cpu", "cuda:1"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert [train._device_of_process(device) for device in asked] == [*asked]

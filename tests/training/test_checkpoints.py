@@ -3,9 +3,11 @@
 import logging
 
 import pytest
+import torch
 from accelerate import Accelerator
 from torch import nn
 
+from msa.errors import TrainingError
 from msa.training.checkpoints import Checkpoints
 
 
@@ -24,6 +26,15 @@ def accelerator():
     accelerator.prepare(Tied())
     yield accelerator
     accelerator.free_memory()
+
+
+def test_processes_that_do_not_share_the_folder_are_told(tmp_path, accelerator):
+    """As on several machines whose disks are their own."""
+    checkpoints = Checkpoints(tmp_path, keep=1, fingerprint={})
+    checkpoints.save(accelerator, 3, lambda folder: None)
+    accelerator.gather = lambda newest: torch.cat([newest, torch.zeros_like(newest)])
+    with pytest.raises(TrainingError, match="'out' must be a folder they share"):
+        checkpoints.resume(accelerator, lambda folder: None)
 
 
 def test_a_save_does_not_warn_of_weights_that_are_tied(tmp_path, accelerator, caplog):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_training import MERGED_LORA, SHARDED, TWO_AT_A_TIME, config, learner, phase, trainer, weights
 
 from msa.errors import TrainingError
+from msa.model import MSAForCausalLM
 from msa.training.log import read_log
 from msa.training.sharding import ShardedNetwork
 
@@ -27,7 +28,7 @@ KINDS = {
 def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path, kind, settings):
     """One of them has no rows to retrieve for in some steps, and less to read than the other in all."""
     run_processes(kind, tmp_path)
-    model = learner(routing_bias=True)
+    model = learner(routing_bias=True, tie_word_embeddings=True)
     assert trainer(model, config(tmp_path / "alone", phase(3), **settings)).run()
     together = load_file(tmp_path / "ranks.safetensors")
     alone = weights(model.lm)
@@ -47,6 +48,11 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path, kind, se
     # both processes' random states were kept, and what they wrote is one run
     kept = sorted(path.name for path in (tmp_path / "ranks" / "checkpoints" / "step-00000003").iterdir())
     assert [name for name in kept if name.startswith("random")] == ["random_states_0.pkl", "random_states_1.pkl"]
+    if kind == "sharded":
+        saved = MSAForCausalLM.from_pretrained(tmp_path / "ranks.model", dtype=torch.float32)
+        assert weights(saved).keys() == alone.keys()
+        for name, value in weights(saved).items():
+            assert torch.equal(value, together[name]), name
     if "sharded" in kind:
         for rank in range(2):
             mine, whole = json.loads((tmp_path / f"ranks.share-{rank}.json").read_text())
@@ -60,7 +66,10 @@ def test_killed_and_resumed_sharded_training_is_the_same_to_the_bit(tmp_path):
     for name, value in whole.items():
         assert torch.equal(value, killed[name]), name
     with pytest.raises(TrainingError, match=r"other settings \(sharded\)"):
-        trainer(learner(routing_bias=True), config(tmp_path / "whole", phase(3), **SHARDED, checkpoint_every=2))
+        trainer(
+            learner(routing_bias=True, tie_word_embeddings=True),
+            config(tmp_path / "whole", phase(3), **SHARDED, checkpoint_every=2),
+        )
 
 
 def run_processes(kind, folder):

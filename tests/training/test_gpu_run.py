@@ -126,7 +126,7 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
 def test_held_out_documents_are_no_training_documents(arguments):
     gpu_run = recipe("gpu_run")
     args = gpu_run.parse([*arguments, "--steps", *"11111"])
-    training, held_out = gpu_run.read_sources(gpu_run.config(args, [1] * 5, 1.0), args.data)
+    training, held_out = gpu_run.read_sources(gpu_run.config(args, [1] * 5, 1.0), args.data, tiny_model().protocol)
     assert len(training) == len(held_out) == 5
     assert set(training[-1].training_set.corpus) == {str(n) for n in range(8)}
     assert [sample.positives for sample in held_out[-1].training_set.samples] == [("8",), ("9",), ("10",), ("11",)]

@@ -313,6 +313,16 @@ def test_phases_may_differ_in_chunk_size_and_a_resumed_run_knows_it(tmp_path):
     assert_same_weights(weights(again.lm), weights(model.lm))
 
 
+@pytest.mark.parametrize(("trainable", "expected"), [("all", 3), ("routers", 4)])
+def test_a_finished_run_that_is_repeated_has_the_last_phase_s_chunk_size(tmp_path, trainable, expected):
+    """An adapter's model keeps its own: the adapter does not say another."""
+    run = config(tmp_path, phase(1, chunk_size=2), phase(1, chunk_size=3), trainable=trainable)
+    for _ in range(2):
+        model = learner()
+        assert trainer(model, run).run()
+        assert model.lm.config.chunk_size == expected
+
+
 def test_half_precision_changes_the_losses_little_and_keeps_the_weights_in_float32(tmp_path):
     losses = []
     for precision in ("no", "bf16"):

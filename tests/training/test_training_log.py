@@ -45,6 +45,14 @@ def test_steps_are_written_as_often_as_asked_and_the_last_always(tmp_path, netwo
     assert first["utilisation"] == pytest.approx(6 * 12 * first["tokens_per_second"] / log._peak)
 
 
+def test_of_several_processes_the_peak_is_that_of_all(tmp_path, network, monkeypatch):
+    monkeypatch.setattr("msa.training.log.matmul_peak", lambda device, dtype: 100.0)
+    run = config(tmp_path, phase(6))
+    log = TrainingLog(tmp_path, run, network, processes=3)
+    assert log._peak == 300.0
+    log.close()
+
+
 def test_an_evaluation_is_no_part_of_a_step_s_time(tmp_path, network):
     log = open_log(tmp_path, network, log_every=3)
     for step in range(1, 4):

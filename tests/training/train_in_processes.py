@@ -25,6 +25,7 @@ from msa.training import log as journal
 from msa.training.batches import Batches
 from msa.training.config import TrainConfig
 from msa.training.data.collate import TrainingBatch
+from msa.training.run import save_result
 from msa.training.trainer import Trainer
 
 STEPS = 7
@@ -52,7 +53,7 @@ def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
     torch.set_num_threads(1)
     # another seed: whatever a checkpoint does not hold would show
     resumed = (Path(run.out) / "checkpoints").exists()
-    model = learner(seed=99 if resumed else 0, routing_bias=True)
+    model = learner(seed=99 if resumed else 0, routing_bias=True, tie_word_embeddings=True)
     batches = Killed(run, model.protocol, [Recorded(*SETS)] * len(run.phases))
     batches.at = kill_at
     trainer = Trainer(model, run, batches)
@@ -60,6 +61,8 @@ def train(run: TrainConfig, result: Path, kill_at: int = -1) -> None:
     assert trainer.run()
     if trainer.accelerator.is_main_process:
         save_file({name: value.detach().clone() for name, value in model.lm.named_parameters()}, result)
+        if run.sharded and run.trainable == "all":  # as train() does, with one process left
+            save_result(model, run, result.with_suffix(".model"), {})
     if run.sharded:
         write_share(trainer, result.with_suffix(f".share-{trainer.accelerator.process_index}.json"))
     if torch.distributed.is_initialized():

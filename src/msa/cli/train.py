@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 
 from msa.cli.console import write_line, write_note
 from msa.cli.options import ArgumentParser, Subparsers, add_command, add_device_option, add_model_option
@@ -51,10 +52,18 @@ def run(args: argparse.Namespace) -> int:
     changes = {"out": args.out, "stop_after_minutes": args.stop_after, "model": args.model}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
     logging.getLogger("msa").setLevel(logging.INFO)
-    model = zoo.load(config.model, device=args.device, dtype="float32")
+    model = zoo.load(config.model, device=_device_of_process(args.device), dtype="float32")
     finished = train(model, config)
     if finished is None:
         write_note(f"stopped before the end; run the same command again to go on from {config.out}/checkpoints")
     else:
         write_line(f"trained: {finished}")
     return 0
+
+
+def _device_of_process(asked: str) -> str:
+    """Under torchrun each process has a GPU of its own; without a number, all would load their network on the first."""
+    import torch
+
+    number = os.environ.get("LOCAL_RANK")
+    return f"cuda:{number}" if number and asked in ("auto", "cuda") and torch.cuda.is_available() else asked

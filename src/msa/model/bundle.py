@@ -65,10 +65,13 @@ class MSAModel:
         """16 hexadecimal digits that tell whether two models make the same memory, whatever dtype they run in."""
         return model_fingerprint(self.lm)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights, config (with the protocol) and tokenizer to ``folder``."""
+    def save_pretrained(self, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write weights, config (with the protocol) and tokenizer to ``folder``.
+
+        ``weights`` are written in place of what the network's ``state_dict`` gives.
+        """
         self.lm.config.protocol = self.protocol.strings.to_config()
-        self.lm.save_pretrained(folder)
+        self.lm.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -160,6 +163,8 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:n, got {device!r}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:n, got {device!r}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r} was asked for, but {torch.cuda.device_count()} CUDA device(s) are visible")
     return chosen

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from msa.errors import TrainingError
@@ -72,9 +73,14 @@ class Checkpoints:
         ``read`` gets the folder, for what ``add`` of :meth:`save` put there.
 
         Raises:
-            TrainingError: it belongs to another configuration, which is named.
+            TrainingError: it belongs to another configuration, which is named, or not every process sees it.
         """
         steps = self.steps()
+        newest = torch.tensor([steps[-1] if steps else 0], device=accelerator.device)
+        if bool((accelerator.gather(newest) != newest).any()):
+            raise TrainingError(
+                f"the processes do not see the same checkpoints in {self._folder}: 'out' must be a folder they share"
+            )
         if not steps:
             return 0
         folder = self._folder / f"step-{steps[-1]:08d}"

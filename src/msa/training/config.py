@@ -121,6 +121,11 @@ class Phase:
         )
         if self.weights.id_probe and self.id_digits > PLACES:
             raise ValueError(f"phase {self.name!r}: the id probe reads {PLACES} digits, id_digits is {self.id_digits}")
+        if self.past_documents and self.files:
+            raise ValueError(
+                f"phase {self.name!r}: past_documents are for needles and variables, whose documents are new in every "
+                "step; of files an earlier copy of the right document would count as wrong"
+            )
         if any(data.questions < 1 for data in given):
             raise ValueError(f"phase {self.name!r}: questions must be a number 1 or more, got 0")
 
@@ -236,6 +241,10 @@ class TrainConfig:
             raise ValueError(f"betas must be 0 or more and below 1, got {self.betas}")
         if self.lora.merged and self.trainable == "lora" and self.precision == "fp16":
             raise ValueError("merged LoRA trains in bf16 or float32, not in fp16: set precision to bf16 or no")
+        if self.precision == "fp16" and (self.router_rate is not None or self.optimizer == "muon"):
+            raise ValueError("fp16 trains with one optimiser: set precision to bf16, or use adamw without router_rate")
+        if self.freeze_documents and any(phase.weights.closing_id for phase in self.phases):
+            raise ValueError("closing_id trains the document side: set its weight to 0 with freeze_documents")
         if self.sharded and (self.precision == "fp16" or self.optimizer == "muon"):
             raise ValueError("sharded training is in bf16 or float32 and by adamw: set precision and optimizer so")
         mining = [phase.name for phase in self.phases if phase.files is not None and phase.files.mined_negatives]

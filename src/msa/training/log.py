@@ -24,7 +24,7 @@ class TrainingLog:
     6 · parameters · tokens would need (recomputation and attention are not counted).
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, network: nn.Module) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, network: nn.Module, processes: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._every, self._total = folder, config.log_every, config.total_steps
         self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
@@ -33,7 +33,8 @@ class TrainingLog:
         self._board = _board(folder / "tensorboard")
         self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
         device = next(network.parameters()).device
-        self._peak = matmul_peak(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        self._peak = processes * matmul_peak(device, dtypes.get(config.precision, torch.float32))
         self._begin()
 
     def step(self, step: int, phase: str, losses: dict[str, float], norm: float, tokens: int) -> None:

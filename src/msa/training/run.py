@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from msa.documents import Protocol
 from msa.errors import TrainingDataError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
@@ -52,14 +53,22 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
         return None
     if not trainer.accelerator.is_main_process:
         return result
-    if config.trainable == "all":
-        model.save_pretrained(result)
-    else:
-        scale = config.lora.alpha / config.lora.rank
-        save_trained(model.lm, result, lora_scale=scale, metadata={**base, "config": config.to_yaml()})
+    save_result(model, config, result, base)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     log.info("trained %s", result)
     return result
+
+
+def save_result(model: MSAModel, config: TrainConfig, result: Path, base: dict[str, str]) -> None:
+    """Write what was trained: the whole model, or an adapter that names in ``base`` what it belongs to."""
+    if config.trainable != "all":
+        scale = config.lora.alpha / config.lora.rank
+        save_trained(model.lm, result, lora_scale=scale, metadata={**base, "config": config.to_yaml()})
+        return
+    weights = None
+    if config.sharded:  # a state_dict would divide the gathered weights again
+        weights = {name: p.detach() for name, p in model.lm.named_parameters(remove_duplicate=False)}
+    model.save_pretrained(result, weights)
 
 
 def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list[Source]]:
@@ -84,25 +93,23 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list
             training.append(None)
             held_out.append(None)
         else:
-            training.append(_file_source(model, config, phase, files, held_out=False))
-            held_out.append(_file_source(model, config, phase, files, held_out=True))
+            seen, other = (_file_set(model, config, phase, files, held_out=side) for side in (False, True))
+            if phase.files.held_out_paths:
+                seen = without_held_out(seen, other)
+            training.append(FileSource(seen, phase.files, config.seed))
+            held_out.append(FileSource(other, phase.files, config.seed))
     return training, held_out
 
 
-def _file_source(
+def _file_set(
     model: MSAModel, config: TrainConfig, phase: Phase, known: dict[object, TrainingSet], *, held_out: bool
-) -> SampleSource:
+) -> TrainingSet:
     assert phase.files is not None
     paths = phase.files.held_out_paths if held_out and phase.files.held_out_paths else phase.files.paths
     key = (paths, phase.files.corpus, phase.files.skip_bad, phase.files.min_hops, phase.id_digits)
     if key not in known:
-        known[key] = read_training_set(
-            [Path(path) for path in paths],
-            corpus=[Path(path) for path in phase.files.corpus],
-            # the id stands at both ends, between control tokens
-            max_document_tokens=config.max_document_tokens,
-            count_tokens=lambda text: len(model.protocol.document_ids(10**phase.id_digits - 1, text)),
-            skip_bad=phase.files.skip_bad,
+        known[key] = read_within_limits(
+            paths, phase.files.corpus, config, model.protocol, phase.id_digits, skip_bad=phase.files.skip_bad
         )
         kept = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
         if not kept:
@@ -111,7 +118,39 @@ def _file_source(
                 f"lower min_hops of phase {phase.name!r}, or add samples with hops"
             )
         known[key].samples = kept
-    return FileSource(known[key], phase.files, config.seed)
+    return known[key]
+
+
+def read_within_limits(
+    paths: Sequence[str | Path],
+    corpus: Sequence[str | Path],
+    config: TrainConfig,
+    protocol: Protocol,
+    id_digits: int,
+    *,
+    skip_bad: bool = False,
+) -> TrainingSet:
+    """Files of samples, and further ones of documents that they name, as far as the run's documents may be long.
+
+    Raises:
+        TrainingDataError: see :func:`read_training_set`.
+    """
+    return read_training_set(
+        paths,
+        corpus=corpus,
+        # the id stands at both ends, between control tokens
+        max_document_tokens=config.max_document_tokens,
+        count_tokens=lambda text: len(protocol.document_ids(10**id_digits - 1, text)),
+        skip_bad=skip_bad,
+    )
+
+
+def without_held_out(training: TrainingSet, held_out: TrainingSet) -> TrainingSet:
+    """The training set without documents that held-out questions are about, but for those it asks about itself."""
+    named = {name for sample in training.samples for name in sample.named}
+    hidden = {name for sample in held_out.samples for name in sample.positives} - named
+    corpus = {name: text for name, text in training.corpus.items() if name not in hidden}
+    return TrainingSet(corpus=corpus, samples=training.samples)
 
 
 def held_out_evaluation(

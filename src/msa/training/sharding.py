@@ -45,8 +45,10 @@ class ShardedNetwork:
     def whole(self) -> Iterator[None]:
         """All weights in every process while it is open; all processes must open it."""
         self.gather()
-        yield
-        self._shards.reshard()
+        try:
+            yield
+        finally:
+            self._shards.reshard()
 
     def gather(self) -> None:
         """All weights in every process until the next backward pass; all processes must call it."""

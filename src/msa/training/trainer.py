@@ -110,7 +110,8 @@ class Trainer:
         )
         if config.micro_batches % self.accelerator.num_processes:
             raise TrainingError(
-                f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes"
+                f"micro_batches {config.micro_batches} do not divide over {self.accelerator.num_processes} processes: "
+                f"set them to a multiple of {self.accelerator.num_processes}"
             )
         if self.accelerator.distributed_type not in _WHOLE_NETWORKS:
             raise TrainingError(
@@ -150,7 +151,9 @@ class Trainer:
         """
         started, total = time.monotonic(), self.config.total_steps
         journal = (
-            TrainingLog(Path(self.config.out), self.config, self._lm) if self.accelerator.is_main_process else None
+            TrainingLog(Path(self.config.out), self.config, self._lm, self.accelerator.num_processes)
+            if self.accelerator.is_main_process
+            else None
         )
         try:
             with _uncast(self._lm, self.config):
@@ -171,7 +174,9 @@ class Trainer:
             if journal is not None:
                 journal.close()
         if self._sharded is not None:
-            self._sharded.gather()  # for good: whoever reads the network next finds all of it
+            self._sharded.gather()  # for good: whoever reads the network's parameters next finds all of them
+        last = self.config.phases[-1].chunk_size if self.config.trainable == "all" else 0
+        self._lm.config.chunk_size = last or self._chunk_size
         self._lm.eval()
         return True
 
@@ -203,8 +208,9 @@ class Trainer:
         if step and config.phase_at(step - 1)[1].chunk_size != phase.chunk_size:
             self._past.clear()
         folder = Path(config.out) / "snapshots"
-        with torch.no_grad(), self.computing():
-            self._batches.refresh(self._lm, step, folder, writes=accelerator.is_main_process)
+        if config.refresh_every:
+            with torch.no_grad(), self.computing():
+                self._batches.refresh(self._lm, step, folder, writes=accelerator.is_main_process)
         mine = range(accelerator.process_index, config.micro_batches, accelerator.num_processes)
         sums: dict[str, Tensor] = {}
         tokens = 0

@@ -122,7 +122,9 @@ def test_positives_point_to_the_right_documents_after_sorting(protocol):
         assert protocol.decode_all(learnt).startswith(written if written else protocol.strings.end_of_retrieve)
 
 
-def test_documents_already_read_are_not_selectable(protocol):
+@pytest.mark.parametrize("exclude_read", [True, False])
+def test_documents_already_read_are_selectable_where_the_engine_selects_them(tokenizer, exclude_read):
+    protocol = Protocol(dataclasses.replace(SHORT, exclude_read=exclude_read), tokenizer)
     training_set, steps = all_steps_set()
     number_of = dict(zip(CORPUS, NUMBERS, strict=True))
     step_of = {tuple(tokenize_step(step, protocol, CORPUS, number_of).ids): step for step in steps}
@@ -131,10 +133,10 @@ def test_documents_already_read_are_not_selectable(protocol):
     for ids, bucket, row in rows_of(batch):
         read = {number_of[name] for found in step_of[tuple(ids)].found for name in found}
         left_out = {batch.numbers[i] for i, may in enumerate(bucket.selectable[row].tolist()) if not may}
-        assert left_out == read
+        assert left_out == (read if exclude_read else set())
         hidden.append(len(left_out))
         assert bucket.selectable[row, bucket.positives[row]].all()
-    assert sorted(hidden) == [0, 0, 0, 1, 1, 1, 2]
+    assert sorted(hidden) == ([0, 0, 0, 1, 1, 1, 2] if exclude_read else [0] * 7)
 
 
 def test_closing_lengths_cover_the_id_at_the_end(protocol):
@@ -240,6 +242,14 @@ def test_second_tries_read_another_document_and_then_retrieve_the_first_hop():
         assert step.answer is None
         ((read,),) = step.found
         assert read not in sample.positives
+
+
+def test_without_another_document_there_is_no_second_try():
+    sample = Sample(query="?", positives=("a",), answer="A")
+    for corpus in (["a"], ["a", "b"]):
+        steps = choose_steps([sample], corpus, 0.0, random.Random(0), second_tries=1.0)
+        assert [len(step.found) for step in steps] == [len(corpus) - 1]
+        assert steps[0].target == ("a",)
 
 
 def test_hops_must_name_the_positives():

@@ -175,8 +175,8 @@ def choose_steps(
             chosen.append(refusal_step(sample, *_missed(sample, corpus, misses, rng)))
         elif not steps[-1].target and (len(steps) == 1 or rng.random() < final):
             chosen.append(steps[-1])
-        elif second_tries and rng.random() < second_tries:
-            chosen.append(second_try(sample, *_missed(sample, corpus, 1, rng)))
+        elif second_tries and rng.random() < second_tries and (missed := _missed(sample, corpus, 1, rng)):
+            chosen.append(second_try(sample, *missed))
         else:
             chosen.append(rng.choice([step for step in steps if step.target]))
     return chosen
@@ -256,14 +256,19 @@ def _rows(
     """The rows in buckets; ``index`` counts documents as the memory does."""
     tokenized = [tokenize_step(step, protocol, training_set.corpus, number_of) for step in steps]
     samples = training_set.samples
+    hides = protocol.strings.exclude_read
     return [
-        _row_bucket([tokenized[i] for i in group], [steps[i] for i in group], [samples[i] for i in group], index)
+        _row_bucket([tokenized[i] for i in group], [steps[i] for i in group], [samples[i] for i in group], index, hides)
         for group in length_buckets([len(row.ids) for row in tokenized], bucket_tokens)
     ]
 
 
 def _row_bucket(
-    rows: Sequence[TokenizedStep], steps: Sequence[RetrievalStep], samples: Sequence[Sample], index: Mapping[str, int]
+    rows: Sequence[TokenizedStep],
+    steps: Sequence[RetrievalStep],
+    samples: Sequence[Sample],
+    index: Mapping[str, int],
+    hides_read: bool,
 ) -> RowBucket:
     teacher = torch.full((len(steps), len(index)), float("-inf"))
     for row, (step, sample) in enumerate(zip(steps, samples, strict=True)):
@@ -271,7 +276,7 @@ def _row_bucket(
             for name, score in sample.teacher:
                 teacher[row, index[name]] = score
     selectable = torch.ones(len(steps), len(index), dtype=torch.bool)
-    for row, step in enumerate(steps):
+    for row, step in enumerate(steps if hides_read else []):
         selectable[row, [index[name] for found in step.found for name in found]] = False
     return RowBucket(
         input_ids=_padded([row.ids for row in rows], 0),
