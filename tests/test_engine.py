@@ -346,6 +346,14 @@ def test_stop_strings_end_the_answer(engine, monkeypatch):
         assert (done.answer.usage.completion_tokens < len(text)) == bool(stop)
 
 
+def test_a_stop_string_that_ends_with_the_last_token_allowed(engine, monkeypatch):
+    scripted(monkeypatch, engine, "<|object_ref_end|>", "before END of it, after")
+    options = AskOptions(retrieval="generative", stop=("END",), max_new_tokens=len("before END"))
+    *_, done = engine.stream("Which?", options)
+    assert done.answer.usage.completion_tokens == len("before END")
+    assert done.answer.finish_reason == "stop"
+
+
 def test_one_row_that_stops_does_not_stop_the_others(engine):
     options = AskOptions(retrieval="routed", max_new_tokens=16)
     whole = engine.ask(QUESTIONS, options)

@@ -119,8 +119,9 @@ def test_dtype_and_device_are_checked(folder):
     assert zoo.load(folder, device="cpu", dtype="bfloat16").lm.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype"):
         zoo.load(folder, dtype="float64")
-    with pytest.raises(ValueError, match="device"):
-        zoo.load(folder, device="toaster")
+    for device in ("toaster", "mps", "meta"):
+        with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:n"):
+            zoo.load(folder, device=device)
 
 
 @pytest.mark.parametrize("name", ["unknown", "./unknown", "/nowhere/unknown", "a/b/c", "~/no-such-folder"])

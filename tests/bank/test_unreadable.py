@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bank_helpers import add, assert_latents_complete, contents, document
 
 from msa.bank import MemoryBank
@@ -31,6 +32,18 @@ def test_a_file_cut_short_while_it_is_open(folder: Path) -> None:
         assert contents(bank) == {"a": "first", "b": "second"}
         file.unlink()
         assert [*held.problems()] == [f"{file} cannot be read (No such file or directory)"]
+
+
+def test_what_was_opened_is_loaded_after_its_file_is_gone(folder: Path) -> None:
+    """A writer removes the files of segments that it has merged; who reads the version before goes on reading."""
+    (file, _) = files_of(folder, "safetensors")
+    with MemoryBank.open(folder, read_only=True) as bank:
+        held = bank.segments()[0].latents
+        layer = bank.spec.layers[0]
+        expected = held.tensor("routing_keys", layer).clone()
+        file.unlink()
+        assert torch.equal(held.load("routing_keys", layer, 0, len(expected)), expected)
+        assert torch.equal(held.rows("routing_keys", layer, torch.arange(len(expected))), expected)
 
 
 @pytest.mark.parametrize("ending", ["sqlite", "safetensors"])

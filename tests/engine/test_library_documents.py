@@ -9,6 +9,7 @@ import torch
 from msa import DocumentMemory
 from msa.engine.library_documents import LibraryDocuments
 from msa.generation.constraint import IdTrie
+from msa.ops import Routing
 
 
 class Numbered(DocumentMemory):
@@ -30,6 +31,18 @@ def test_numbers_are_found_where_they_stand(model, numbers):
         assert found.index(number) == (numbers.index(number) if number in numbers else None)
     asked = [900, 4, 2, 10**18, 17]
     assert found.indices(asked) == [numbers.index(number) for number in asked if number in numbers]
+
+
+def test_of_equal_scores_the_first_added_goes_first(model):
+    """Whatever the number of documents; torch.topk leaves it open."""
+    for count in (20, 300, 5000):
+        found = documents(model, [*range(1, count + 1)])
+        found.hits = lambda indices, scores: indices
+        found.best_chunks = lambda hits, chunks: []
+        scores = torch.zeros(1, count)
+        scores[0, count // 2] = 1.0
+        routing = {0: Routing(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), scores, scores)}
+        assert found.best(routing, 0, 4)[0] == [count // 2, 0, 1, 2]
 
 
 def test_two_million_documents_cost_no_seconds(model):

@@ -11,13 +11,33 @@ from tiny import tiny_model
 import msa.bank.bank
 import msa.memory.memory
 from msa import Memory
-from msa.errors import BankError, BankLockedError
+from msa.errors import BankError, BankLockedError, MemoryBudgetError
+from msa.routing import BankView
 
 
 @pytest.fixture
 def memory(tmp_path, model):
     with Memory.open(tmp_path / "memory", model) as opened:
         yield opened
+
+
+def test_a_version_that_fits_only_alone(memory, monkeypatch):
+    """After a compaction nothing of the old version is used again, and there may be no room for both."""
+    memory.add([{"id": f"d{n}", "text": text_of(n)} for n in range(4)])
+    assert memory.search("d1")
+    opened = []
+
+    def room_for_one(bank, device, tiers, previous):
+        opened.append(previous)
+        if previous is not None:
+            raise MemoryBudgetError("no room for both")
+        return BankView(bank, device, tiers)
+
+    monkeypatch.setattr(memory, "open_view", room_for_one)
+    memory.delete(["d0"])
+    memory.compact()
+    assert {hit.id for hit in memory.search("d1")} == {"d1", "d2", "d3"}
+    assert [view is None for view in opened] == [False, True]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same object", "one of its own"])

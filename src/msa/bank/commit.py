@@ -58,6 +58,7 @@ def write_segment(
         with disk_errors(segments):
             segments.mkdir(exist_ok=True)
             (folder / PENDING).touch()
+            fsync_folder(folder)
         info = write_latents(
             segments,
             name,

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +31,7 @@ _HEADER_ALIGNMENT = 64
 _CHECKSUM_KEY = "xxh3-128 of {}"
 _UNKNOWN = "0" * 32
 _BLOCK_BYTES = 1 << 22
+_READ_BYTES = 1 << 28  # of one read; more than 2 GiB it would not do
 _READERS = 16  # reads of the disk that are under way at the same time
 
 Pieces = Callable[[Kind, int], Iterable[Tensor]]
@@ -100,13 +100,7 @@ class LatentsFile:
         mapped = self._map(name)
         loaded = torch.empty((end - first, *mapped.shape[1:]), dtype=mapped.dtype)
         if loaded.numel():
-            row_bytes = loaded[0].nbytes
-            try:
-                with open(self.file, "rb", buffering=0) as stream:
-                    stream.seek(self._places[name] + first * row_bytes)
-                    _read_into(stream, _bytes(loaded))
-            except OSError as error:
-                raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+            self._read(self._places[name] + first * loaded[0].nbytes, _bytes(loaded))
         if len(loaded) == len(mapped) and checksum(_bytes(loaded)) != self._checksums[name]:
             raise BankCorruptError(f"{self.file} is damaged: the checksum of {name} is wrong")
         return loaded
@@ -141,6 +135,17 @@ class LatentsFile:
             return all(os.preadv(self._descriptor, [data], place) == len(data) for data, place in runs)
         except OSError as error:
             raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+
+    def _read(self, place: int, data: memoryview) -> None:
+        """Fill ``data`` from the file as it was opened, which may have no name any more."""
+        while len(data):
+            try:
+                count = os.preadv(self._descriptor, [data[:_READ_BYTES]], place)
+            except OSError as error:
+                raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+            if not count:
+                raise BankCorruptError(f"{self.file} is damaged: it ends too early")
+            place, data = place + count, data[count:]
 
     def problems(self, check: Callable[[], None] = lambda: None) -> Iterator[str]:
         """A line for every tensor whose checksum is wrong; ``check`` is called before each and may raise.
@@ -186,15 +191,6 @@ def _reading() -> ThreadPoolExecutor:
 
 # a child process has none of its parent's threads
 os.register_at_fork(after_in_child=_reading.cache_clear)
-
-
-def _read_into(stream: RawIOBase, data: memoryview) -> None:
-    """Fill ``data``; one call reads at most 2 GB."""
-    while len(data):
-        count = stream.readinto(data)
-        if not count:
-            raise OSError(0, "the file ends too early")
-        data = data[count:]
 
 
 def _checked_header(file: Path, info: SegmentInfo, spec: BankSpec) -> tuple[dict[str, str], dict[str, int]]:

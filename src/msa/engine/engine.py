@@ -70,7 +70,7 @@ class Engine:
         if not questions:
             return []
         turns = [self.model.protocol.question_turn(question) for question in questions]
-        limit = self.model.lm.config.question_tokens
+        limit = self.model.lm.config.question_tokens - len(self.model.protocol.prefix_ids)
         for turn in turns:
             if len(turn.ids) > limit:
                 raise ContextLengthError(
@@ -163,7 +163,7 @@ class Engine:
             piece = session.stream.push(token)
             if piece:
                 yield index, TextPiece(text=piece)
-            if session.stream.stopped and decoding.rows[index].finish_reason is None:
+            if session.stream.stopped:
                 decoding.rows[index].finish_reason = "stop"
         for index, session in enumerate(sessions):
             reason = decoding.rows[index].finish_reason or "stop"

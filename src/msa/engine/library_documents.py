@@ -15,6 +15,7 @@ from msa.documents import Protocol
 from msa.generation.budget import Candidate, Fitted, fit_documents
 from msa.generation.types import Hit
 from msa.ops import Routing
+from msa.ops.route import best_documents
 from msa.routing import Library
 from msa.routing.ranking import WORD_RANKS, fused_scores, mean_over_layers
 
@@ -62,8 +63,8 @@ class LibraryDocuments:
         if words is not None:
             selectable = self.library.numbers[(scores > float("-inf")).cpu().numpy()]
             scores = fused_scores(scores, self.indices(self.library.matches(words, WORD_RANKS, selectable)))
-        values, indices = scores.topk(min(top_k, scores.shape[0]))
-        chosen = indices[values > float("-inf")].tolist()
+        indices = best_documents(scores[None], top_k)[0]
+        chosen = indices[scores[indices] > float("-inf")].tolist()
         hits = self.hits(chosen, scores)
         if words is not None:
             hits = [replace(hit, ranking="hybrid") for hit in hits]

@@ -33,7 +33,8 @@ class Limits:
         max_documents_per_round: ids taken from one round, in the order written.
         max_id_tokens: tokens the model may write in a round.
         max_new_tokens: tokens of the answer.
-        context_tokens: the model's context; what is inserted must leave room for the answer.
+        context_tokens: of the model's context, without the positions of the selected documents; what is inserted must
+            leave room for the answer.
     """
 
     max_rounds: int = 4

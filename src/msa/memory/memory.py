@@ -15,7 +15,7 @@ from msa.bank import MemoryBank
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.engine import Engine
-from msa.errors import NoDocumentsError, ParallelError
+from msa.errors import MemoryBudgetError, NoDocumentsError, ParallelError
 from msa.generation.decoding import Decoding
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
@@ -294,9 +294,20 @@ class Memory:
                 if self._ranks is not None:
                     self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
                 else:
-                    self._view = self.open_view(self._bank, self.model.device, self._tiers, self._view)
+                    self._view = self._newer_view()
                     self._engine = (self._view.version, Engine(self.model, self._view))
             return self._engine[1]
+
+    def _newer_view(self) -> View:
+        """The latest version, by what is loaded of the last one."""
+        try:
+            return self.open_view(self._bank, self.model.device, self._tiers, self._view)
+        except MemoryBudgetError:
+            if self._view is None:
+                raise
+            # all was written anew, as by a compaction: there is room for one version, not for both
+            self._view = self._engine = None
+        return self.open_view(self._bank, self.model.device, self._tiers, None)
 
     def _shared_view(self, ranks: Ranks) -> ShardedLibrary:
         """This process's share of a version that all ranks see."""

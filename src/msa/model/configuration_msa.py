@@ -127,7 +127,7 @@ class MSAConfig(PreTrainedConfig):
 
     @property
     def question_tokens(self) -> int:
-        """Tokens that a question and all that follows it may have: it starts after as many positions as k."""
+        """Tokens that the prefix, a question and all after it may have: the question starts k positions later."""
         return self.max_position_embeddings - self.top_k_docs
 
     def routing_spec(self, *, training: bool = False) -> RoutingSpec:

@@ -73,7 +73,9 @@ def check_budget(tiers: Tiers, spec: BankSpec, num_chunks: int, device: torch.de
     free_ram = free_host_bytes()
     free_device = free_ram
     if device.type == "cuda":
-        free_device = torch.cuda.mem_get_info(device)[0]
+        # what torch holds for tensors to come counts as free
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free_device = torch.cuda.mem_get_info(device)[0] + held
     else:
         in_ram += on_device
         on_device = 0

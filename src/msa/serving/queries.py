@@ -33,7 +33,8 @@ def check_query(query: str, model: MSAModel) -> None:
     """
     if not query.strip():
         raise invalid("the query is empty; say what to look for", param="query")
-    context, most = model.lm.config.max_position_embeddings, model.lm.config.question_tokens
+    context = model.lm.config.max_position_embeddings
+    most = model.lm.config.question_tokens - len(model.protocol.prefix_ids)
     tokens = len(model.protocol.question_turn(query).ids)
     if tokens > most:
         raise ApiError(
