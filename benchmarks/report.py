@@ -247,8 +247,10 @@ class Report:
             ]
             twins = needles.get("twins")
             beside = "" if twins is None else f"; {twins:.0%} of the keys have a near twin in memory"
-            beside += f"; ids {needles['constrain_ids']}; rounds at most: {needles['max_rounds']}"
-            yield f"### Needles: {needles['model']}"
+            beside += f"; ids {needles['constrain_ids']}; rounds at most: {needles['max_rounds']}; {needles['model']}"
+            if needles["max_rounds"] == 0:
+                beside += "; answered from latents alone: no text is read"
+            yield f"### Needles: {_variant(name)}"
             yield f"{_origin({**needles, 'file': name, 'command': 'benchmarks/needles.py'})}{beside}"
             columns = ["ids exact in every round / answer exact", *(token_count(s["tokens"]) for s in needles["sizes"])]
             yield markdown_table(columns, cells)
@@ -312,6 +314,12 @@ class Report:
                 if run.results.get("growth"):
                     yield "What taking the documents in cost each way:"
                     yield growth_table(run.results["growth"])
+
+
+def _variant(name: str) -> str:
+    """``needles_msa-tiny_free-ids_2cpu_202611`` → ``msa-tiny, free ids``."""
+    model, *changes = name.split("_")[1:-2]
+    return ", ".join([model, *(change.replace("-", " ") for change in changes)])
 
 
 def _needle_cell(rates: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -69,13 +69,9 @@ class BankSpec:
         ]
         return [*scales, *tensors, *(("int8_routing_keys", layer, torch.int8, states) for layer in self.layers)]
 
-    def to_json(self) -> str:
-        """Return the spec as the JSON text kept in the catalog."""
-        return dump_json(asdict(self), "the settings of a BankSpec")
-
     @classmethod
     def from_json(cls, text: str) -> BankSpec:
-        """Read what :meth:`to_json` wrote."""
+        """Read the settings as a manifest has them."""
         fields = json.loads(text)
         return cls(**{**fields, "layers": tuple(fields["layers"])})
 
@@ -206,7 +202,7 @@ def check_latents(spec: BankSpec, latents: Latents) -> None:
 
 
 def check_documents(put: Sequence[StoredDocument], delete: Sequence[str]) -> None:
-    """Check documents that need no look at the catalog.
+    """Check documents as far as that needs no look at the present state.
 
     Raises:
         ValueError: an empty or repeated id, an id both put and deleted, text that is not valid Unicode,

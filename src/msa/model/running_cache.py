@@ -43,11 +43,6 @@ class RunningCache:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of keys and values, free room included."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
-
     @staticmethod
     def bytes_of(cache: KVCache, rows: int, columns: int) -> int:
         """Bytes that ``rows`` rows of ``columns`` columns take, of the shape that ``cache`` has."""
