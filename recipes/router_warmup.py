@@ -17,7 +17,7 @@ import logging
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -30,6 +30,7 @@ import msa
 from msa.conversion.routers import SecondMoments, tied_routers, whitened_routers
 from msa.model.adapter import save_adapter
 from msa.model.bundle import MSAModel, model_fingerprint
+from msa.training.data.formats import read_training_set
 from msa.training.data.samples import Sample
 from msa.training.metrics import RECALLS
 from msa.training.router_scores import RouterMaps, evaluate_routers, recall_table, router_maps, rows_of, set_router_maps
@@ -86,16 +87,14 @@ class Data:
 
 
 def read_data(folder: Path, documents: int | None, train_questions: int | None, test_questions: int | None) -> Data:
-    """A data folder cut down to a budget; documents of validation and test questions stay in any case."""
-    texts = {record["id"]: record["text"] for record in read_lines(folder / "corpus.jsonl")}
-    by_split = {}
-    for split in SPLITS:
-        rows = [
-            Sample(query=row["query"], positives=tuple(row["positives"]), source=row.get("source", ""))
-            for row in read_lines(folder / f"{split}.jsonl")
-        ]
-        by_split[split] = [sample for sample in rows if sample.positives]
-    answerable = {split: len(samples) for split, samples in by_split.items()}
+    """A data folder cut down to a budget; documents of validation and test questions stay in any case.
+
+    Raises:
+        TrainingDataError: a line that is not what it should be; file and line are named.
+    """
+    read = {split: read_training_set([folder / f"{split}.jsonl"], corpus=[folder / "corpus.jsonl"]) for split in SPLITS}
+    texts = read["train"].corpus
+    by_split = {split: [sample for sample in found.samples if sample.positives] for split, found in read.items()}
     wanted = dict.fromkeys(name for split in ("test", "validation") for s in by_split[split] for name in s.positives)
     others = [name for name in texts if name not in wanted]
     random.Random(0).shuffle(others)
@@ -110,14 +109,8 @@ def read_data(folder: Path, documents: int | None, train_questions: int | None, 
         questions[split] = range(start, start + len(by_split[split]))
         start += len(by_split[split])
     left_out = {"documents": len(texts) - len(corpus)}
-    left_out |= {f"{split} questions": answerable[split] - len(by_split[split]) for split in SPLITS}
+    left_out |= {f"{split} questions": len(read[split].samples) - len(by_split[split]) for split in SPLITS}
     return Data(corpus, samples, questions, left_out=left_out)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON objects of a file of lines."""
-    with open(path, encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file)
 
 
 def balanced(samples: Sequence[Sample], count: int) -> list[Sample]:
