@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def test_closed_bank(tmp_path: Path) -> None:
 
 
 def test_spec_checks() -> None:
-    assert BankSpec.from_json(SPEC.to_json()) == SPEC
+    assert BankSpec.from_json(json.dumps(asdict(SPEC))) == SPEC
     for change in ({"layers": ()}, {"layers": (3, 1)}, {"dtype": "int8"}, {"head_dim": 0}):
         with pytest.raises(ValueError):
             replace(SPEC, **change)  # type: ignore[arg-type]

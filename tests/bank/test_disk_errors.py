@@ -127,7 +127,7 @@ def test_sqlite_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[
 
 def test_failed_merge_costs_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with MemoryBank.open(folder) as bank:
-        with fault("sync", 6, fail):  # five for the commit itself
+        with fault("sync", 7, fail):  # six for the commit itself
             change(bank)
         assert "small segments were not merged" in caplog.text
         assert contents(bank) == NEW
