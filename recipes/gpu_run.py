@@ -38,6 +38,7 @@ from msa.model.bundle import MSAModel, model_fingerprint
 from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.data.collate import TrainingBatch
+from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.reading import reading_rows
 from msa.training.data.samples import TrainingSet
@@ -189,13 +190,10 @@ class ReadingBatches(Batches):
             super().refresh(lm, step, folder, writes=writes)
 
     def _with_reading(self, batch: TrainingBatch, source: SampleSource | None, seed: str) -> TrainingBatch:
-        if not self._rows or not isinstance(source, FileSource):
+        if not self._rows or not isinstance(source, FileSource) or not source.answered:
             return batch
         rng = random.Random(seed)
-        answered = source.answered
-        if not answered:
-            return batch
-        places = [answered[rng.randrange(len(answered))] for _ in range(self._rows)]
+        places = [source.answered[rng.randrange(len(source.answered))] for _ in range(self._rows)]
         samples = [source.sample_at(place) for place in places]
         return replace(batch, recalls=reading_rows(source.training_set, samples, self._protocol, MOST_READ, rng))
 
@@ -204,13 +202,12 @@ def read_sources(
     settings: TrainConfig, folder: Path, protocol: Protocol
 ) -> tuple[list[SampleSource | None], list[SampleSource | None]]:
     """Per phase the training and the validation data; no document of a validation or test question is in the former."""
-
-    def read(split: str) -> TrainingSet:
-        file, corpus = folder / f"{split}.jsonl", folder / "corpus.jsonl"
-        return read_within_limits([file], [corpus], settings, protocol, PHASES[-1].digits)
-
-    # those of the test are read for their documents alone
-    held_out, tested, training = read("validation"), read("test"), read("train")
+    corpus = [folder / "corpus.jsonl"]
+    # the corpus is the same for all: its documents' lengths are looked at once
+    training = read_within_limits([folder / "train.jsonl"], corpus, settings, protocol, PHASES[-1].digits)
+    held_out = read_training_set([folder / "validation.jsonl"], corpus=corpus)
+    # read apart, for their documents alone
+    tested = read_training_set([folder / "test.jsonl"], corpus=corpus)
     hidden = {name for part in (held_out, tested) for sample in part.samples for name in sample.positives}
     seen = TrainingSet(
         corpus={name: text for name, text in training.corpus.items() if name not in hidden},

@@ -19,6 +19,7 @@ from msa.serving.errors import ApiError
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _READ_BYTES = 1 << 20
+_BEGINNING_BYTES = 16  # tell a PDF
 _MAX_METADATA_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 1 << 14
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
@@ -136,11 +137,12 @@ def _files_of(body: IO[bytes], content_type: str, scratch: Path, limits: Limits)
 
 
 def _document_of_file(name: str, file: Path, limits: Limits) -> Document:
-    data = file.read_bytes()
+    with open(file, "rb") as stream:
+        beginning = stream.read(_BEGINNING_BYTES)
     try:
         # a PDF can be made to take for ever
-        apart = is_pdf(data, name)
-        found = extract_apart(file, name, limits.pdf_timeout_s) if apart else extract(data, name)
+        apart = is_pdf(beginning, name)
+        found = extract_apart(file, name, limits.pdf_timeout_s) if apart else extract(file.read_bytes(), name)
     except NotTextError as error:
         raise DocumentError(f"{name} {error}") from error
     title = found.title or PurePosixPath(name).name

@@ -94,7 +94,7 @@ class ShardedNetwork:
         checkpoint.save(self._state(optimizers), checkpoint_id=folder)
 
     def load(self, folder: Path, optimizers: Sequence[Optimizer]) -> None:
-        """Read what :meth:`save` wrote, by as many processes as wrote it or others; all must call it."""
+        """Read what :meth:`save` wrote, by as many processes; all must call it."""
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
