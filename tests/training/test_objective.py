@@ -12,10 +12,10 @@ from tiny_training import CORPUS, ONE_HOP, SHORT, all_steps_batch, all_steps_set
 from msa.documents import Protocol
 from msa.documents.batching import pad_right
 from msa.model.losses import labelled_token_loss, next_token_loss
-from msa.training.data.collate import collate, draw_numbers
+from msa.training.data.collate import collate, draw_numbers, rows_alone
 from msa.training.data.samples import TrainingSet
 from msa.training.data.steps import IGNORED, tokenize_step
-from msa.training.objective import LossWeights, compute_losses, encode_batch
+from msa.training.objective import LossWeights, compute_losses, encode_batch, losses_without_memory
 
 WEIGHTS = LossWeights(ids=0.5, answer=2.0, routing=0.3, closing_id=0.7)
 WITHOUT_CLOSING = LossWeights(ids=0.5, answer=2.0, routing=0.3)
@@ -107,6 +107,28 @@ def test_the_batch_of_these_tests_has_several_buckets_of_every_kind():
 
 
 # against one plain pass
+
+
+@pytest.mark.parametrize(("batch_tokens", "num_buckets"), [(1, 4), (40, 3), (4096, 1)])
+def test_rows_without_memory_have_the_loss_of_one_masked_pass_after_the_prefix(batch_tokens, num_buckets):
+    lm = network()
+    drawn = random_tokens(30, 7, 18, 3)
+    rows = [(ids, [token if place % 3 else IGNORED for place, token in enumerate(ids)]) for ids in drawn]
+    alone = rows_alone(rows, ["row"] * len(rows))
+    out = lm(
+        alone.input_ids,
+        attention_mask=alone.attention_mask,
+        prefix=lm.encode_prefix(PREFIX),
+        labels=alone.answer_labels,
+    )
+    expected = gradients(lm, out.lm_loss)
+    means = list(losses_without_memory(lm, alone, PREFIX, batch_tokens))
+    assert len(means) == num_buckets
+    total = sum(count for _, count in means)
+    assert total == alone.count(alone.answer_labels)
+    loss = sum(mean * (count / total) for mean, count in means)
+    torch.testing.assert_close(loss, out.lm_loss, **LOSS)
+    assert_gradients(gradients(lm, loss), expected)
 
 
 @pytest.mark.parametrize("backbone", ["qwen3", "llama"])

@@ -5,13 +5,14 @@ Axes: N documents, B rows, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from msa.documents.batching import length_buckets
 from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
 from msa.model.losses import labelled_token_loss
 from msa.ops import Routing, routing_divergence
@@ -113,7 +114,8 @@ def compute_losses(
         _add_row_losses(means, lm, rows, memory, num_past, prefix, weights)
     for name, alone in (("copying", batch.copies), ("recall", batch.recalls)):
         if alone is not None:
-            means.add(name, *_loss_without_memory(lm, alone, prefix))
+            for mean, count in losses_without_memory(lm, alone, prefix_ids):
+                means.add(name, mean, count)
     parts |= means.result()
     # always there, because processes that train together compare their parts one by one
     zero = next(iter(parts.values())) * 0.0
@@ -157,17 +159,21 @@ def _add_row_losses(
     means.routing.append(out.routing)
 
 
-def _loss_without_memory(lm: MSAForCausalLM, rows: RowBucket, prefix: PrefixMemory | None) -> tuple[Tensor, int]:
-    """Loss on the learnt tokens, and how many they are; no memory takes part."""
-    out = lm(
-        rows.input_ids,
-        attention_mask=rows.attention_mask,
-        prefix=prefix,
-        labels=rows.answer_labels,
-        labelled_only=True,
-    )
-    assert out.lm_loss is not None
-    return out.lm_loss, rows.count(rows.answer_labels)
+def losses_without_memory(
+    lm: MSAForCausalLM, rows: RowBucket, prefix_ids: Tensor, batch_tokens: int = 4096
+) -> Iterator[tuple[Tensor, int]]:
+    """Mean loss on the learnt tokens of rows that see no memory, and how many they are: of rows of like lengths each.
+
+    The prefix is a part of each row and padding is on the right, so that causal attention needs no mask.
+    """
+    lengths = rows.attention_mask.sum(1).tolist()
+    for bucket in length_buckets(lengths, batch_tokens):
+        longest = max(lengths[row] for row in bucket)
+        before = prefix_ids.expand(len(bucket), -1)
+        labels = torch.cat((torch.full_like(before, IGNORED), rows.answer_labels[bucket, :longest]), dim=1)
+        out = lm(torch.cat((before, rows.input_ids[bucket, :longest]), dim=1), labels=labels, labelled_only=True)
+        assert out.lm_loss is not None
+        yield out.lm_loss, rows.count(labels)
 
 
 def encode_batch(
