@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msa.errors import EvaluationError
+from msa.evaluation.sets import plain_data
 from msa.evaluation.sets.plain_data import read_plain_data
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -151,6 +152,29 @@ def test_the_name_that_is_asked_for_is_told(read):
     assert "asks for builtins.eval" in refused(read, pickle.dumps(Calls(eval, "x"), 4))
 
 
+def test_values_where_names_belong_are_not_written_out(read):
+    doubled = b"]q\x000" + b"".join(b"]q%c(h%ch%ce0" % (n, n - 1, n - 1) for n in range(1, 21))
+    for names in (b"h\x14\x8c\x04eval\x93.", b"\x8c\x08builtinsh\x14\x93."):
+        assert len(doubled + names) < 250
+        message = refused(read, doubled + names)
+        assert "list" in message
+        assert "only plain data is read" in message
+
+
+@pytest.mark.parametrize("nested", [b"]" * 100_000 + b"a" * 99_999, b")" + b"\x85" * 100_000], ids=["lists", "tuples"])
+def test_deep_values_where_names_belong_are_refused_as_others_are(read, nested):
+    assert "only plain data is read" in refused(read, nested + b"\x8c\x04eval\x93.")
+    assert "only plain data is read" in refused(read, b"\x8c\x04eval" + nested + b"\x93.")
+
+
+def test_going_too_deep_is_damage_like_any_other(read, monkeypatch):
+    def deeper(reader):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setitem(plain_data._ACTIONS, ord("N"), deeper)
+    assert "is damaged at byte 1 (RecursionError: maximum recursion depth exceeded)" in refused(read, b"]Na.")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_persistent_ids(read, protocol):
     out = io.BytesIO()
@@ -210,6 +234,7 @@ def test_single_instructions(read, data):
         b"(q\x00h\x000.",
         b"Ix\n.",
         b"Fx\n.",
+        b"F" + b"x" * 10_000 + b"\n.",  # float() repeats all of it
         b"I5",
         b"V\\ud8\n.",
         b"S'a\n.",
@@ -329,8 +354,6 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_every_instruction_is_known_by_name():
-    from msa.evaluation.sets import plain_data
-
     codes = {ord(code.code) for code in pickletools.opcodes} - {ord(".")}
     assert codes == plain_data._ACTIONS.keys() | plain_data._REFUSED.keys()
     assert not plain_data._ACTIONS.keys() & plain_data._REFUSED.keys()

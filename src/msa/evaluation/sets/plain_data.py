@@ -41,6 +41,7 @@ _REFUSED: Mapping[int, str] = {
     0x97: "an outside buffer",
     0x98: "an outside buffer",
 }
+_DAMAGE = (ValueError, UnicodeError, LookupError, AttributeError, TypeError, RecursionError, struct.error)
 
 
 class _Refusal(Exception):
@@ -93,8 +94,8 @@ class _Reader:
                 raise _Refusal(f"{what} at byte {start}; only plain data is read")
             try:
                 action(self)
-            except (ValueError, UnicodeError, LookupError, AttributeError, TypeError, struct.error) as error:
-                raise _Refusal(f"is damaged at byte {start} ({type(error).__name__}: {error})") from error
+            except _DAMAGE as error:
+                raise _Refusal(f"is damaged at byte {start} ({type(error).__name__}: {error!s:.200})") from error
         if self._at != len(self._data):
             raise _Refusal(f"goes on after its end at byte {self._at}")
         if len(self._stack) != 1 or self._stack[0] is _MARK or isinstance(self._stack[0], type):
@@ -203,9 +204,13 @@ class _Reader:
             container.update(map(_hashable, values))
 
     def name(self, module: Any, name: Any) -> None:
-        kind = _SETS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
+        if not (isinstance(module, str) and isinstance(name, str)):
+            # what stands there is not written out: a few bytes make a list whose text would fill the memory
+            kinds = f"{type(module).__name__} and {type(name).__name__}"
+            raise _Refusal(f"asks for what {kinds} name, not two texts; only plain data is read")
+        kind = _SETS.get((module, name))
         if kind is None:
-            raise _Refusal(f"asks for {module!s:.60}.{name!s:.60}; only plain data is read")
+            raise _Refusal(f"asks for {module:.60}.{name:.60}; only plain data is read")
         self.push(kind)
 
     def make_set(self) -> None:
