@@ -8,16 +8,17 @@ import pytest
 
 from msa.errors import EvaluationError, JudgeError
 from msa.evaluation.judge import (
+    MAX_UNANSWERED,
     RUBRIC,
-    Agreement,
     Case,
     Judge,
     JudgeSettings,
-    agreement,
+    JudgeUnavailableError,
     check_rubric,
     fill_rubric,
     read_score,
 )
+from msa.evaluation.judge_agreement import Agreement, agreement
 
 CASE = Case("What is the capital of France?", ["Paris"], "It is Paris.")
 KEY = "sk-secret"
@@ -259,6 +260,57 @@ def test_results_come_before_the_last_case_is_sent(serve):
         assert next(results)[1].score == 5
         results.close()
     assert len(server.requests) < 10
+
+
+def gone(server, cases, **settings):
+    """Outcomes until the judge is given up, and the error that says so."""
+    found = []
+    with judge_at(server, **settings) as judge:
+        try:
+            found.extend(outcome for _, outcome in judge.score_all(cases))
+        except JudgeUnavailableError as error:
+            return found, str(error)
+    pytest.fail("it was not given up")
+
+
+def test_a_judge_that_nobody_reaches_is_given_up_after_a_few_answers(serve):
+    server = serve(hang)
+    server.shutdown()
+    server.server_close()
+    for concurrency in (1, 4):
+        cases = (Case("q", ["a"], "p") for _ in range(1_000))
+        found, error = gone(server, cases, concurrency=concurrency, max_retries=1)
+        assert MAX_UNANSWERED <= len(found) < MAX_UNANSWERED + concurrency
+        assert all(isinstance(outcome, JudgeUnavailableError) for outcome in found)
+        assert "did not answer in" in error
+        assert "ConnectError" in error
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_judge_that_refuses_whoever_asks_is_given_up_at_once(serve, status):
+    server = serve(reply(completion("5")), reply(f"no {KEY}", status))
+    found, error = gone(server, (CASE for _ in range(1_000)), concurrency=1)
+    assert [outcome.score for outcome in found[:-1]] == [5]
+    assert f'refused the request (HTTP {status}: "no ***")' in error
+    assert len(server.requests) == 2
+
+
+def test_requests_under_way_are_not_repeated_for_a_judge_that_is_gone(serve):
+    server = serve(reply("no", 401), reply("busy", 503))
+    started = time.monotonic()
+    found, error = gone(server, [CASE] * 4, concurrency=2, backoff_s=20.0)
+    assert time.monotonic() - started < 10
+    assert (len(found), len(server.requests)) == (2, 2)
+    assert "HTTP 401" in error
+
+
+@pytest.mark.parametrize("failure", [reply("busy", 503), reply("wrong", 400), reply(completion("well, well"))])
+def test_answers_that_fail_now_and_then_do_not_stop_the_others(serve, failure):
+    plan = [failure, failure, reply(completion("5"))] * 4
+    server = serve(*plan)
+    with judge_at(server, concurrency=1, max_retries=0) as judge:
+        found = [outcome for _, outcome in judge.score_all([CASE] * len(plan))]
+    assert [isinstance(outcome, JudgeError) for outcome in found] == [True, True, False] * 4
 
 
 def test_nothing_to_compare_with(serve):

@@ -47,7 +47,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
         score = "I would rather not say." if answer in self.server.broken else "5" if "Paris" in answer else "0"
         message = {"choices": [{"message": {"content": score}, "finish_reason": "stop"}]}
         data = json.dumps(message).encode()
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -59,7 +59,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def judge():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.asked, server.broken, server.answers = [], set(), RECORDS
+    server.asked, server.broken, server.answers, server.status = [], set(), RECORDS, 200
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -92,6 +92,42 @@ def test_prose_stops_the_run_and_loses_nothing(judge, tmp_path):
     judged, _ = judge_records(RECORDS, path, settings(judge, concurrency=1))
     assert [r.scores.get("judge") for r in judged] == [1.0, 0.0, 1.0, None]
     assert len(judge.asked) == 4
+
+
+def test_what_a_judge_fails_on_is_named_and_what_it_judged_is_kept(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judge.broken = {"Rome", "It is Paris."}
+    with pytest.raises(JudgeError) as caught:
+        judge_records(RECORDS, path, settings(judge))
+    message = str(caught.value)
+    assert "I would rather not say" in message
+    assert "Of 3 answers 2 are not judged: it failed on " in message
+    for name in ("b", "c"):
+        assert f"'{name}' of capitals (msa, 10 tokens)" in message
+    assert f"1 answers are judged and kept in {path}; run it again to go on" in message
+
+
+def test_a_judge_that_refuses_is_asked_no_more_and_the_error_says_what_is_left(judge, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judge_records(RECORDS[:1], path, settings(judge))
+    judge.status = 401
+    records = [*RECORDS[:1], *(record(f"n{number}", "Rome", 0.0) for number in range(100))]
+    judge.answers = records
+    with pytest.raises(
+        JudgeError, match=r"HTTP 401.* Of 100 answers 100 are not judged: it failed on 'n0' of .*run"
+    ) as e:
+        judge_records(records, path, settings(judge, concurrency=1))
+    assert "'n1'" not in str(e.value)
+    assert "1 answers are judged and kept" in str(e.value)
+    assert len(judge.asked) == 2
+
+
+def test_no_more_than_ten_answers_are_named(judge, tmp_path):
+    judge.answers = [record(f"n{number}", "Rome", 0.0) for number in range(13)]
+    judge.broken = {"Rome"}
+    with pytest.raises(JudgeError, match="and 3 more") as caught:
+        judge_records(judge.answers, tmp_path / "judge.jsonl", settings(judge))
+    assert str(caught.value).count("of capitals") == 10
 
 
 def test_another_answer_to_the_same_question_is_judged_anew(judge, tmp_path):

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,7 +21,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from msa.errors import EvaluationError, JudgeError
-from msa.evaluation.statistics import cohen_kappa, correlation
 
 # httpx is imported where a judge is made: it comes with the extra, and reading scores needs no network
 
@@ -29,16 +29,30 @@ logger = logging.getLogger(__name__)
 RUBRIC = Path(__file__).with_name("rubric.md")
 PLACEHOLDERS = ("question", "answers", "prediction")
 MAX_SCORE = 5
+MAX_UNANSWERED = 3  # answers in a row that the judge did not reply about, before no more are sent
 
 _VARIABLES = {"base_url": "MSA_JUDGE_BASE_URL", "model": "MSA_JUDGE_MODEL", "api_key": "MSA_JUDGE_API_KEY"}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _SCORE = re.compile(r"\**(?:score\s*[:=]?)?\s*\**\s*([0-5])(?:\s*/\s*5)?\**\.?", re.IGNORECASE)
 _RETRIED = frozenset({408, 409, 425, 429})
+_REFUSED = frozenset({401, 403, 404})  # of the key, the model or the URL: any other request would fare as badly
 _MAX_REPLY_BYTES = 1_000_000
 _MAX_WAIT_S = 60.0
 _SHOWN_CHARS = 300
 _MAX_SCORE_CHARS = 64
+
+
+class JudgeUnavailableError(JudgeError):
+    """A judge that gave no reply at all, or refuses whoever asks: the error is not about one answer.
+
+    Attributes:
+        is_final: whether the next request would fare no better.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True)
@@ -181,9 +195,13 @@ class Judge:
         """Judge one answer.
 
         Raises:
-            JudgeError: the judge could not be asked, or its reply is no score; the reply is named.
+            JudgeUnavailableError: the judge could not be asked.
+            JudgeError: it refused the request, or its reply is no score; the reply is named.
             ValueError: a case without a question or without reference answers.
         """
+        return self._score(case, threading.Event())
+
+    def _score(self, case: Case, stop: threading.Event) -> Judgement:
         if not case.question.strip() or not case.answers:
             raise ValueError("the judge needs a question and at least one reference answer to compare with")
         body = {
@@ -191,34 +209,42 @@ class Judge:
             "model": self.settings.model,
             "messages": [{"role": "user", "content": fill_rubric(self.settings.rubric, case)}],
         }
-        text, attempts = self._ask(json.dumps(body).encode())
+        text, attempts = self._ask(json.dumps(body).encode(), stop)
         reply = _message(text)
         return Judgement(read_score(reply), reply, attempts)
 
     def score_all(self, cases: Iterable[Case]) -> Iterator[tuple[int, Judgement | JudgeError]]:
         """Judge many answers, ``concurrency`` at once; each with its index, counted from 0, as soon as it is there.
 
-        A failed case comes as its error and the others go on. Stop iterating, and no further case is sent; requests
-        under way are waited for.
+        A failed case comes as its error and the others go on, unless the judge itself is gone: once
+        :data:`MAX_UNANSWERED` cases in a row got no reply, or one was refused for its key, model or URL, no further
+        one is sent. Stop iterating, and none is sent either; requests under way are waited for, and not repeated.
 
         Raises:
+            JudgeUnavailableError: the judge is gone; all cases that were sent have come before.
             ValueError: a case without a question or without reference answers.
         """
         pending: dict[Future[Judgement], int] = {}
+        watch = _Watch()
         with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="judge") as pool:
             try:
                 for index, case in enumerate(cases):
-                    pending[pool.submit(self.score, case)] = index
+                    pending[pool.submit(self._score, case, watch.stop)] = index
                     if len(pending) >= self.settings.concurrency:
-                        yield from _finished(pending)
+                        yield from _finished(pending, watch)
+                    if watch.stop.is_set():
+                        break
                 while pending:
-                    yield from _finished(pending)
+                    yield from _finished(pending, watch)
             finally:
+                watch.stop.set()
                 for future in pending:
                     future.cancel()
+        if watch.error is not None:
+            raise watch.error
 
-    def _ask(self, body: bytes) -> tuple[str, int]:
-        """The text of the response, and the number of requests it took."""
+    def _ask(self, body: bytes, stop: threading.Event) -> tuple[str, int]:
+        """The text of the response, and the number of requests it took; none is repeated once ``stop`` is set."""
         attempts = self.settings.max_retries + 1
         for attempt in range(1, attempts + 1):
             pause = min(self.settings.backoff_s * 2 ** (attempt - 1), _MAX_WAIT_S) * random.uniform(0.75, 1.0)
@@ -233,12 +259,16 @@ class Judge:
                     text = text.replace(self.settings.api_key, "***")
                 problem = f"HTTP {status}: {_shorten(text)}"
                 if status not in _RETRIED and status < 500:
-                    raise JudgeError(f"the judge at {self._url} refused the request ({problem}). Check URL, model, key")
+                    message = f"the judge at {self._url} refused the request ({problem}). Check URL, model, key"
+                    raise JudgeUnavailableError(message, is_final=True) if status in _REFUSED else JudgeError(message)
                 pause = named if named is not None else pause
             if attempt < attempts:
                 logger.info("judge: attempt %d of %d failed (%s), next in %.1f s", attempt, attempts, problem, pause)
-                time.sleep(pause)
-        raise JudgeError(f"the judge at {self._url} did not answer in {attempts} attempts; the last: {problem}")
+                if stop.wait(pause):
+                    break
+        raise JudgeUnavailableError(
+            f"the judge at {self._url} did not answer in {attempt} attempts; the last: {problem}"
+        )
 
     def _send(self, body: bytes) -> tuple[int, str, float | None]:
         """Status, text, and the seconds the server asks to wait."""
@@ -258,7 +288,26 @@ class Judge:
             return response.status_code, content.decode("utf-8", "replace"), _wait_named(response.headers)
 
 
-def _finished(pending: dict[Future[Judgement], int]) -> Iterator[tuple[int, Judgement | JudgeError]]:
+class _Watch:
+    """Notices that the judge itself is gone, and has nothing more sent from then on."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.error: JudgeUnavailableError | None = None
+        self._in_a_row = 0
+
+    def see(self, error: BaseException | None) -> None:
+        """What became of the next case."""
+        if not isinstance(error, JudgeUnavailableError):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        if error.is_final or self._in_a_row >= MAX_UNANSWERED:
+            self.error = self.error or error
+            self.stop.set()
+
+
+def _finished(pending: dict[Future[Judgement], int], watch: _Watch) -> Iterator[tuple[int, Judgement | JudgeError]]:
     """Wait for at least one, and take out all that are done."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in sorted(done, key=pending.__getitem__):
@@ -266,6 +315,7 @@ def _finished(pending: dict[Future[Judgement], int]) -> Iterator[tuple[int, Judg
         error = future.exception()
         if error is not None and not isinstance(error, JudgeError):
             raise error
+        watch.see(error)
         yield index, error if error is not None else future.result()
 
 
@@ -336,44 +386,6 @@ def fill_rubric(rubric: str, case: Case) -> str:
     answers = "\n".join(f"- {answer}" for answer in case.answers)
     texts = {"question": case.question, "answers": answers, "prediction": case.prediction}
     return _PLACEHOLDER.sub(lambda match: texts[match[1]], rubric)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a judge and exact match say the same.
-
-    Attributes:
-        count: answers compared.
-        share: of them on which "the judge gives at least the threshold" equals "exact match".
-        kappa: Cohen's, of the same; None where both always say the same thing.
-        correlation: Pearson's, of score and exact match; None where one never changes.
-    """
-
-    count: int
-    share: float
-    kappa: float | None
-    correlation: float | None
-
-
-def agreement(scores: Sequence[int], exact_matches: Sequence[float], threshold: int = 4) -> Agreement:
-    """Compare a judge's scores with exact match on the same answers.
-
-    Args:
-        scores: of the judge, 0 to 5.
-        exact_matches: 1 or 0 for each.
-        threshold: the least score that counts as right.
-
-    Raises:
-        ValueError: nothing to compare, or unequal numbers.
-
-    >>> agreement([5, 4, 0, 5], [1, 1, 0, 0])
-    Agreement(count=4, share=0.75, kappa=0.5, correlation=0.48507125007266594)
-    """
-    right = [score >= threshold for score in scores]
-    exact = [bool(value) for value in exact_matches]
-    kappa = cohen_kappa(right, exact)
-    share = sum(a == b for a, b in zip(right, exact, strict=True)) / len(right)
-    return Agreement(len(right), share, kappa, correlation(scores, exact_matches))
 
 
 def _shorten(text: str) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 
 from msa.errors import EvaluationError, JudgeError
 from msa.evaluation.digests import value_digest
-from msa.evaluation.judge import MAX_SCORE, Case, Judge, JudgeSettings, agreement
+from msa.evaluation.judge import MAX_SCORE, Case, Judge, JudgeSettings, JudgeUnavailableError
+from msa.evaluation.judge_agreement import agreement
 from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.records import Key, Record
 
 # what a score was given for: a record's key, and a digest of question, reference answers and the very answer
 Judged = tuple[Key, str]
+_NAMED = 10  # answers that an error names
 
 
 def judge_records(
@@ -32,30 +34,24 @@ def judge_records(
         The records, and the judge's stamp with its agreement with exact match.
 
     Raises:
-        JudgeError: the judge failed on an answer; what was judged before is kept, and running again goes on.
+        JudgeError: the judge failed on an answer, or is gone and no more were sent
+            (:meth:`~msa.evaluation.judge.Judge.score_all`); those it failed on are named, what was judged is kept, and
+            running again goes on with the others.
         EvaluationError: the file is damaged, or was made by another judge.
     """
     stamp = settings.stamp()
     lines = LineFile(path)
     is_new, known = lines.is_new, _known(lines, stamp)
     wanted = [record for record in records if record.answers and _judged(record) not in known]
-    failed: JudgeError | None = None
-    if wanted:
-        with Judge(settings) as judge, lines:
-            if is_new:
-                lines.append({"judge": stamp})
-            cases = (Case(record.question, record.answers, record.text) for record in wanted)
-            for index, judgement in judge.score_all(cases):
-                if isinstance(judgement, JudgeError):
-                    failed = failed or judgement
-                    continue
-                key, digest = place = _judged(wanted[index])
-                known[place] = judgement.score
-                lines.append({"key": key, "case": digest, "score": judgement.score, "reply": judgement.reply})
+    failed, reason = _judge(wanted, known, lines, settings, stamp if is_new else None) if wanted else ([], None)
     given = [(record, known.get(_judged(record))) for record in records]
-    if failed is not None:
-        count = sum(points is not None for _, points in given)
-        raise JudgeError(f"{failed}. {count} answers are judged and kept in {path}; run it again to go on")
+    if reason is not None:
+        kept = sum(points is not None for _, points in given)
+        left = sum(_judged(record) not in known for record in wanted)
+        raise JudgeError(
+            f"{reason}. Of {len(wanted)} answers {left} are not judged: it failed on {_named(failed)}. {kept} answers "
+            f"are judged and kept in {path}; run it again to go on"
+        )
     judged = [
         record if points is None else replace(record, scores={**record.scores, "judge": points / MAX_SCORE})
         for record, points in given
@@ -65,6 +61,44 @@ def judge_records(
     if both:
         stamp["agreement_with_exact_match"] = vars(agreement([one for one, _ in both], [two for _, two in both]))
     return judged, stamp
+
+
+def _judge(
+    records: Sequence[Record],
+    known: dict[Judged, int],
+    lines: LineFile,
+    settings: JudgeSettings,
+    stamp: dict[str, Any] | None,
+) -> tuple[list[Key], JudgeError | None]:
+    """Ask about every record, keep each score in ``known`` and the file; returns what failed, and why."""
+    failed: list[Key] = []
+    reason: JudgeError | None = None
+    with Judge(settings) as judge, lines:
+        if stamp is not None:
+            lines.append({"judge": stamp})
+        cases = (Case(record.question, record.answers, record.text) for record in records)
+        try:
+            for index, judgement in judge.score_all(cases):
+                key, digest = place = _judged(records[index])
+                if isinstance(judgement, JudgeError):
+                    failed.append(key)
+                    reason = reason or judgement
+                    continue
+                known[place] = judgement.score
+                lines.append({"key": key, "case": digest, "score": judgement.score, "reply": judgement.reply})
+        except JudgeUnavailableError as error:  # it is why the others were not asked about
+            reason = error
+    return failed, reason
+
+
+def _named(keys: Sequence[Key]) -> str:
+    """Answers in words, the first of them.
+
+    >>> _named([("msa", "capitals", 10, "a")])
+    "'a' of capitals (msa, 10 tokens)"
+    """
+    shown = [f"{question!r} of {name} ({way}, {size:,} tokens)" for way, name, size, question in keys[:_NAMED]]
+    return ", ".join(shown) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
 
 
 def _judged(record: Record) -> Judged:
