@@ -88,7 +88,8 @@ def contents(model: Any, folder: Path) -> dict[str, Any]:
         with Memory.open(path, model) as memory:
             assert memory.verify() == []
             memories[path.name] = {document.id: document.text for document in memory.list()}
-    lines = len((folder / "records.jsonl").read_text(encoding="utf-8").splitlines())
+    written = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = sum("stretch" not in json.loads(line) for line in written)  # each attempt that answers says where
     answers = {"|".join(map(str, record.key)): [record.text, *record.retrieved] for record in records}
     return {"lines": lines, "answers": answers, "memories": memories}
 

@@ -94,7 +94,7 @@ def test_a_question_set(question_set, tmp_path, capsys):
     assert row["questions"] == 3
     assert row["recall"] >= 2 / 3
     assert "| msa |" in page
-    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()][1:]
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()][2:]
     assert {"exact_match", "f1", "contains", "mrr", "recall@1"} <= set(records[0]["scores"])
     wanted = 1 / len(records[0]["retrieved"]) if records[0]["scores"]["recall@16"] else 0
     assert records[0]["scores"]["precision"] == wanted

@@ -72,7 +72,7 @@ def test_one_command_asks_every_way_and_goes_on(benchmark, data, tmp_path, capsy
     assert [(row["answerer"], row["questions"]) for row in found["rows"]] == [(way, 2) for way in ways] * 2
     assert [(test["shared"], test["difference"]) for test in found["tests"]] == [(2, None)] * 2  # too few to test
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2 * len(ways)
+    assert len(lines) == 2 + 2 * 2 * len(ways)  # settings, where it was measured, and records
     assert set(benchmark.WAYS) <= set(_ways(capsys))
 
 

@@ -1,13 +1,14 @@
 """Results files: resumed exactly, never repeated, never silently wrong."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from msa.errors import EvaluationError
 from msa.evaluation.environment import environment
-from msa.evaluation.records import RecordLog, read_records
+from msa.evaluation.records import RecordLog, read_records, read_stretches
 from msa.evaluation.runner import check_questions, run_questions
 from msa.evaluation.types import Prediction, Question, QuestionSet
 
@@ -75,7 +76,46 @@ def test_finished_questions_do_not_even_encode_the_documents(tmp_path):
         assert not idle.documents
 
 
-def test_a_torn_last_line_is_made_again(tmp_path):
+def stamp(date):
+    """An environment."""
+    made = {"date": date, "machine": "m", "threads": 2, "device": "cpu", "versions": {}, "commit": "", "command": "c"}
+    return lambda device=None: made
+
+
+def stretches_of(path):
+    return [(dict(one.environment), sorted(key[-1] for key in one.keys)) for one in read_stretches(path)]
+
+
+def test_every_session_that_measures_says_where_and_when(tmp_path, monkeypatch):
+    path = tmp_path / "records.jsonl"
+    for date, works in (("monday", 1), ("tuesday", 0), ("wednesday", 9), ("thursday", 9)):
+        monkeypatch.setattr("msa.evaluation.records.environment", stamp(date))
+        with RecordLog(path, SETTINGS) as log, suppress(KeyboardInterrupt):
+            run(log, Echo(works=works))
+    assert stretches_of(path) == [(stamp("monday")(), ["0"]), (stamp("wednesday")(), ["1", "2", "3"])]
+    assert [record.question_id for record in read_records(path)[1]] == ["0", "1", "2", "3"]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[2:]]))  # the first session was an earlier version's
+    assert stretches_of(path) == [({}, ["0"]), (stamp("wednesday")(), ["1", "2", "3"])]
+    path.write_text("".join(lines[:4]))  # killed before its first record was written
+    assert stretches_of(path) == [(stamp("monday")(), ["0"])]
+
+
+@pytest.mark.parametrize("damaged", [3, {**stamp("x")(), "date": 4}, {"date": "x"}])
+def test_a_damaged_stretch_is_named_by_line(tmp_path, damaged):
+    path = tmp_path / "records.jsonl"
+    with RecordLog(path, SETTINGS) as log:
+        run(log, Echo())
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps({"stretch": damaged})
+    path.write_text("\n".join(lines) + "\n")
+    for read in (read_records, read_stretches):
+        with pytest.raises(EvaluationError, match=r"records.jsonl, line 2, is no stretch of schema 1 \(it needs date"):
+            read(path)
+
+
+def test_a_torn_last_line_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("msa.evaluation.records.environment", stamp("monday"))
     path = tmp_path / "records.jsonl"
     with RecordLog(path, SETTINGS) as log:
         records = run(log, Echo())
@@ -87,7 +127,8 @@ def test_a_torn_last_line_is_made_again(tmp_path):
         with RecordLog(path, SETTINGS) as log:
             assert run(log, again) == records
         assert again.asked == ["3"]
-        assert path.read_bytes() == content
+        *before, last = content.splitlines(keepends=True)
+        assert path.read_bytes() == b"".join([*before, before[1], last])  # said again where, then what was torn
 
 
 @pytest.mark.parametrize(
@@ -185,6 +226,7 @@ def test_records_of_earlier_versions_are_read(tmp_path):
     with RecordLog(path, SETTINGS) as log:
         records = run(log, Echo())
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[1]  # where it was measured
     for line in lines[1:]:
         del line["question_digest"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -247,6 +289,12 @@ def test_the_environment_is_json_and_names_machine_and_versions():
     found = json.loads(json.dumps(environment()))
     assert found["machine"]
     assert found["versions"]["torch"].startswith("2.")
+
+
+def test_the_device_is_the_models_where_it_is_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    assert [environment(kind)["device"] for kind in (None, "cuda", "cpu")] == ["a GPU", "a GPU", "cpu"]
 
 
 @pytest.mark.parametrize(

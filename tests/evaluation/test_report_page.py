@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from msa.cli.main import main
+from msa.evaluation.records import read_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,8 +59,8 @@ def test_the_page_has_the_numbers_of_the_runs(report, runs, tmp_path):
 
 def test_beginning_middle_and_end_are_counted_once_each(report, runs, tmp_path):
     page = write(report, runs, tmp_path / "none", tmp_path / "report.md")
-    lines = (runs / "scaling" / "records.jsonl").read_text().splitlines()[1:]
-    asked = [record for record in map(json.loads, lines) if record["size_tokens"] == 12000]
+    _, records = read_records(runs / "scaling" / "records.jsonl")
+    asked = [record for record in records if record.size_tokens == 12000]
     rows = [line for line in page.splitlines() if line.startswith(("| beginning", "| middle", "| end"))]
     counts = [int(row.split("|")[3].rpartition("n ")[2].strip(" )")) for row in rows]
     assert len(counts) == 3

@@ -19,17 +19,26 @@ def version_stamp() -> dict[str, str]:
     return {"date": date.today().isoformat(), "commit": _commit()}
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions, commit, date and command of a result."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Machine, versions, commit, date and command of a result.
+
+    Args:
+        device: kind of the model's device (``cpu``, ``cuda``, …); None: a GPU where there is one.
+    """
     return {
         **version_stamp(),
         "machine": _processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device_name(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("memory-sparse-attention", "torch", "transformers")},
         "command": _command(),
     }
+
+
+def _device_name(kind: str) -> str:
+    """A GPU's own name; others are named by their kind."""
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
 
 
 def _command() -> str:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from msa.errors import EvaluationError
 from msa.evaluation.digests import value_digest
+from msa.evaluation.environment import environment
 from msa.evaluation.line_file import BrokenLineError, LineFile
 from msa.evaluation.types import Prediction, Question
 
@@ -96,11 +97,25 @@ class Record:
         return self.answerer, self.set, self.size_tokens, self.question_id
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What one session of a run measured.
+
+    Attributes:
+        environment: of that session; empty for records that come before the first stretch, of earlier versions.
+        keys: of its records.
+    """
+
+    environment: Mapping[str, Any]
+    keys: set[Key] = field(default_factory=set)
+
+
 class RecordLog:
     """``records.jsonl`` of a run: a first line with the settings, then one record a line, each on disk when written.
 
     The first line comes with the first record, or with :meth:`begin`: a run that fails before leaves nothing that
-    would refuse the next one.
+    would refuse the next one. A line with the environment precedes the first record of every session that has one, so
+    that a run which goes on elsewhere, or later, says what was measured where.
 
     Args:
         path: the file; an existing one is gone on from.
@@ -113,9 +128,9 @@ class RecordLog:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.records: dict[Key, Record] = {}
         self._file, self._settings = LineFile(path), json.loads(json.dumps(settings))
-        self._has_begun = not self._file.is_new
+        self._has_begun, self._is_stamped = not self._file.is_new, False
         if self._has_begun:
-            found, self.records = _contents(self._file)
+            found, self.records, _ = _contents(self._file)
             if found != self._settings:
                 differences = _differences(found, self._settings)
                 raise EvaluationError(f"{path} was made with other settings: {differences}. {_ADVICE}")
@@ -140,6 +155,9 @@ class RecordLog:
     def append(self, record: Record) -> None:
         """Keep one record; it is on disk when this returns."""
         self.begin()
+        if not self._is_stamped:
+            self._file.append({_STRETCH: environment(self._settings.get("device"))})
+            self._is_stamped = True
         self._file.append(asdict(record))
         self.records[record.key] = record
 
@@ -182,24 +200,42 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     Raises:
         EvaluationError: no such file, or a damaged one; its line is named.
     """
-    if not path.is_file():
-        raise EvaluationError(f"{path} does not exist; an evaluation writes it with --out {path.parent}")
-    settings, records = _contents(LineFile(path))
+    settings, records, _ = _contents(_existing(path))
     return settings, list(records.values())
 
 
-def _contents(file: LineFile) -> tuple[dict[str, Any], dict[Key, Record]]:
-    """Settings and records.
+def read_stretches(path: Path) -> list[Stretch]:
+    """The sessions in which the records of a run were measured, in order; those that measured nothing are left out.
+
+    Raises:
+        EvaluationError: no such file, or a damaged one; its line is named.
+    """
+    return [stretch for stretch in _contents(_existing(path))[2] if stretch.keys]
+
+
+def _existing(path: Path) -> LineFile:
+    """A file that is there."""
+    if not path.is_file():
+        raise EvaluationError(f"{path} does not exist; an evaluation writes it with --out {path.parent}")
+    return LineFile(path)
+
+
+def _contents(file: LineFile) -> tuple[dict[str, Any], dict[Key, Record], list[Stretch]]:
+    """Settings, records and stretches.
 
     Raises:
         EvaluationError: the file holds something else, or is damaged before its last line.
     """
     records: dict[Key, Record] = {}
-    settings = _settings(file)
+    settings, stretches = _settings(file), [Stretch({})]
     for number, content in islice(_lines(file), 1, None):
+        if isinstance(content, dict) and _STRETCH in content:
+            stretches.append(_stretch(content[_STRETCH], file.path, number))
+            continue
         record = _record(content, file.path, number)
         records[record.key] = record
-    return settings, records
+        stretches[-1].keys.add(record.key)
+    return settings, records, stretches
 
 
 def _settings(file: LineFile) -> dict[str, Any]:
@@ -219,6 +255,15 @@ def _lines(file: LineFile) -> Iterator[tuple[int, Any]]:
         yield from file.read()
     except BrokenLineError as error:
         raise EvaluationError(f"{file.path}, line {error.number}, is not JSON ({error.reason}). {_ADVICE}") from error
+
+
+def _stretch(content: Any, path: Path, number: int) -> Stretch:
+    fits = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _STAMP.items())
+    if not fits:
+        raise EvaluationError(
+            f"{path}, line {number}, is no stretch of schema {SCHEMA} (it needs {', '.join(_STAMP)}). {_ADVICE}"
+        )
+    return Stretch(content)
 
 
 def _record(content: Any, path: Path, number: int) -> Record:
@@ -245,6 +290,9 @@ def _are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+_STRETCH = "stretch"  # of a line that is no record: the environment of those that follow
+# what a report says of a stretch
+_STAMP = {"date": str, "machine": str, "threads": int, "device": str, "versions": dict, "commit": str, "command": str}
 _LISTS = ("answers", "positives", "retrieved", "read")
 _TEXTS = ("answerer", "set", "question_id", "task", "question", "text", "note", "question_digest")
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -60,7 +60,7 @@ def report_ruler(
             curves.setdefault(entry["answerer"], []).append((entry["size"], entry["average"] / 100))
         draw_curves(folder / "ruler.png", curves, title="RULER, mean over tasks", ylabel="score / 100")
         page.append("![RULER over size](ruler.png)")
-    write_results(folder, "RULER", settings, {"scores": results}, page, notes, made=made)
+    write_results(folder, "RULER", settings, records, {"scores": results}, page, notes, made=made)
 
 
 def report_comparison(
@@ -103,7 +103,7 @@ def report_comparison(
     page += ["## Every metric", scores_table(records)]
     results = {"metric": metric, "rows": [vars(row) for row in rows], "tests": tests, "growth": growth}
     results["declining"] = declined
-    write_results(folder, "Ways of answering, side by side", settings, results, page, notes, made=made)
+    write_results(folder, "Ways of answering, side by side", settings, records, results, page, notes, made=made)
 
 
 def growth_table(growth: Sequence[Mapping[str, Any]]) -> str:

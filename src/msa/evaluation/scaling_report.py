@@ -60,7 +60,7 @@ def report_scaling(
         *fit_sentences(results),
     ]
     kept = [*notes, *filter(None, [density_note(placement)])]
-    write_results(folder, "Memory size and depth", settings, results, page, kept, made=made)
+    write_results(folder, "Memory size and depth", settings, records, results, page, kept, made=made)
 
 
 def _draw(folder: Path, task: str, results: Mapping[str, Any]) -> None:
