@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_model
 
 from msa import Memory
+from msa.serving.errors import ApiError
 from msa.serving.memories import Memories
 
 
@@ -54,3 +55,12 @@ def test_folders_are_let_go(served, tmp_path, model):
         assert entry.is_of(served._identity("notes"))  # still in use
     with pytest.raises(OSError, match="Bad file descriptor"):
         entry.is_of((0, 0))
+
+
+def test_names_that_are_asked_for_leave_nothing_behind(served, tmp_path, model):
+    make(tmp_path / "notes", model, "a text")
+    assert text_of(served) == "a text"
+    for number in range(20):
+        with pytest.raises(ApiError), served.lease(f"none-{number}"):
+            pass
+    assert len(served._opening) == 0

@@ -25,6 +25,7 @@ from msa.memory.memory import OpenView
 from msa.model.bundle import MSAModel
 from msa.routing import BankView, Tiers
 from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.named_locks import NamedLocks
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Memories:
         self._max_open = max_open
         self._open: dict[str, _Open] = {}
         self._lock = threading.Lock()
-        self._opening: dict[str, threading.Lock] = {}
+        self._opening = NamedLocks()
 
     def names(self) -> list[str]:
         """Names of all memories, sorted."""
@@ -169,9 +170,7 @@ class Memories:
             self._release(entry)
 
     def _acquire(self, name: str, writing: bool) -> _Open:
-        with self._lock:
-            opening = self._opening.setdefault(name, threading.Lock())
-        with opening:  # two threads must not open the same memory
+        with self._opening.holding(name):  # two threads must not open the same memory
             identity = self._identity(name)
             with self._lock:
                 entry = self._open.get(name)
