@@ -367,21 +367,23 @@ class Memories:
                     entry = self._open.get(name)
                     if entry is not None and entry.memory is memory:
                         self._retire(name, entry)
-                self._remove(name)
+                self.discard(self.root / name)
                 return documents
         except (BankMismatchError, BankFormatError, BankCorruptError):  # of no use to us, and all the more to go
             if writer_is_active(self.root / name):
                 raise BankLockedError(f"the memory {name} is being written by another process; wait for it") from None
-            self._remove(name)
+            self.discard(self.root / name)
             return None
 
-    def _remove(self, name: str) -> None:
-        """Take a memory's name away, durably, then its files."""
-        trash = self.root / STATE_FOLDER / "building" / uuid.uuid4().hex
-        trash.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self.root / name, trash)
-        sync_folder(self.root)
-        shutil.rmtree(trash, ignore_errors=True)
+    def discard(self, folder: Path) -> None:
+        """Take a folder's name away, durably and at once, then its files; what is left of them the next start removes.
+
+        Raises:
+            FileNotFoundError: there is none, or somebody else took it away.
+        """
+        with self.building() as trash:
+            os.rename(folder, trash)
+            sync_folder(folder.parent)
 
     def close(self) -> None:
         """Close all; called when nothing uses them any more."""

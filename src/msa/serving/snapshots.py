@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import threading
 import time
 import uuid
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msa.bank import MemoryBank
+from msa.errors import BankError
 from msa.serving.errors import ApiError, memory_not_found
 from msa.serving.memories import Memories, sync_folder
 from msa.serving.operations import Operation
@@ -78,9 +79,12 @@ class Snapshots:
         """All snapshots of a memory, oldest first."""
         found = []
         folder = self._root / memory
-        for file in folder.glob(f"*{_ABOUT}") if folder.is_dir() else []:
-            if (folder / file.name.removesuffix(_ABOUT)).is_dir():
-                found.append(json.loads(file.read_text(encoding="utf-8")))
+        # whatever is missing was deleted this very moment
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    if name.endswith(_ABOUT) and (folder / name.removesuffix(_ABOUT)).is_dir():
+                        found.append(json.loads((folder / name).read_text(encoding="utf-8")))
         return sorted(found, key=lambda about: (about["created_at"], about["id"]))
 
     def get(self, memory: str, snapshot_id: str) -> dict[str, Any]:
@@ -92,7 +96,7 @@ class Snapshots:
         for about in self.list(memory):
             if about["id"] == snapshot_id and _ID.fullmatch(snapshot_id):
                 return about
-        raise ApiError(404, f"memory {memory!r} has no snapshot {snapshot_id[:80]!r}", "snapshot_not_found")
+        raise _not_found(memory, snapshot_id)
 
     def delete(self, memory: str, snapshot_id: str) -> None:
         """Remove one.
@@ -102,14 +106,19 @@ class Snapshots:
         """
         self.get(memory, snapshot_id)
         folder = self._root / memory
-        (folder / f"{snapshot_id}{_ABOUT}").unlink()
-        shutil.rmtree(folder / snapshot_id)
+        try:
+            # the copy first: without its description it could be neither listed nor deleted
+            self._memories.discard(folder / snapshot_id)
+        except FileNotFoundError as error:
+            raise _not_found(memory, snapshot_id) from error
+        (folder / f"{snapshot_id}{_ABOUT}").unlink(missing_ok=True)
 
     def delete_all(self, memory: str) -> int:
         """Remove all of a memory that was deleted; returns how many."""
         with self._placing:
             number = len(self.list(memory))
-            shutil.rmtree(self._root / memory, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._memories.discard(self._root / memory)
         return number
 
     def run_restore(self, operation: Operation) -> dict[str, Any]:
@@ -119,14 +128,21 @@ class Snapshots:
         name = operation.memory
         self._memories.check_free(name, _no_other)
         with self._memories.building() as copy:
-            with MemoryBank.open(self._root / source / snapshot_id, read_only=True) as bank:
-                bank.check_fingerprint(self._memories.model.fingerprint, self._memories.model.name)
-                bank.backup(copy)
+            self._copy(source, snapshot_id, copy)
             operation.check()
             if not self._memories.place(copy, name):
                 self._memories.check_free(name, _no_other)
         with self._memories.lease(name) as memory:
             return {"memory": name, "snapshot": snapshot_id, "documents": len(memory)}
+
+    def _copy(self, source: str, snapshot_id: str, copy: Path) -> None:
+        try:
+            with MemoryBank.open(self._root / source / snapshot_id, read_only=True) as bank:
+                bank.check_fingerprint(self._memories.model.fingerprint, self._memories.model.name)
+                bank.backup(copy)
+        except (BankError, OSError):
+            self.get(source, snapshot_id)  # it was deleted meanwhile
+            raise
 
     def check_source(self, memory: str, snapshot_id: str, name: str, known: Callable[[str], bool]) -> None:
         """Before a restore is accepted; ``known`` as for :meth:`Memories.check_free`.
@@ -138,6 +154,10 @@ class Snapshots:
             raise memory_not_found(memory)
         self.get(memory, snapshot_id)
         self._memories.check_free(name, known)
+
+
+def _not_found(memory: str, snapshot_id: str) -> ApiError:
+    return ApiError(404, f"memory {memory!r} has no snapshot {snapshot_id[:80]!r}", "snapshot_not_found")
 
 
 def _no_other(name: str) -> bool:
