@@ -1,9 +1,13 @@
+import codecs
 import datetime
+import itertools
+import tracemalloc
 
 import pytest
 
+from msa.documents.formats import decode
 from msa.documents.readers import documents_from_mappings
-from msa.documents.records import read_jsonl
+from msa.documents.records import _decoded_lines, read_jsonl
 from msa.documents.types import Document
 from msa.errors import DocumentError
 
@@ -94,3 +98,48 @@ def test_lines_with_values_that_cannot_be_kept(value):
     assert next(documents).text == "fine"
     with pytest.raises(DocumentError, match=r"a\.jsonl, line 2: \"metadata\" cannot be stored as JSON"):
         next(documents)
+
+
+UNITS = ["a", "\n", "\r\n", "\r", "\u0a0a", "\u000a\u0a00", "\u0d0d", "😀", "\ufeff", "\ud83d", "\ude00", "\ufffd"]
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("tail", [b"", b"x"], ids=["whole", "half a character"])
+def test_utf16_is_decoded_piece_by_piece_as_it_would_be_as_a_whole(order, tail):
+    mark = {"le": codecs.BOM_UTF16_LE, "be": codecs.BOM_UTF16_BE}[order]
+    for units in itertools.product(UNITS, repeat=3):
+        data = mark + "".join(units).encode(f"utf-16-{order}", "surrogatepass") + tail
+        text, decoding = decode(data)
+        for cut in range(3, len(data) + 1):
+            found = [*_decoded_lines([data[:cut], data[cut:]], None)]
+            assert [line for line, _ in found] == text.split("\n"), (data, cut)
+            assert any(flag for _, flag in found) == bool(decoding)
+
+
+def test_only_the_lines_that_had_invalid_utf16_say_so():
+    lines = ['{"text": "a"}\n', '{"text": "\ud800"}\n', '{"text": "\ufffd"}\n']
+    data = codecs.BOM_UTF16_LE + "".join(lines).encode("utf-16-le", "surrogatepass")
+    documents = [*read_jsonl(data.splitlines(keepends=True), "a.jsonl")]
+    assert [document.text for document in documents] == ["a", "\ufffd", "\ufffd"]
+    assert [document.metadata for document in documents] == [{}, {"decoding": "utf-16 with replacements"}, {}]
+
+
+def test_utf16_takes_no_more_memory_than_a_line():
+    line = ('{"text": "' + "x" * 10_000 + '"}\n').encode("utf-16-le")
+    pieces = itertools.chain([codecs.BOM_UTF16_LE], itertools.repeat(line, 500))
+    tracemalloc.start()
+    try:
+        assert sum(len(document.text) for document in read_jsonl(pieces, "a.jsonl")) == 5_000_000
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(line)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_line_of_utf16_that_does_not_end_is_refused():
+    endless = itertools.chain([codecs.BOM_UTF16_LE + b'{\0\n\0{\0"\0'], itertools.repeat("\u0a0a".encode("utf-16-le")))
+    documents = read_jsonl(endless, "a.jsonl", max_characters=1000)
+    with pytest.raises(DocumentError, match="a.jsonl, line 1: not JSON"):
+        next(documents)
+    endless = itertools.chain([codecs.BOM_UTF16_LE + b"\n\0"], itertools.repeat("\u0a0a".encode("utf-16-le")))
+    with pytest.raises(DocumentError, match=r"a\.jsonl, line 2: is longer than 1,000 characters"):
+        next(read_jsonl(endless, "a.jsonl", max_characters=1000))

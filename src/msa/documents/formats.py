@@ -28,6 +28,7 @@ _TEXT_SUFFIXES = MARKDOWN_SUFFIXES | RST_SUFFIXES | frozenset({".txt", ".text", 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACED = "utf-8 with replacements"
+UTF16_REPLACED = "utf-16 with replacements"
 _SNIFFED_BYTES = 65_536
 _FEW = 16  # this many odd characters are forgiven in a text of any length
 _BINARY = "is a binary file. Convert it to PDF, HTML or plain text first"
@@ -107,7 +108,7 @@ def decode(data: bytes) -> tuple[str, dict[str, Any]]:
         try:
             return clean_text(data.decode("utf-16")), {}
         except UnicodeDecodeError:
-            return clean_text(data.decode("utf-16", "replace")), {"decoding": "utf-16 with replacements"}
+            return clean_text(data.decode("utf-16", "replace")), {"decoding": UTF16_REPLACED}
     try:
         return clean_text(data.decode("utf-8-sig")), {}
     except UnicodeDecodeError:

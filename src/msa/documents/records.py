@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from msa.documents.formats import clean_surrogates, clean_text, decode, is_utf16
+from msa.documents.formats import UTF16_REPLACED, clean_surrogates, clean_text, decode, is_utf16
 from msa.documents.json_values import json_problem
 from msa.documents.types import Document
 from msa.errors import DocumentError
@@ -112,18 +115,24 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def read_jsonl(lines: Iterable[bytes], name: str) -> Iterator[Document]:
+def read_jsonl(lines: Iterable[bytes], name: str, max_characters: int | None = None) -> Iterator[Document]:
     """Read JSON lines as they arrive; blank lines are passed over.
 
     Args:
         lines: a file opened for reading bytes, or lines of one, in UTF-8 or, with a byte order mark, UTF-16. Invalid
             bytes become U+FFFD, and the document's metadata then says so under ``decoding``.
         name: the file's name, for the message of an error.
+        max_characters: of a line of UTF-16, whose ends are found here; None: no limit.
 
     Raises:
-        DocumentError: a line that is not a document; it names the file, the line and what is wrong.
+        DocumentError: a line that is not a document, or is too long; it names the file, the line and what is wrong.
     """
-    for number, (line, decoding) in enumerate(_decoded_lines(lines), start=1):
+    for number, (line, decoding) in enumerate(_decoded_lines(lines, max_characters), start=1):
+        if line is None:
+            raise DocumentError(
+                f"{name}, line {number}: is longer than {max_characters:,} characters, which is the limit; give the "
+                "document in several"
+            )
         if not line.strip():
             continue
         where = f"{name}, line {number}"
@@ -140,14 +149,47 @@ def read_jsonl(lines: Iterable[bytes], name: str) -> Iterator[Document]:
         yield document
 
 
-def _decoded_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _decoded_lines(lines: Iterable[bytes], most: int | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Each line, and how it was decoded; None for one that is too long, after which there are no more."""
     lines = iter(lines)
     first = next(lines, b"")
-    if is_utf16(first):  # a line end is two bytes here, so lines are split after decoding
-        text, decoding = decode(first + b"".join(lines))
-        for line in text.split("\n"):
-            yield line, decoding
+    if is_utf16(first):
+        yield from _utf16_lines(itertools.chain([first], lines), most)
         return
     yield decode(first)
     for raw in lines:
         yield decode(raw)
+
+
+def _utf16_lines(pieces: Iterable[bytes], most: int | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """As :func:`_decoded_lines`; a line end is two bytes, so pieces end anywhere."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    begun = io.StringIO()
+    for text, final in _utf16_texts(pieces):
+        *ends, rest = newlines.decode(text, final).split("\n")
+        for end in ends:
+            begun.write(end)
+            yield _cleaned(begun.getvalue())
+            begun = io.StringIO()
+        begun.write(rest)
+        if most is not None and begun.tell() > most:
+            yield None, {}
+            return
+    yield _cleaned(begun.getvalue())
+
+
+def _utf16_texts(pieces: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
+    """The pieces decoded, and whether each is the last; what is no character becomes a lone surrogate."""
+    decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
+    for piece in pieces:
+        yield decoder.decode(piece), False
+    try:
+        yield decoder.decode(b"", final=True), True
+    except UnicodeDecodeError:  # half a character
+        yield "\ud800", True
+
+
+def _cleaned(line: str) -> tuple[str, dict[str, Any]]:
+    """A line as :func:`decode` cleans it, and whether it had lone surrogates."""
+    whole = clean_surrogates(line)
+    return clean_text(whole), {} if whole == line else {"decoding": UTF16_REPLACED}

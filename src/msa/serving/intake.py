@@ -101,7 +101,7 @@ def read_upload(raw: Path, content_type: str, limits: Limits) -> Iterator[Docume
         if media_type(content_type) == "multipart/form-data":
             yield from checked(_files_of(body, content_type, raw.parent, limits), limits)
         else:
-            yield from checked(read_jsonl(_lines(body, "body", limits), "body"), limits)
+            yield from checked(_documents_of_lines(body, "body", limits), limits)
 
 
 def media_type(content_type: str) -> str:
@@ -109,9 +109,13 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _lines(body: IO[bytes], name: str, limits: Limits) -> Iterator[bytes]:
-    """Lines, none longer than a document can be as JSON."""
+def _documents_of_lines(body: IO[bytes], name: str, limits: Limits) -> Iterator[Document]:
+    """Documents of JSON lines, none longer than a document can be as JSON."""
     most = 2 * limits.max_document_bytes + _MAX_METADATA_BYTES
+    return read_jsonl(_lines(body, name, limits, most), name, max_characters=most)
+
+
+def _lines(body: IO[bytes], name: str, limits: Limits, most: int) -> Iterator[bytes]:
     while line := body.readline(most + 1):
         if len(line) > most:
             raise too_large(f"a line of {name}", limits.max_document_bytes)
@@ -125,7 +129,7 @@ def _files_of(body: IO[bytes], content_type: str, scratch: Path, limits: Limits)
         try:
             if name.lower().endswith(_JSONL_SUFFIXES):
                 with open(file, "rb") as lines:
-                    yield from read_jsonl(_lines(lines, name, limits), name)
+                    yield from _documents_of_lines(lines, name, limits)
             else:
                 if file.stat().st_size > limits.max_document_bytes:
                     raise too_large(name, limits.max_document_bytes)
