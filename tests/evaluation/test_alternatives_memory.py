@@ -64,7 +64,7 @@ def test_without_original_text_nothing_is_read(trained):
     row = make("msa-latents", trained)
     row.prepare(NEEDLES)
     prediction = row.answer(ask(), 24)
-    assert prediction.read == ()
+    assert prediction.read is None
     with pytest.raises(ValueError, match="original_text=False needs retrieval='generative'"):
         make("msa-routed", trained, original_text=False)
 

@@ -115,11 +115,12 @@ def test_declining_is_shown_where_something_cannot_be_answered(tmp_path):
 
 
 def test_every_metric_is_shown_over_the_questions_that_have_it():
-    found = record("msa", 0, 1.0, scores={"mrr": 0.5}, retrieved=("x", "d"))
-    chooses_none = record("full", 0, 0.0, scores={"mrr": 0.0, "f1": 0.5})
+    found = record("msa", 0, 1.0, scores={"mrr": 0.5, "read": 1.0}, retrieved=("x", "d"))
+    # earlier versions kept that it had read nothing
+    chooses_none = record("full", 0, 0.0, scores={"mrr": 0.0, "read": 0.0, "f1": 0.5})
     lines = scores_table([found, record("msa", 1, 0.0), chooses_none]).splitlines()
-    assert lines[0] == "| way | tokens | right | mrr | f1 |"
-    assert lines[2:] == ["| msa | 100 | 0.500 | 0.500 | – |", "| full | 100 | 0.000 | – | 0.500 |"]
+    assert lines[0] == "| way | tokens | right | mrr | read | f1 |"
+    assert lines[2:] == ["| msa | 100 | 0.500 | 0.500 | 1.000 | – |", "| full | 100 | 0.000 | – | – | 0.500 |"]
 
 
 def test_the_page_has_sizes_reasons_and_what_growing_cost(tmp_path):

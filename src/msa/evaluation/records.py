@@ -34,7 +34,8 @@ class Record:
         set: name of the question set.
         size_tokens: tokens of the documents it was answered from.
         question_id, task, question, answers, positives: of the question.
-        text, retrieved, read, seconds, first_token_s, tokens_seen, note: of the prediction.
+        text, retrieved, read, seconds, first_token_s, tokens_seen, note: of the prediction; ``read`` is empty for ways
+            that choose no documents, too.
         resident_bytes: bytes held for the documents.
         scores: metric → value.
         metadata: of the question.
@@ -84,7 +85,7 @@ class Record:
             question=question.question,
             answers=question.answers,
             positives=question.positives,
-            **vars(prediction),
+            **{**vars(prediction), "read": prediction.read or ()},
             resident_bytes=resident_bytes,
             scores=scores,
             metadata=question.metadata if metadata is None else metadata,

@@ -127,10 +127,11 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
     search_s = time.perf_counter() - started
     started = time.perf_counter()
     answer = memory.ask(question.question, **_given(memory, question, options))
+    read = tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read))
     prediction = Prediction(
         text=answer.text,
         retrieved=tuple(hit.id for hit in hits),
-        read=tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read)),
+        read=read,
         seconds=time.perf_counter() - started,
         first_token_s=answer.timings["first_token"],
         tokens_seen=answer.usage.prompt_tokens,
@@ -145,7 +146,7 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
         resident_bytes=psutil.Process().memory_info().rss,
         scores={
             "routed": float(positives <= set(prediction.retrieved)),
-            "read": float(positives <= set(prediction.read)),
+            "read": float(positives <= set(read)),
             "answered": string_match_all(answer.text, question.answers),
         },
         metadata={

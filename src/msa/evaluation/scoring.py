@@ -25,9 +25,9 @@ RECALLS = (1, 5, 10, 16)
 
 
 def score_ruler(question: Question, prediction: Prediction) -> dict[str, float]:
-    """RULER's ``match`` (share of references in the answer), what was read, and retrieval."""
+    """RULER's ``match`` (share of references), retrieval, and ``read`` for ways that choose what to read."""
     scores = {"match": string_match_all(prediction.text, question.answers)}
-    if question.positives:
+    if question.positives and prediction.read is not None:
         scores["read"] = float(set(question.positives) <= set(prediction.read))
     return scores | _retrieval(question, prediction)
 

@@ -15,7 +15,7 @@ from msa.evaluation.statistics import Difference, mean_interval, paired_differen
 
 MIN_SHARED = 30  # questions that ways must share to be compared on them
 _Key = tuple[str, str]  # set and id of a question
-_OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops")
+_OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops", "read")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Prediction:
     Attributes:
         text: the answer.
         retrieved: ids of the documents it chose, best first; empty for ways that choose none.
-        read: ids of those whose text it was given; empty for ways that read everything.
+        read: ids of those whose text it was given; None for ways that choose no documents to read.
         seconds: wall clock of the whole answer, retrieval included, encoding of documents excluded.
         first_token_s: until the first token of the answer.
         tokens_seen: prompt tokens the network processed for this question, cached ones not counted.
@@ -67,7 +67,7 @@ class Prediction:
 
     text: str
     retrieved: tuple[str, ...] = ()
-    read: tuple[str, ...] = ()
+    read: tuple[str, ...] | None = None
     seconds: float = 0.0
     first_token_s: float = 0.0
     tokens_seen: int = 0

@@ -115,10 +115,12 @@ class MemoryAnswerer:
                 answer_lead=answer_lead(self._model, question),
             )
             seen = tokens_seen()
+        read = tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read))
+        reads_texts = self._retrieval == "routed" or self._max_rounds > 0
         return Prediction(
             text=answer.text,
             retrieved=tuple(dict.fromkeys(hit.id for hit in answer.sources)),
-            read=tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read)),
+            read=read if reads_texts else None,
             seconds=time.perf_counter() - started,
             first_token_s=answer.timings["first_token"],
             tokens_seen=seen,

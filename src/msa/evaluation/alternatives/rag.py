@@ -97,9 +97,8 @@ class RagAnswerer:
             free = free_tokens(self._model, question, max_new_tokens, title)
             if free < 0:
                 context = self._model.lm.config.max_position_embeddings
-                return Prediction(
-                    text="", note=f"question and answer take {context - free} tokens, the context ends at {context}"
-                )
+                note = f"question and answer take {context - free} tokens, the context ends at {context}"
+                return Prediction(text="", read=(), note=note)
             fitted = fit_documents(self._model.protocol, candidates, document_template(self._model), free, 1)
             prompt = reading_prompt(self._model, fitted.documents, question, title)
             written = read_and_answer(self._model, prompt, max_new_tokens)
