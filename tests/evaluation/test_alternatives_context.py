@@ -1,5 +1,7 @@
 """All documents in the prompt, and the summaries of map-reduce: what is read, what is kept, what does not fit."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import tiny_model
@@ -192,8 +194,8 @@ def test_map_reduce_summarises_in_groups_and_merges_until_they_fit(routed, monke
     size = routed.protocol.plain_ids
     assert all(len(size(group)) <= 40 for groups in rounds for group in groups)
     assert len(row.summaries) == 1 or sum(len(size(text)) for text in row.summaries) <= 60
-    first = INSTRUCTION + routed.protocol.strings.question_end
-    ids = routed.protocol.template_ids(routed.protocol.strings.prefix + "{text}\n\n" + first, text=rounds[0][0])
+    as_question = dataclasses.replace(ask(), question=INSTRUCTION)
+    ids = reading_prompt(routed, [(1, rounds[0][0])], as_question).ids
     assert summarised(rounds[0][:1]) == [text for text in [greedy(routed, ids, 8)] if text]
 
     prompt = reading_prompt(routed, list(enumerate(row.summaries)), ask())
@@ -205,6 +207,17 @@ def test_map_reduce_summarises_in_groups_and_merges_until_they_fit(routed, monke
     assert rounds[0] == ["A new one."]
     with pytest.raises(ValueError, match="'new' was taken in with another text"):
         row.prepare({"new": "Changed."})
+
+
+def test_map_reduce_warns_of_a_model_that_hardly_summarises(routed, monkeypatch, caplog):
+    row = make("map-reduce", routed, group_tokens=40, summary_tokens=8, budget_tokens=60)
+    monkeypatch.setattr(row, "_summarised", lambda groups: ["[7]"] * len(groups))
+    row.prepare({"a": "Ada wrote the first program, for a machine that was never built."})
+    assert "hardly summarises" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(row, "_summarised", lambda groups: ["Ada wrote the first program of all."] * len(groups))
+    row.prepare({"b": "Ben did not write anything."})
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,9 @@ from msa.generation.budget import Candidate, fit_documents
 from msa.generation.decoding import Decoding, Prompt
 from msa.model.bundle import MSAModel
 
+log = logging.getLogger(__name__)
+
+_POOREST = 8  # tokens of a summary on average; fewer are worth a warning
 INSTRUCTION = "Summarise the text above. Keep every name, number and fact."
 
 
@@ -27,7 +31,7 @@ class MapReduceAnswerer:
 
     Both happen without knowing the questions, in :meth:`prepare` and :meth:`settle`; what the summaries left out cannot
     be answered. The first summaries are kept, so further documents cost their own; the reduction is done anew. The
-    backbone writes the summaries with ``prefix`` and ``question_end`` of its transcript around text and instruction.
+    backbone is given the text as routed mode gives it documents to read, and the instruction as a question.
 
     Args:
         name: of the row.
@@ -89,7 +93,20 @@ class MapReduceAnswerer:
             ValueError: it is given with another text.
         """
         new = take_in(self._taken, documents)
-        self._mapped += self._summarised(self._groups([*new.values()]))
+        groups = self._groups([*new.values()])
+        written = self._summarised(groups)
+        self._mapped += written
+        sizes = sum(map(self._size, written))
+        if groups and sizes < _POOREST * len(groups):
+            log.warning(
+                "%s: %d texts of up to %d tokens were summarised in %.1f tokens each; %s hardly summarises, and what "
+                "follows is that",
+                self.name,
+                len(groups),
+                self._group_tokens,
+                sizes / len(groups),
+                self._model.name,
+            )
         self._stale = self._stale or bool(new)
 
     def settle(self) -> None:
@@ -160,6 +177,8 @@ class MapReduceAnswerer:
 
     @staticmethod
     def _summary_ids(model: MSAModel, text: str) -> list[int]:
+        # as a text to read, whatever the checkpoint retrieves by: after a bare question one that is trained for the
+        # memory writes the ids of documents
         strings = model.protocol.strings
-        template = strings.prefix + "{text}\n\n" + INSTRUCTION + strings.question_end
-        return model.protocol.template_ids(template, text=text)
+        documents = strings.reader_document.replace("{id}", "1").replace("{text}", text)
+        return model.protocol.template_ids(strings.reader_prompt, documents=documents, question=INSTRUCTION)
