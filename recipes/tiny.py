@@ -238,7 +238,7 @@ def telling_apart(out: str, scale: float = 1.0) -> TrainConfig:
     """The last run: mostly texts of several needles, as long as RULER's documents, with fewer refusals than before."""
     last = phase(
         "telling apart",
-        max(1, round(500 * scale)),
+        max(1, round(400 * scale)),
         digits=7,
         chunk=64,
         documents=16,
@@ -260,7 +260,8 @@ def telling_apart(out: str, scale: float = 1.0) -> TrainConfig:
         phases=(replace(last, learning_rate=3e-3),),
         seed=11,
         warmup_steps=15,
-        decay_steps=round(505 * scale),
+        checkpoint_every=100,
+        decay_steps=round(405 * scale),
     )
 
 
