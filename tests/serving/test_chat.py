@@ -8,6 +8,8 @@ import openai
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, NEEDLE, QUESTION, error_of
 
+from msa.serving.chat_request import ChatRequest, wanted
+
 MODEL = "msa-tiny@known"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
 
@@ -145,15 +147,16 @@ def test_seeds_repeat_and_temperature_varies(client):
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(1, 5)}) > 1
-    ask = {**ASK, "temperature": 2, "top_p": 1e-9}
-    assert client.chat.completions.create(**ask).choices[0].message.content == ANSWER
+    for top_p in (1e-9, 0):
+        ask = {**ASK, "temperature": 2, "top_p": top_p}
+        assert client.chat.completions.create(**ask).choices[0].message.content == ANSWER
 
 
 def test_a_system_message_and_earlier_turns(client):
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "hello"}]},
-        {"role": "assistant", "content": "Hello, how can I help?"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "That is nothing I can help you with."}]},
         {"role": "user", "content": QUESTION},
     ]
     alone = client.chat.completions.create(**ASK)
@@ -163,6 +166,13 @@ def test_a_system_message_and_earlier_turns(client):
     turns[1:1] = [{"role": "user", "content": "word " * 3000}]
     answer = client.chat.completions.create(model=MODEL, messages=turns)
     assert "left out" in answer.msa["notes"][0]
+
+
+def test_a_refusal_is_what_the_assistant_said():
+    parts = [{"type": "text", "text": "One."}, {"type": "refusal", "refusal": "Not the other."}]
+    turns = [{"role": "assistant", "content": parts}, {"role": "user", "content": QUESTION}]
+    asked = wanted(ChatRequest(model=MODEL, messages=turns, top_p=0), default_tokens=1, max_tokens=1)
+    assert asked.turns[0].text == "One.\nNot the other."
 
 
 def test_the_memory_s_own_options(client, http):
@@ -225,12 +235,15 @@ def test_unknown_targets(client):
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
          "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "refusal", "text": "no"}]}]},
+         "messages[0].content[0]"),
         ({"messages": [7]}, "messages[0]"),
         ({"model": 7}, "model"),
         ({"model": None}, "model"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "1"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, NEEDLE, QUESTION, error_of, until
 
+from msa.serving.routes import documents
 from msa.serving.scheduler import Lane
 
 
@@ -108,6 +109,16 @@ def test_documents_are_added_changed_listed_and_removed(http, memory):
     assert (several["deleted"], several["unknown"]) == (["one"], ["nothing"])
     error_of(http.get(f"{memory}/documents", params={"after": "gone"}), 400, "document_not_found")
     assert error_of(http.get(f"{memory}/documents", params={"limit": 0}), 400)["param"] == "limit"
+
+
+@pytest.mark.parametrize(("text", "on_the_page"), [(False, 3), (True, 2)])
+def test_a_page_is_short_where_texts_or_metadata_are_long(http, memory, monkeypatch, text, on_the_page):
+    monkeypatch.setattr(documents, "_PAGE_BYTES", 2500)
+    add(http, memory, *({"id": f"d{n}", "text": "word " * 100, "metadata": {"m": "x" * 1000}} for n in range(5)))
+    page = http.get(f"{memory}/documents", params={"text": text}).json()
+    assert (len(page["data"]), page["has_more"], page["last_id"]) == (on_the_page, True, f"d{on_the_page - 1}")
+    rest = http.get(f"{memory}/documents", params={"text": text, "after": page["last_id"]}).json()
+    assert rest["first_id"] == f"d{on_the_page}"
 
 
 @pytest.mark.parametrize(

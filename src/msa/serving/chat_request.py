@@ -16,6 +16,7 @@ from msa.serving.queries import check_where
 
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 4
+_LEAST_TOP_P = 1e-6  # for 0, which OpenAI allows: the most probable token alone
 _SEEDS = {"ge": -(2**63), "le": 2**63 - 1}
 # fields that change what is answered and cannot be obeyed → values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -33,6 +34,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
 }
 
+
+def _part(kind: str) -> dict[str, Any]:
+    """A part of a message's content, whose text stands in the field that is named as the part."""
+    return {
+        "type": "object",
+        "required": ["type", kind],
+        "properties": {"type": {"const": kind}, kind: {"type": "string"}},
+    }
+
+
 _MESSAGE = {
     "type": "object",
     "required": ["role"],
@@ -43,11 +54,7 @@ _MESSAGE = {
                 {"type": "string"},
                 {
                     "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                    },
+                    "items": {"anyOf": [_part("text"), _part("refusal") | {"description": "of the assistant only"}]},
                 },
                 {"type": "null", "description": "of the assistant only"},
             ]
@@ -77,7 +84,7 @@ class ChatRequest(BaseModel):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     seed: Annotated[StrictInt, Field(**_SEEDS)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
@@ -131,7 +138,7 @@ def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wan
     for name in ("temperature", "top_p", "top_k", "seed", "where", "hybrid", "retrieval", "max_rounds"):
         value = getattr(request, name)
         if value is not None:
-            options[name] = value
+            options[name] = max(value, _LEAST_TOP_P) if name == "top_p" else value
     if request.max_documents is not None:
         options["max_documents"] = request.max_documents
     try:
@@ -209,18 +216,20 @@ def _turns(messages: list[Any]) -> list[Turn]:
 
 
 def _text(content: Any, role: str, where: str) -> str:
-    """A message's content: a string, or parts of text."""
+    """A message's content: a string, or parts of text; of the assistant's also those that say why it did not answer."""
     if isinstance(content, str):
         return content
     if content is None and role == "assistant":
         return ""
     if not isinstance(content, list):
         raise invalid(f"{where} must be a string or a list of text parts", param=where)
+    kinds = ("text", "refusal") if role == "assistant" else ("text",)
     texts = []
     for index, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in kinds or not isinstance(part.get(kind), str):
             raise invalid(
                 f"{where}[{index}]: only parts of type 'text' are supported", f"{where}[{index}]", "unsupported_content"
             )
-        texts.append(part["text"])
+        texts.append(part[kind])
     return "\n".join(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ router = APIRouter(prefix="/v1/memories/{name}/documents", tags=["documents"])
 
 _UPLOADS = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "multipart/form-data")
 _PAGE = 50  # documents read at a time
-_PAGE_BYTES = 8 << 20  # of texts in one listing
+_PAGE_BYTES = 8 << 20  # of texts and metadata in one listing
 _MAX_DELETED = 10_000
 _DOCUMENT = {
     "type": "object",
@@ -226,7 +227,7 @@ def list_documents(
 
 
 def _page(memory: Memory, limit: int, after: str | None, text: bool) -> tuple[list[dict[str, Any]], bool]:
-    """So many documents, fewer if their texts are long; and whether there are more."""
+    """So many documents, fewer if their texts or metadata are long; and whether there are more."""
     data: list[dict[str, Any]] = []
     size = 0
     while True:
@@ -235,10 +236,10 @@ def _page(memory: Memory, limit: int, after: str | None, text: bool) -> tuple[li
         except KeyError as error:
             raise invalid(f"there is no document {after!r} to list after", "after", "document_not_found") from error
         for document in documents:
-            if len(data) == limit or (text and data and size >= _PAGE_BYTES):
+            if len(data) == limit or (data and size >= _PAGE_BYTES):
                 return data, True
             data.append(_to_json(document, text))
-            size += len(document.text)
+            size += (len(document.text) if text else 0) + len(json.dumps(document.metadata))
         if not documents:
             return data, False
         after = documents[-1].id
