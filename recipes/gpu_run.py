@@ -5,8 +5,9 @@
 
 The first command takes a few steps of every phase and notes their time; the second divides ``--seconds`` by it, unless
 ``--steps`` says otherwise. Phases: made-up memories whose ids have one digit, then two and three, in chunks that grow →
-real documents in middle chunks → continual pre-training in the model's own, with mined negatives. ``--start`` takes
-trained routers, or an adapter of an earlier run to go on from. Let nothing else run on the GPU: with three small
+real documents in middle chunks → continual pre-training in the model's own, with mined negatives. ``--plan later`` goes
+on from what they leave: SFT over 8K and 64K tokens a step, and chains of hops. ``--start`` takes trained routers, or an
+adapter of an earlier run to go on from. Let nothing else run on the GPU: with three small
 trainings beside it a step took three times as long.
 
 The same command again goes on from the last checkpoint, on the same or on another machine that has OUT. With every
@@ -20,10 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,14 @@ import torch
 
 import msa
 from msa.documents import Protocol
+from msa.errors import TrainingDataError
 from msa.model import MSAForCausalLM
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource
+from msa.training.batches import FileSource, NeedleSource, SampleSource
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
-from msa.training.data.collate import TrainingBatch
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
-from msa.training.data.reading import reading_rows
 from msa.training.data.samples import TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
 from msa.training.log import draw_curves, read_log
@@ -48,6 +47,7 @@ from msa.training.objective import LossWeights
 from msa.training.parameters import has_lora, load_trained, save_trained
 from msa.training.parts import cut, join
 from msa.training.prefetch import Prefetched
+from msa.training.reading_batches import ReadingBatches
 from msa.training.run import held_out_evaluation, read_within_limits, write_metrics
 from msa.training.trainer import Trainer
 
@@ -56,7 +56,6 @@ PLANNED_SHARE = 0.88
 # what every layer's routing bias begins at, and the temperature of the routing loss
 ROUTING_BIAS = 3.0
 ROUTING_TEMPERATURE = 0.05
-MOST_READ = 4  # documents in the prompt of a row that reads
 NEVER = 10**6  # steps, more than any run has
 log = logging.getLogger("gpu_run")
 
@@ -70,6 +69,8 @@ class Stage:
         chunk_size: 0: the model's own; digits: of ids.
         filler: words around the needles of made-up memories, at most; None: real documents.
         final: share of rows that answer; negatives: mined for each question.
+        documents: of a step; 0: as the command line says.
+        hops: retrieval steps of its questions, at least.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Stage:
     filler: int | None = None
     final: float = 0.0
     negatives: int = 0
+    documents: int = 0
+    hops: int = 0
 
 
 # ids of one digit are read after some thirty steps, and each longer kind soon after the one before; begun with real
@@ -90,6 +93,13 @@ PHASES = (
     Stage("middle chunks", 0.20, 32, 5, final=0.1),
     Stage("continual pre-training", 0.45, 0, 5, final=0.15, negatives=1),
 )
+# over an adapter of the first plan: more answering, memories of some 8K and 64K tokens a step, questions that hop
+LATER = (
+    Stage("SFT 8K", 0.4, 0, 5, final=0.4, negatives=1, documents=105),
+    Stage("SFT 64K", 0.35, 0, 5, final=0.4, negatives=1, documents=820),
+    Stage("interleave chains", 0.25, 0, 5, final=0.3, hops=2),
+)
+PLANS = {"first": PHASES, "later": LATER}
 
 
 def phase(args: argparse.Namespace, stage: Stage, steps: int) -> Phase:
@@ -110,9 +120,10 @@ def phase(args: argparse.Namespace, stage: Stage, steps: int) -> Phase:
         paths=(str(args.data / "train.jsonl"),),
         held_out_paths=(str(args.data / "validation.jsonl"),),
         corpus=(str(args.data / "corpus.jsonl"),),
-        documents=args.documents,
+        documents=stage.documents or args.documents,
         questions=args.questions,
         mined_negatives=stage.negatives,
+        min_hops=stage.hops,
     )
     routing = 0.5 if made_up else 1.0
     return Phase(
@@ -132,7 +143,7 @@ def phase(args: argparse.Namespace, stage: Stage, steps: int) -> Phase:
 
 def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainConfig:
     """The phases, of so many steps each; a step takes about ``seconds``."""
-    phases = tuple(phase(args, stage, count) for stage, count in zip(PHASES, steps, strict=True))
+    phases = tuple(phase(args, stage, count) for stage, count in zip(args.stages, steps, strict=True))
     on_gpu = torch.cuda.is_available()
     return TrainConfig(
         out=str(args.out / "run"),
@@ -156,46 +167,10 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
     )
 
 
-def planned_steps(measured: dict[str, Any], seconds: float, shares: Sequence[float]) -> list[int]:
+def planned_steps(measured: dict[str, Any], seconds: float, shares: dict[str, float]) -> list[int]:
     """Steps of each phase that fill its share of the time, by what a step of each was measured to take."""
-    return [
-        max(2, int(seconds * PLANNED_SHARE * share / sum(shares) / measured[stage.name]))
-        for stage, share in zip(PHASES, shares, strict=True)
-    ]
-
-
-class ReadingBatches(Batches):
-    """Batches with rows beside them that answer from texts in the prompt; mines only for phases that ask for it."""
-
-    def __init__(
-        self, settings: TrainConfig, protocol: Protocol, sources: list[SampleSource | None], rows: int
-    ) -> None:
-        super().__init__(settings, protocol, sources)
-        self._rows = rows
-
-    def batch(self, step: int, micro: int) -> TrainingBatch:
-        """See :meth:`Batches.batch`."""
-        index, _ = self._config.phase_at(step)
-        seed = f"{self._config.seed} reading {step} {micro}"
-        return self._with_reading(super().batch(step, micro), self.sources[index], seed)
-
-    def held_out(self, source: SampleSource | None, phase: Phase, number: int) -> TrainingBatch:
-        """See :meth:`Batches.held_out`."""
-        return self._with_reading(super().held_out(source, phase, number), source, f"held out reading {number}")
-
-    def refresh(self, lm: MSAForCausalLM, step: int, folder: Path, *, writes: bool) -> None:
-        """See :meth:`Batches.refresh`."""
-        files = self._config.phase_at(step)[1].files
-        if files is not None and files.mined_negatives:
-            super().refresh(lm, step, folder, writes=writes)
-
-    def _with_reading(self, batch: TrainingBatch, source: SampleSource | None, seed: str) -> TrainingBatch:
-        if not self._rows or not isinstance(source, FileSource) or not source.answered:
-            return batch
-        rng = random.Random(seed)
-        places = [source.answered[rng.randrange(len(source.answered))] for _ in range(self._rows)]
-        samples = [source.sample_at(place) for place in places]
-        return replace(batch, recalls=reading_rows(source.training_set, samples, self._protocol, MOST_READ, rng))
+    whole = sum(shares.values())
+    return [max(2, int(seconds * PLANNED_SHARE * share / whole / measured[name])) for name, share in shares.items()]
 
 
 def read_sources(
@@ -204,7 +179,7 @@ def read_sources(
     """Per phase the training and the validation data; no document of a validation or test question is in the former."""
     corpus = [folder / "corpus.jsonl"]
     # the corpus is the same for all: its documents' lengths are looked at once
-    training = read_within_limits([folder / "train.jsonl"], corpus, settings, protocol, PHASES[-1].digits)
+    training = read_within_limits([folder / "train.jsonl"], corpus, settings, protocol, settings.phases[-1].id_digits)
     held_out = read_training_set([folder / "validation.jsonl"], corpus=corpus)
     # read apart, for their documents alone
     tested = read_training_set([folder / "test.jsonl"], corpus=corpus)
@@ -218,12 +193,25 @@ def read_sources(
     def sources(real: TrainingSet, *, hold_out: bool) -> list[SampleSource | None]:
         worlds = NeedleWorlds(*needle_words(held_out=hold_out), haystack_sentences((), held_out=hold_out))
         return [
-            NeedleSource(worlds, each.needles) if each.needles else FileSource(real, each.files, settings.seed)
+            NeedleSource(worlds, each.needles) if each.needles else file_source(real, each, settings.seed)
             for each in settings.phases
             if each.needles or each.files
         ]
 
     return sources(seen, hold_out=False), sources(held_out, hold_out=True)
+
+
+def file_source(whole: TrainingSet, phase: Phase, seed: int) -> FileSource:
+    """Those of the questions that have as many retrieval steps as a phase asks for.
+
+    Raises:
+        TrainingDataError: there are none.
+    """
+    assert phase.files is not None
+    kept = [sample for sample in whole.samples if len(sample.steps) >= phase.files.min_hops]
+    if not kept:
+        raise TrainingDataError(f"no question has {phase.files.min_hops} retrieval steps; {phase.name!r} needs some")
+    return FileSource(replace(whole, samples=kept), phase.files, seed)
 
 
 @dataclass(frozen=True)
@@ -283,10 +271,11 @@ def run(args: argparse.Namespace) -> bool:
     """One stretch; whether the training is complete."""
     plan = args.out / "steps.json"
     measured = json.loads(plan.read_text()) if plan.is_file() else {}
-    steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds, args.shares))
+    shares = {stage.name: share for stage, share in zip(args.stages, args.shares, strict=True)}
+    steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds, shares))
     if measured and not args.steps and "steps" not in measured:
         plan.write_text(json.dumps(measured | {"steps": steps}, indent=1))  # a later stretch has the same schedule
-    settings = config(args, steps, sum(measured.get(stage.name, 1.0) for stage in PHASES) / len(PHASES))
+    settings = config(args, steps, sum(measured.get(name, 1.0) for name in shares) / len(shares))
     log.info("steps of the phases: %s", steps)
     stretch = prepared(args, settings)
     model, trainer = stretch.model, stretch.trainer
@@ -319,7 +308,7 @@ def measure(args: argparse.Namespace) -> None:
     scratch = argparse.Namespace(**{**vars(args), "out": args.out / "measured"})
     shutil.rmtree(scratch.out, ignore_errors=True)  # a checkpoint of an earlier measurement would be gone on from
     settings = replace(
-        config(scratch, [args.measured_steps] * len(PHASES), 1.0),
+        config(scratch, [args.measured_steps] * len(args.stages), 1.0),
         log_every=max(1, args.measured_steps // 2),  # the first half of a phase is warm-up
         checkpoint_every=NEVER,
         evaluate_every=NEVER,
@@ -348,14 +337,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="adapter to begin with: trained routers, or of an earlier run")
     parser.add_argument("--seconds", type=float, default=520, help="length of a stretch")
-    parser.add_argument("--steps", type=int, nargs=len(PHASES), metavar="N", help="of each phase")
+    parser.add_argument("--plan", choices=PLANS, default="first", help="later: over an adapter that the first one left")
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="of each phase")
     parser.add_argument(
         "--shares",
         type=float,
-        nargs=len(PHASES),
-        default=[stage.share for stage in PHASES],
+        nargs="+",
         metavar="SHARE",
-        help="of the time that each phase gets; a run that goes on from an adapter needs little of the first three",
+        help="of the time for each phase; a first plan that goes on from an adapter needs little of the first three",
     )
     parser.add_argument("--evaluate-seconds", type=float, default=60, help="between evaluations; checkpoints: twice")
     parser.add_argument("--measure", action="store_true", help="only measure a step of each phase")
@@ -376,6 +365,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not args.join and (args.backbone is None or args.data is None):
         parser.error("--backbone and --data are needed to train")
+    args.stages = PLANS[args.plan]
+    args.shares = args.shares or [stage.share for stage in args.stages]
+    for name in ("steps", "shares"):
+        if len(getattr(args, name) or args.stages) != len(args.stages):
+            parser.error(f"--{name} needs {len(args.stages)} numbers: {', '.join(stage.name for stage in args.stages)}")
     if args.measure and args.measured_steps < 2:
         parser.error(f"--measured-steps must be 2 or more, got {args.measured_steps}: the first half is warm-up")
     if not (args.join or args.measure or args.steps or (args.out / "steps.json").is_file()):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 
 import msa
-from msa.errors import CheckpointError
+from msa.errors import CheckpointError, TrainingDataError
 from msa.model.adapter import apply_adapter
 from msa.model.bundle import model_fingerprint
 from msa.training import parts as parts_of_files
@@ -106,6 +106,30 @@ def test_a_run_goes_on_from_the_adapter_of_another(tmp_path, arguments):
         gpu_run.prepared(absent, gpu_run.config(absent, [1] * 5, 1.0))
 
 
+def test_a_later_plan_goes_on_with_larger_memories_and_with_chains_alone(tmp_path, arguments):
+    gpu_run = recipe("gpu_run")
+    gpu_run.run(gpu_run.parse([*arguments, "--steps", *"11111"]))
+    first = tmp_path / "first.safetensors"
+    (tmp_path / "out" / "run" / "adapter.safetensors").rename(first)
+    given = [*arguments[:4], "--out", str(tmp_path / "later"), *arguments[6:], "--start", str(first), "--plan", "later"]
+    with pytest.raises(TrainingDataError, match="no question has 2 retrieval steps; 'interleave chains' needs some"):
+        gpu_run.run(gpu_run.parse([*given, "--steps", *"111"]))
+    for split, (one, other) in {"train": ("1", "2"), "validation": ("8", "9")}.items():
+        chain = {"query": f"After {one}?", "positives": [one, other], "hops": [[one], [other]], "answer": "7 euros"}
+        with (tmp_path / f"{split}.jsonl").open("a") as file:
+            file.write(json.dumps(chain) + "\n")
+    args = gpu_run.parse([*given, "--steps", *"111"])
+    assert gpu_run.run(args)
+    trained, old = load_file(tmp_path / "later" / "run" / "adapter.safetensors"), load_file(first)
+    assert trained.keys() == old.keys()
+    assert any(not torch.equal(tensor, old[name]) for name, tensor in trained.items())
+    settings = gpu_run.config(args, [1] * 3, 1.0)
+    assert [phase.files.documents for phase in settings.phases] == [105, 820, 4]
+    training, held_out = gpu_run.read_sources(settings, args.data, tiny_model().protocol)
+    for sources in (training, held_out):
+        assert [len(source.training_set.samples) for source in sources[1:]] == [len(sources[0].training_set.samples), 1]
+
+
 def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch):
     gpu_run = recipe("gpu_run")
     mined = []
@@ -119,7 +143,8 @@ def test_steps_are_planned_from_measured_times(tmp_path, arguments, monkeypatch)
     times = json.loads((tmp_path / "out" / "steps.json").read_text())
     assert set(times) == {stage.name for stage in gpu_run.PHASES}
     assert all(seconds > 0 for seconds in times.values())
-    steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0, [stage.share for stage in gpu_run.PHASES])
+    shares = {stage.name: stage.share for stage in gpu_run.PHASES}
+    steps = gpu_run.planned_steps(dict.fromkeys(times, 0.5), 100.0, shares)
     assert 0.8 * 100 <= sum(steps) * 0.5 <= 100
 
 
@@ -140,6 +165,10 @@ def test_held_out_documents_are_no_training_documents(arguments):
         (
             ["--backbone", "b", "--data", "d", "--measure", "--measured-steps", "1"],
             "--measured-steps must be 2 or more",
+        ),
+        (
+            ["--backbone", "b", "--data", "d", "--plan", "later", "--steps", "1", "2"],
+            "--steps needs 3 numbers: SFT 8K, SFT 64K, interleave chains",
         ),
     ],
 )
