@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from msa.documents import ProtocolStrings
 from msa.errors import ModelNotFoundError, MSAError
 from msa.evaluation import Question
-from msa.evaluation.alternatives import make
+from msa.evaluation.alternatives import WayMaker, make, retrievers
 from msa.evaluation.alternatives.prompts import reading_prompt
-from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever
+from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever, TextEncoder
 from msa.evaluation.alternatives.text_file import TextFile
 from msa.generation.reread import question_likelihoods
 
@@ -93,13 +93,14 @@ def test_nothing_found_is_answered_without_documents(name, routed):
 
 def test_dense_scores_are_cosines_of_mean_pooled_states(encoder):
     pytest.importorskip("faiss")
+    encoder = TextEncoder(encoder)
     retriever = DenseRetriever(encoder)
     retriever.add(["abc abc", "xyz"])
     retriever.add(["abc d", ""])
     found = retriever.search("abc", 4)
-    vectors = retriever.embed(["abc", "abc abc", "xyz", "abc d", ""])
+    vectors = encoder.embed(["abc", "abc abc", "xyz", "abc d", ""])
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
-    alone = torch.stack([retriever.embed([text])[0] for text in ("abc", "abc abc", "xyz", "abc d", "")])
+    alone = torch.stack([encoder.embed([text])[0] for text in ("abc", "abc abc", "xyz", "abc d", "")])
     torch.testing.assert_close(vectors, alone)  # batching and padding change nothing
     cosines = vectors[1:] @ vectors[0]
     assert [one.index for one in found] == cosines.argsort(descending=True).tolist()
@@ -126,6 +127,21 @@ def test_dense_rag_reads_its_best_documents(encoder, routed):
     prediction = row.answer(ask(DOCUMENTS["violin"]), 3)
     assert prediction.retrieved[0] == "violin"
     assert len(prediction.retrieved) == len(set(prediction.read)) == 5
+
+
+def test_ways_of_one_run_share_an_encoder_and_nothing_else(encoder, routed, monkeypatch, tmp_path):
+    pytest.importorskip("faiss")
+    loaded, load = [], retrievers.AutoModel.from_pretrained
+    monkeypatch.setattr(retrievers.AutoModel, "from_pretrained", lambda *a, **b: loaded.append(a) or load(*a, **b))
+    make_way = WayMaker(routed, tmp_path, encoder=encoder)
+    assert not loaded
+    rows = [make_way(name) for name in ("rag-minilm@1", "rag-minilm@1", "rag-minilm-rerank@1")]
+    rows[0].prepare(DOCUMENTS)
+    rows[1].prepare({"other": DOCUMENTS["violin"]})
+    assert len(loaded) == 1
+    for row, name in zip(rows, ("violin", "other"), strict=False):
+        assert row.answer(ask(DOCUMENTS["violin"]), 3).retrieved == (name,)
+    assert rows[2].answer(ask("Whose?"), 3).retrieved == ()
 
 
 def test_long_documents_are_parts_and_what_does_not_fit_is_shortened_around_its_best_passage(encoder):

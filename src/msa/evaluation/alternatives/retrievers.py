@@ -112,28 +112,20 @@ class BM25Retriever:
         return arrays + vocabulary + sum(getsizeof(words) for words in self._tokens)
 
 
-class DenseRetriever:
-    """Mean-pooled embeddings of a small BERT (all-MiniLM-L6-v2), cosine, exact search in a flat FAISS index.
+class TextEncoder:
+    """A small BERT (all-MiniLM-L6-v2) whose states, averaged over a text's tokens, are its embedding.
 
-    A text longer than the encoder reads is embedded passage by passage and scored by its best one, so nothing of it is
-    out of sight. float32, as published.
+    float32, as published. It holds no texts, so any number of retrievers may share one.
 
     Args:
         folder: of the encoder, in transformers' format.
         max_tokens: word pieces it reads at a time; 256 is what the published model is set to.
 
     Raises:
-        MSAError: faiss is not installed.
         ModelNotFoundError: no encoder in that folder.
     """
 
     def __init__(self, folder: str | Path, *, max_tokens: int = 256) -> None:
-        try:
-            faiss = import_module("faiss")
-        except ModuleNotFoundError as error:
-            raise MSAError(
-                "dense retrieval needs FAISS: pip install faiss-cpu, or 'memory-sparse-attention[eval]'"
-            ) from error
         if not Path(folder).is_dir():
             raise ModelNotFoundError(
                 f"no folder {str(folder)!r}: dense retrieval needs that of an all-MiniLM-L6-v2 model (the package "
@@ -146,8 +138,53 @@ class DenseRetriever:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelNotFoundError(f"cannot load an encoder from {str(folder)!r}: {reason}") from error
+        self.size: int = self._encoder.config.hidden_size
         self._max_tokens = min(max_tokens, self._encoder.config.max_position_embeddings)
-        self._index: Any = faiss.IndexFlatIP(self._encoder.config.hidden_size)
+
+    def passages(self, text: str) -> list[tuple[int, int]]:
+        """Characters of the passages that a text is read in, (start, end) each."""
+        return split_text(text, max_tokens=self._max_tokens - 2, token_starts=self._token_starts)
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors ``[n, E]`` float32."""
+        ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        out = torch.zeros(len(ids), self.size)
+        for bucket in length_buckets([len(row) for row in ids], _BATCH_TOKENS):
+            batch = self._tokenizer.pad({"input_ids": [ids[i] for i in bucket]}, return_tensors="pt")
+            states = self._encoder(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            out[bucket] = nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+        return out
+
+    def _token_starts(self, text: str) -> list[int]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [start for start, _ in encoded["offset_mapping"]]
+
+
+class DenseRetriever:
+    """Embeddings of a :class:`TextEncoder`, cosine, exact search in a flat FAISS index.
+
+    A text longer than the encoder reads is embedded passage by passage and scored by its best one, so nothing of it is
+    out of sight.
+
+    Args:
+        encoder: it, or the folder it is loaded from.
+
+    Raises:
+        MSAError: faiss is not installed.
+        ModelNotFoundError: no encoder in that folder.
+    """
+
+    def __init__(self, encoder: TextEncoder | str | Path) -> None:
+        try:
+            faiss = import_module("faiss")
+        except ModuleNotFoundError as error:
+            raise MSAError(
+                "dense retrieval needs FAISS: pip install faiss-cpu, or 'memory-sparse-attention[eval]'"
+            ) from error
+        self._encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder)
+        self._index: Any = faiss.IndexFlatIP(self._encoder.size)
         self._firsts: list[int] = []  # the first passage of each text
         self._places: list[int] = []  # the centre of each passage, in characters of its text
 
@@ -156,11 +193,11 @@ class DenseRetriever:
         passages: list[str] = []
         for text in texts:
             self._firsts.append(len(self._places))
-            for start, end in split_text(text, max_tokens=self._max_tokens - 2, token_starts=self._token_starts):
+            for start, end in self._encoder.passages(text):
                 passages.append(text[start:end])
                 self._places.append((start + end) // 2)
         if passages:
-            self._index.add(self.embed(passages).numpy())
+            self._index.add(self._encoder.embed(passages).numpy())
 
     def settle(self) -> None:
         """See :class:`Retriever`: a flat index is always whole."""
@@ -169,7 +206,7 @@ class DenseRetriever:
         """See :class:`Retriever`."""
         if not self._places:
             return []
-        query = self.embed([question]).numpy()
+        query = self._encoder.embed([question]).numpy()
         wanted = top_k
         while True:
             scores, rows = self._index.search(query, min(wanted, len(self._places)))
@@ -184,19 +221,3 @@ class DenseRetriever:
     def resident_bytes(self) -> int:
         """See :class:`Retriever`: the vectors."""
         return self._index.ntotal * self._index.d * 4
-
-    @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors ``[n, E]`` float32."""
-        ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-        out = torch.zeros(len(ids), self._encoder.config.hidden_size)
-        for bucket in length_buckets([len(row) for row in ids], _BATCH_TOKENS):
-            batch = self._tokenizer.pad({"input_ids": [ids[i] for i in bucket]}, return_tensors="pt")
-            states = self._encoder(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            out[bucket] = nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-        return out
-
-    def _token_starts(self, text: str) -> list[int]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [start for start, _ in encoded["offset_mapping"]]
