@@ -1,16 +1,15 @@
 """msa-tiny from scratch: the whole method in a few million weights, on two CPU cores.
 
-    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--reading-from MODEL] [--telling-apart-from MODEL]
-        [--ablation NAME] [--phases N] [--scale 1.0]
+    python recipes/tiny.py --out runs/tiny [--stop-after MINUTES] [--reading-from MODEL] [--ablation NAME] [--phases N]
+        [--scale 1.0]
 
 Routes, writes ids of up to 7 digits, reads the injected text, hops, stops and answers, on held-out words, numbers,
-uuids and sentences. Four runs, one after the other: the method; a stretch of deciding; with one layer more, reading;
-and telling needles of one text apart. The finished model is ``<out>/telling-apart/model``. Run it again to go on from
-the last checkpoint.
+uuids and sentences. Three runs, one after the other: the method; a stretch of deciding; and, with one layer more,
+reading. The finished model is ``<out>/reading/model``. Run it again to go on from the last checkpoint.
 
-``--reading-from`` begins with the third run, from a model that routes, ``--telling-apart-from`` with the last, from one
-that reads. ``--scale`` shortens every phase, ``--phases`` ends the first run after so many and does no other, for
-comparisons from equal budgets; ``--ablation`` leaves one thing out.
+``--reading-from`` begins with the last run, from a model that routes. ``--scale`` shortens every phase, ``--phases``
+ends the first run after so many and does no other, for comparisons from equal budgets; ``--ablation`` leaves one thing
+out.
 """
 
 from __future__ import annotations
@@ -187,7 +186,7 @@ def deciding(out: str, scale: float = 1.0) -> TrainConfig:
 
 
 def reading(out: str, scale: float = 1.0) -> TrainConfig:
-    """The third run: answers that quote what they read, and rows of several questions about one text.
+    """The last run: answers that quote what they read, and rows of several questions about one text.
 
     Texts around the needles of such rows grow to the 512 tokens at which RULER's documents are cut.
     """
@@ -231,37 +230,6 @@ def reading(out: str, scale: float = 1.0) -> TrainConfig:
         seed=7,
         warmup_steps=15,
         decay_steps=round(610 * scale),
-    )
-
-
-def telling_apart(out: str, scale: float = 1.0) -> TrainConfig:
-    """The last run: mostly texts of several needles, as long as RULER's documents, with fewer refusals than before."""
-    last = phase(
-        "telling apart",
-        max(1, round(400 * scale)),
-        digits=7,
-        chunk=64,
-        documents=16,
-        questions=20,
-        filler=100,
-        past=1000,
-        unanswerable=0.1,
-        hops=0.3,
-        second_tries=0.0,
-        misses=1,
-        final=0.5,
-        copies=replace(LONG_COPIES, questions=3),
-        recalls=RecallConfig(rows=14, questions=6, max_filler=300, two_hop=0.25, unanswerable=0.12),
-    )
-    return replace(
-        config(out, scale),
-        model=f"{out}/reading/model",
-        out=f"{out}/telling-apart",
-        phases=(replace(last, learning_rate=3e-3),),
-        seed=11,
-        warmup_steps=15,
-        checkpoint_every=100,
-        decay_steps=round(405 * scale),
     )
 
 
@@ -314,8 +282,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--phases", type=int, help="end the first run after so many phases")
     parser.add_argument("--ablation", choices=ABLATIONS, default="none", help="of the first run, which then is all")
-    parser.add_argument("--reading-from", metavar="MODEL", help="the last two runs alone, from this model")
-    parser.add_argument("--telling-apart-from", metavar="MODEL", help="the last run alone, from this model")
+    parser.add_argument("--reading-from", metavar="MODEL", help="the last run alone, from this model")
     parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES")
     return parser.parse_args()
 
@@ -326,28 +293,20 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     sentences = haystack_sentences(HAYSTACK, held_out=False)
     worlds = NeedleWorlds(*needle_words(held_out=False), sentences)
-    reads: str | Path | None = args.telling_apart_from
-    routes: str | Path | None = args.reading_from
-    if reads is None and routes is None:
-        routes = method(args, worlds, sentences)
-    if reads is None and routes is not None:
-        model = reader(msa.load(routes, dtype="float32"), worlds)
-        reads = train(model, replace(reading(args.out, args.scale), stop_after_minutes=args.stop_after))
-    if reads is not None:
-        last = replace(telling_apart(args.out, args.scale), stop_after_minutes=args.stop_after)
-        train(msa.load(reads, dtype="float32"), last)
-
-
-def method(args: argparse.Namespace, worlds: NeedleWorlds, sentences: list[str]) -> Path | None:
-    """The first two runs; the model that routes, None where they are not at their end or were all."""
-    whole = config(args.out, args.scale)
-    settings, changes = without(args.ablation, replace(whole, phases=whole.phases[: args.phases]))
-    model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
-    routes = train(model, replace(settings, stop_after_minutes=args.stop_after))
-    if routes is None or args.phases is not None or args.ablation != "none":
-        return None
-    last = replace(deciding(args.out, args.scale), stop_after_minutes=args.stop_after)
-    return train(msa.load(routes, dtype="float32"), last)
+    routing: str | Path | None = args.reading_from
+    if routing is None:
+        whole = config(args.out, args.scale)
+        settings, changes = without(args.ablation, replace(whole, phases=whole.phases[: args.phases]))
+        model = fresh_model(worlds, sentences, vocab_size=VOCABULARY, seed=settings.seed, **changes)
+        routing = train(model, replace(settings, stop_after_minutes=args.stop_after))
+        if args.phases is not None or args.ablation != "none":
+            return
+        if routing is not None:
+            last = replace(deciding(args.out, args.scale), stop_after_minutes=args.stop_after)
+            routing = train(msa.load(routing, dtype="float32"), last)
+    if routing is not None:
+        model = reader(msa.load(routing, dtype="float32"), worlds)
+        train(model, replace(reading(args.out, args.scale), stop_after_minutes=args.stop_after))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_a_grown_model_is_saved_loaded_and_asked(model, rows, tmp_path):
         assert isinstance(memory.ask("What is blue?", max_new_tokens=5).text, str)
 
 
-def test_the_recipe_goes_from_run_to_run_and_begins_with_any_of_the_last_two(tmp_path, monkeypatch):
+def test_the_recipe_reads_last_from_the_model_that_has_decided(tmp_path, monkeypatch):
     tiny = recipe("tiny")
     out = str(tmp_path / "x")
     trained: list[TrainConfig] = []
@@ -108,24 +108,15 @@ def test_the_recipe_goes_from_run_to_run_and_begins_with_any_of_the_last_two(tmp
     monkeypatch.setattr(tiny.msa, "load", lambda name, **options: name)
     monkeypatch.setattr("sys.argv", ["tiny.py", "--out", out, "--scale", "0.1"])
     tiny.main()
-    assert [config.out for config in trained] == [out, f"{out}/deciding", f"{out}/reading", f"{out}/telling-apart"]
-    assert [config.model for config in trained] == [
-        "fresh",
-        f"{out}/model",
-        f"{out}/deciding/model",
-        f"{out}/reading/model",
-    ]
-    for last in (tiny.reading("runs/x"), tiny.telling_apart("runs/x")):
-        assert all(phase.recalls is not None for phase in last.phases)
-        assert last.decay_steps >= last.total_steps
+    assert [config.out for config in trained] == [out, f"{out}/deciding", f"{out}/reading"]
+    assert [config.model for config in trained] == ["fresh", f"{out}/model", f"{out}/deciding/model"]
+    reading = tiny.reading("runs/x")
+    assert all(phase.recalls is not None for phase in reading.phases)
+    assert reading.decay_steps >= reading.total_steps
     trained.clear()
     monkeypatch.setattr("sys.argv", ["tiny.py", "--out", out, "--reading-from", "other"])
     tiny.main()
-    assert [config.out for config in trained] == [f"{out}/reading", f"{out}/telling-apart"]
-    trained.clear()
-    monkeypatch.setattr("sys.argv", ["tiny.py", "--out", out, "--telling-apart-from", "other"])
-    tiny.main()
-    assert [config.out for config in trained] == [f"{out}/telling-apart"]
+    assert [config.out for config in trained] == [f"{out}/reading"]
     trained.clear()
     monkeypatch.setattr("sys.argv", ["tiny.py", "--out", out, "--phases", "2"])
     tiny.main()
