@@ -16,13 +16,13 @@ import platform
 import tempfile
 import time
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import msa
+from msa.evaluation.environment import version_stamp
 from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds, keys_of
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
@@ -67,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--constrain-ids", choices=("existing", "selected", "none"), help="default: the checkpoint's own"
     )
+    parser.add_argument("--constrain-answers", choices=("quoted", "none"), help="default: the checkpoint's own")
     parser.add_argument(
         "--max-rounds", type=int, default=4, help="1: no interleave; 0: answer without reading any text"
     )
@@ -129,7 +130,11 @@ class GrowingMemory:
 def measure(growing: GrowingMemory, args: argparse.Namespace) -> dict[str, Any]:
     """The questions asked of the memory as it is."""
     rates, per_question = score(
-        growing.memory, growing.questions, constrain_ids=args.constrain_ids, max_rounds=args.max_rounds
+        growing.memory,
+        growing.questions,
+        constrain_ids=args.constrain_ids,
+        constrain_answers=args.constrain_answers,
+        max_rounds=args.max_rounds,
     )
     return {
         "tokens": growing.tokens,
@@ -148,10 +153,11 @@ def main() -> None:
         "what": "needles in a memory, rates per kind of question",
         "model": repr(model),
         "constrain_ids": args.constrain_ids or model.protocol.strings.constrain_ids,
+        "constrain_answers": args.constrain_answers or model.protocol.strings.constrain_answers,
         "max_rounds": args.max_rounds,
         "twins": args.twins,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "sizes": [],
     }
     with tempfile.TemporaryDirectory() as folder, msa.Memory.open(folder, model=model) as memory:

@@ -90,6 +90,17 @@ def test_it_quotes_what_it_answers_from(memory, answers):
     assert "quoted" not in answer.text
 
 
+def test_answers_stand_in_what_was_read_and_refusals_are_true(memory, world, answers):
+    free = memory.ask_many([sample.query for sample in answers], constrain_answers="none")
+    assert any(one.text != other.text for one, other in zip(answers.values(), free, strict=True))
+    for answer in answers.values():
+        read = [world.corpus[name] for found in answer.rounds for name in found.retrieved]
+        if answer.quotation.endswith(" mentioned"):
+            assert not any(answer.quotation.removesuffix(" mentioned") in text for text in read)
+        elif any(answer.quotation in text for text in read):
+            assert any(f"{answer.quotation}: {answer.text}" in text for text in read)
+
+
 def test_a_batch_and_a_stream_answer_alike(memory, answers):
     sample, expected = next((s, a) for s, a in answers.items() if len(a.rounds) > 2)
     *_, done = memory.stream(sample.query)

@@ -19,6 +19,7 @@ from msa.errors import CheckpointError
 
 RETRIEVALS = ("generative", "routed")
 CONSTRAINTS = ("existing", "selected", "none")
+ANSWERS = ("quoted", "none")
 _GAP = "\n\n"  # between a conversation and the question
 
 
@@ -39,6 +40,9 @@ class ProtocolStrings:
         answer_end: token that ends the answer.
         quotation_end: generative mode: token that ends what the model quotes of the texts before it answers, which is
             not shown as part of the answer; empty: it does not quote.
+        quotation_refusal: the token that makes a quotation a refusal: what stands before it is in no text.
+        constrain_answers: how an answer that begins with a quotation is held to the texts read. ``quoted``: a refusal
+            must be true, and the answer is what follows the quotation in a text; ``none``: in no way.
         route_whole_turn: True: the whole user turn routes (as published); False: only the user's own words.
         retrieval: ``generative``: the model writes ids; ``routed``: the best documents by the mean of the router
             layers' scores, for models not trained to write ids.
@@ -72,6 +76,8 @@ class ProtocolStrings:
     answer_lead: str = "The answer to the question is:"
     answer_end: str = "<|im_end|>"
     quotation_end: str = ""
+    quotation_refusal: str = ""
+    constrain_answers: str = "none"
     route_whole_turn: bool = True
     retrieval: str = "generative"
     reader_prompt: str = "{documents}\nQuestion: {question}<|im_end|>\n<|im_start|>"
@@ -86,13 +92,16 @@ class ProtocolStrings:
     max_document_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        for name, known in (("retrieval", RETRIEVALS), ("constrain_ids", CONSTRAINTS)):
+        words = {"retrieval": RETRIEVALS, "constrain_ids": CONSTRAINTS, "constrain_answers": ANSWERS}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, needed in (("document", ("{id}", "{text}")), ("question", ("{question}",))):
             missing = [part for part in needed if part not in getattr(self, name)]
             if missing:
                 raise ValueError(f"the protocol's {name!r} must contain {' and '.join(missing)}")
+        if self.constrain_answers == "quoted" and not (self.quotation_end and self.quotation_refusal):
+            raise ValueError("constrain_answers='quoted' needs a protocol with quotation_end and quotation_refusal")
 
     @classmethod
     def from_config(cls, settings: dict[str, Any] | None) -> ProtocolStrings:
@@ -156,6 +165,7 @@ class Protocol:
         self.answer_end_id = self._single(strings.answer_end)
         self.reference_end_id = self._single(strings.reference_end)
         self.quotation_end_id = self._single(strings.quotation_end) if strings.quotation_end else None
+        self.quotation_refusal_id = self._single(strings.quotation_refusal) if strings.quotation_refusal else None
 
     def _single(self, text: str) -> int:
         ids = self.template_ids(text)

@@ -15,6 +15,7 @@ from msa.generation.constraint import IdConstraint, IdTrie, id_pieces
 from msa.generation.decoding import Decoding, Prompt
 from msa.generation.interleave import InterleaveState, Phase
 from msa.generation.options import AskOptions
+from msa.generation.quotation import QuotedAnswer
 from msa.generation.types import Event, Hit, RoundStarted
 from msa.model.bundle import MSAModel
 from msa.ops import Routing
@@ -73,6 +74,10 @@ class GenerativeMode:
     def decode_answers(self, sessions: list[Session], options: AskOptions, last: Decoding | None) -> Decoding:
         """The answers, from the transcripts; a single one goes on from its cache where it can."""
         prompts = [answer_prompt(self.model, session.state.ids, session.state.routes, options) for session in sessions]
+        constrain_answers = options.constrain_answers or self.model.protocol.strings.constrain_answers
+        if constrain_answers == "quoted" and self.model.protocol.quotation_refusal_id is not None:
+            for prompt, session in zip(prompts, sessions, strict=True):
+                prompt.allowed = QuotedAnswer(self.model.protocol, session.state.insertions).allowed
         if len(sessions) == 1 and last is not None and sessions[0].state.continues:
             last.extend(sessions[0].state.answer_request, prompts[0])
             return last

@@ -31,7 +31,7 @@ class Prompt:
         stop_when: asked after every token; True ends the row.
         max_new_tokens: bound on ``generated``.
         sampling: how tokens are drawn.
-        allowed: generated tokens so far → the token ids that may come next; None: all may.
+        allowed: generated tokens so far → the token ids that may come next, or None: all may.
     """
 
     ids: list[int]
@@ -40,7 +40,7 @@ class Prompt:
     stop_when: Callable[[Sequence[int]], bool] | None = None
     max_new_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
-    allowed: Callable[[Sequence[int]], list[int]] | None = None
+    allowed: Callable[[Sequence[int]], list[int] | None] | None = None
 
 
 @dataclass
@@ -214,7 +214,8 @@ class Decoding:
     @staticmethod
     def _draw(row: Row, logits: Tensor) -> int:
         prompt = row.prompt
-        if prompt.allowed is not None:
-            allowed = torch.tensor(prompt.allowed(row.generated), device=logits.device)
+        choice = None if prompt.allowed is None else prompt.allowed(row.generated)
+        if choice is not None:
+            allowed = torch.tensor(choice, device=logits.device)
             return int(allowed[sample(logits[allowed], prompt.sampling, row.generator)])
         return sample(logits, prompt.sampling, row.generator)

@@ -71,6 +71,7 @@ class InterleaveState:
         routes: for each token whether it routes in the next prefill.
         round_numbers: documents inserted by each finished round.
         round_texts: what the model wrote in each finished round.
+        insertions: tokens of the texts that were inserted by each round with new ones.
         answer_request: tokens that ask for the answer.
         continues: whether the answer may go on from the last round's cache: nothing new routes, and the transcript
             is exactly what the model has seen and written.
@@ -89,6 +90,7 @@ class InterleaveState:
     routes: list[bool] = field(default_factory=list)
     round_numbers: list[tuple[int, ...]] = field(default_factory=list)
     round_texts: list[str] = field(default_factory=list)
+    insertions: list[list[int]] = field(default_factory=list)
     continues: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -146,6 +148,7 @@ class InterleaveState:
             accepted = "".join(f"[{number}]" for number, _ in fitted.documents)
             written = [*self.protocol.plain_ids(accepted), self.protocol.reference_end_id]
             expansion = self.protocol.expansion(fitted.documents)
+            self.insertions.append(expansion.ids)
             self.ids += written + expansion.ids
             earlier = len(self.ids) - self._num_question - len(expansion.ids)
             self.routes = self.routes[: self._num_question] + [False] * earlier + expansion.marked

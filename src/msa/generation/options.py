@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msa.documents.formats import clean_text
-from msa.documents.protocol import CONSTRAINTS, RETRIEVALS
+from msa.documents.protocol import ANSWERS, CONSTRAINTS, RETRIEVALS
 from msa.generation.sampling import Sampling
 
 
@@ -26,6 +26,8 @@ class AskOptions:
         stop: strings that end the answer.
         constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
             any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
+        constrain_answers: how an answer that begins with a quotation is held to what was read: ``quoted`` or ``none``,
+            see :class:`msa.documents.ProtocolStrings`; None: the checkpoint's own. Others are not constrained.
         where: metadata a document must have to be selected.
         answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
             (RULER prescribes one). A checkpoint that quotes before it answers opens its answers itself.
@@ -49,6 +51,7 @@ class AskOptions:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     constrain_ids: str | None = None
+    constrain_answers: str | None = None
     where: Mapping[str, Any] | None = None
     hybrid: bool = False
     answer_lead: str = ""
@@ -59,7 +62,8 @@ class AskOptions:
         if not isinstance(self.context, str):
             raise TypeError(f"context must be a text, got {type(self.context).__name__}")
         object.__setattr__(self, "context", clean_text(self.context))  # frozen, and what is read of it must be sound
-        for name, known in (("constrain_ids", CONSTRAINTS), ("retrieval", RETRIEVALS)):
+        words = {"constrain_ids": CONSTRAINTS, "constrain_answers": ANSWERS, "retrieval": RETRIEVALS}
+        for name, known in words.items():
             if getattr(self, name) not in (None, *known):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.hybrid and self.retrieval == "generative":

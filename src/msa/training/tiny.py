@@ -37,7 +37,14 @@ PROTOCOL = ProtocolStrings(
 )
 
 # of a network with a reading layer: asked again behind the texts, so that what is quoted goes on from the words before
-QUOTING_PROTOCOL = replace(PROTOCOL, answer_request="<|answer|>{question}", answer_lead="", quotation_end="<|quoted|>")
+QUOTING_PROTOCOL = replace(
+    PROTOCOL,
+    answer_request="<|answer|>{question}",
+    answer_lead="",
+    quotation_end="<|quoted|>",
+    quotation_refusal=" mentioned",
+    constrain_answers="quoted",
+)
 
 # strong enough from the start that the best document outshines the other selected ones
 ROUTING_ALPHA = 3.0

@@ -94,9 +94,11 @@ class ContextAnswerer:
             run.cache = self._cache.fork()
         new = prompt.ids[run.cache.length :]
         writing, stops = Writing(self._model, prompt.opening), stop_ids(self._model)
-        logits = run.read(new)
+        logits, written_ids = run.read(new), list[int]()
         for count in range(max_new_tokens):
-            token = int(logits.argmax())
+            choice = None if prompt.allowed is None else prompt.allowed(written_ids)
+            token = int(logits.argmax()) if choice is None else choice[int(logits[choice].argmax())]
+            written_ids.append(token)
             writing.push(token)
             if token in stops or count + 1 == max_new_tokens:
                 break

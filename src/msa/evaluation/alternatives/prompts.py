@@ -12,6 +12,7 @@ from msa.documents.formats import clean_text
 from msa.evaluation.alternatives.patterns import FOREVER
 from msa.evaluation.types import Question
 from msa.generation.decoding import Decoding, Prompt
+from msa.generation.quotation import QuotedAnswer
 from msa.generation.text_stream import TextStream
 from msa.model.bundle import MSAModel
 
@@ -24,11 +25,14 @@ class ReadingPrompt:
         ids: its token ids.
         asked: ranges of the tokens that ask: the question, and all that follows the documents; the last one is open.
         opening: how the answer begins, in ``ids`` already, as it is shown.
+        allowed: as of :class:`msa.generation.decoding.Prompt`: a checkpoint whose answers are held to what it read is
+            held to it here too.
     """
 
     ids: list[int]
     asked: tuple[tuple[int, int], ...]
     opening: str = ""
+    allowed: Callable[[Sequence[int]], list[int] | None] | None = None
 
 
 def is_generative(model: MSAModel) -> bool:
@@ -62,9 +66,12 @@ def reading_prompt(
     if not asked.strip():
         raise ValueError(f"question {question.id!r} is empty; ask something")
     protocol, strings = model.protocol, model.protocol.strings
+    allowed = None
     if is_generative(model):
         ids, ranges = _transcript(model, documents, asked)
         lead = ""
+        if strings.constrain_answers == "quoted":
+            allowed = QuotedAnswer(protocol, [protocol.expansion(documents).ids]).allowed
     else:
         texts = "".join(
             strings.reader_document.replace("{id}", str(number)).replace("{text}", text) for number, text in documents
@@ -76,7 +83,10 @@ def reading_prompt(
         lead = strings.reader_lead.replace("{title}", title) if title else ""
     prescribed = answer_lead(model, question)
     return ReadingPrompt(
-        ids=ids + protocol.plain_ids(prescribed or lead), asked=ranges, opening="" if prescribed else lead
+        ids=ids + protocol.plain_ids(prescribed or lead),
+        asked=ranges,
+        opening="" if prescribed else lead,
+        allowed=allowed,
     )
 
 
@@ -155,7 +165,8 @@ class Writing:
 def read_and_answer(model: MSAModel, prompt: ReadingPrompt, max_new_tokens: int) -> Written:
     """Greedy answer of the backbone to a prompt, without memory: the decoding that routed mode uses."""
     stops = stop_ids(model)
-    decoding = Decoding(model.lm, [Prompt(ids=prompt.ids, stop_ids=stops, max_new_tokens=max_new_tokens)])
+    asked = Prompt(ids=prompt.ids, stop_ids=stops, max_new_tokens=max_new_tokens, allowed=prompt.allowed)
+    decoding = Decoding(model.lm, [asked])
     writing = Writing(model, prompt.opening)
     for _, token in decoding.run():
         writing.push(token)

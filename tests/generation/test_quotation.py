@@ -1,0 +1,111 @@
+"""Answers held to what was read, token by token, over a vocabulary of bytes."""
+
+import dataclasses
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+from msa.documents import Protocol, ProtocolStrings
+from msa.errors import CheckpointError
+from msa.evaluation import Question
+from msa.evaluation.alternatives import make
+from msa.generation.options import AskOptions
+from msa.generation.quotation import QuotedAnswer
+
+STRINGS = ProtocolStrings(quotation_end="<think>", quotation_refusal="#", constrain_answers="quoted")
+PROTOCOL = Protocol(STRINGS, tiny_tokenizer())
+END, REFUSAL, STOP = PROTOCOL.quotation_end_id, PROTOCOL.quotation_refusal_id, PROTOCOL.answer_end_id
+TEXTS = (" for oak is: 42. for oaken is: 7 (", " for elm is: oak. for ash is: 13.", " for ash is: 19")
+
+
+def allowed(quoted, answer=None, texts=TEXTS):
+    """What may follow: text, with | for the end of the answer; None: all but what is named after it."""
+    constraint = QuotedAnswer(PROTOCOL, [PROTOCOL.plain_ids(text) for text in texts])
+    generated = PROTOCOL.plain_ids(quoted)
+    generated += [] if answer is None else [END, *PROTOCOL.plain_ids(answer)]
+    found = constraint.allowed(generated)
+    if found is None:
+        return "anything"
+    if REFUSAL not in found and len(found) == len(PROTOCOL.tokenizer) - 1:
+        return "no refusal"
+    return "".join(sorted("|" if token == STOP else PROTOCOL.decode([token]) for token in found))
+
+
+@pytest.mark.parametrize(
+    ("quoted", "expected"),
+    [
+        ("", "anything"),
+        (" for oak", "no refusal"),
+        (" for oa", "no refusal"),
+        (" for oaks", "anything"),
+        (" for beech", "anything"),
+        (" for oak #", "anything"),
+    ],
+)
+def test_a_refusal_may_not_follow_words_that_were_read(quoted, expected):
+    assert allowed(quoted) == expected
+
+
+@pytest.mark.parametrize(
+    ("quoted", "answer", "expected"),
+    [
+        (" for oak is", "", " "),  # the colon is skipped, and an answer has at least one token
+        (" for oak is", " ", "4|"),
+        (" for oak is", " 4", "2|"),
+        (" for oak is", " 42", ".|"),
+        (" for oaken is", " ", "7|"),
+        (" for oaken is", " 7", " |"),
+        (" for oaken is", " 7 (", "|"),  # the text ends here
+        (" for elm is: oak is", " ", "4|"),  # a hop: the longest end that stands in a text is " oak is"
+        (" for ash is", " 1", "39|"),  # both texts have it
+        (" for ash is", " 13", ".|"),
+        (" for ash is", " 5", "|"),  # nothing goes on so
+        (" for beech #", "", "anything"),
+        (" for beech #", "It is", "anything"),
+        ("of yew", "", "anything"),  # stands in no text
+        ("", "", "anything"),
+    ],
+)
+def test_an_answer_goes_on_from_its_quotation_in_a_text(quoted, answer, expected):
+    assert sorted(allowed(quoted, answer)) == sorted(expected)
+
+
+def test_without_texts_nothing_is_constrained():
+    assert allowed(" for oak", texts=()) == "anything"
+    assert allowed(" for oak is", " 1", texts=()) == "anything"
+
+
+def test_the_words_are_checked():
+    with pytest.raises(ValueError, match="constrain_answers must be one of quoted, none, got 'some'"):
+        AskOptions(constrain_answers="some")
+    with pytest.raises(ValueError, match="constrain_answers must be one of quoted, none, got 'some'"):
+        dataclasses.replace(STRINGS, constrain_answers="some")
+    with pytest.raises(ValueError, match="'quoted' needs a protocol with quotation_end and quotation_refusal"):
+        dataclasses.replace(STRINGS, quotation_refusal="")
+    with pytest.raises(CheckpointError, match="' mentioned' is 10 tokens"):
+        Protocol(dataclasses.replace(STRINGS, quotation_refusal=" mentioned"), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["full", "rag-bm25@1"])
+def test_alternatives_are_held_to_what_they_read_as_the_memory_is(name, monkeypatch):
+    if name.startswith("rag-bm25"):
+        pytest.importorskip("bm25s")
+    model = tiny_model(protocol=dataclasses.asdict(STRINGS))
+    asked = []
+    real = QuotedAnswer.allowed
+
+    def forced(self, generated):
+        """The end of a quotation that no random network would write; then what the rule allows."""
+        quoted = [*PROTOCOL.plain_ids(" for oak is"), END]
+        if len(generated) < len(quoted):
+            return [quoted[len(generated)]]
+        asked.append(real(self, generated))
+        return asked[-1]
+
+    monkeypatch.setattr(QuotedAnswer, "allowed", forced)
+    row = make(name, model)
+    row.prepare({"a": "Nothing here for you. It is for oak is: 4", "b": "The sky is blue."})
+    prediction = row.answer(Question(id="q", question="What is for oak?", answers=()), 40)
+    assert len(asked) > 1
+    assert all(asked)
+    assert prediction.text.startswith("4")
