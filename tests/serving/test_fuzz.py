@@ -90,12 +90,26 @@ def test_hostile_bodies(http, body):
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "a" * 5000, "/", "application/json, text/plain",
     "multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 300,
-    "multipart/form-data; boundary*=utf-8''x", "application/x-ndjson"])  # fmt: skip
+    "multipart/form-data; boundary*=utf-8''x", "application/x-ndjson", "multipart/form-data; boundary*=undefined''x",
+    "multipart/form-data; boundary*=idna''a%ff", "multipart/form-data; boundary*1=a; boundary*=b",
+    f"multipart/form-data; boundary*{'9' * 5000}=x", 'multipart/form-data; x="' + ";" * 50_000])  # fmt: skip
 def test_wrong_content_types(http, content_type):
     form = b'--x\r\ncontent-disposition: form-data; filename="a"\r\n\r\nhello'
     for method, url in TARGETS:
         for body in (b"", b"{}", form):
             check(http.request(method, url, content=body, headers={"content-type": content_type}))
+
+
+@pytest.mark.parametrize("parameters", ["filename*=undefined''x", "filename*=idna''a%ff", "filename*1=a; filename*=b",
+    "filename*" + "9" * 3000 + "=x", "filename*" + "9" * 5000 + "=x", "filename*=a\0''x", "filename*=utf-8''%00%ff", 'filename="',
+    'filename="\ud800"', "filename*=unicode_escape''%5Cud800", 'filename="' + ";" * 4000, "filename*=hex''zz"])  # fmt: skip
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "form"}], ids=["once", "repeatable"])
+def test_odd_names_of_files(http, server, parameters, headers):
+    disposition = f"content-disposition: form-data; name=f; {parameters}".encode("utf-8", "surrogatepass")
+    form = b"--x\r\n" + disposition + b"\r\n\r\nhello\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x", **headers}
+    check(http.post("/v1/memories/known/documents", content=form, headers=headers, params={"wait": True}))
+    assert [*server.services.operations.spool.iterdir()] == []
 
 
 def test_numbers_out_of_range_and_nesting(http):

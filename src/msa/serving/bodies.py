@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fastapi import Request
 from msa.documents import Document
 from msa.serving.http import body_pieces
 from msa.serving.idempotency import IDEMPOTENCY_KEY
-from msa.serving.intake import write_lines
+from msa.serving.intake import boundary_of, write_lines
 from msa.serving.memories import sync_folder
 from msa.serving.operations import Operation, Operations
 from msa.serving.services import BODY, DOCUMENTS, Services
@@ -68,21 +67,14 @@ async def _receive(request: Request, services: Services, operations: Operations)
             await asyncio.to_thread(_write_all, file, bytes(buffer))
             await asyncio.to_thread(os.fsync, file.fileno())
         await asyncio.to_thread(_sync, folder)
+        boundary = boundary_of(request.headers.get("content-type", ""))
+        if boundary and IDEMPOTENCY_KEY in request.headers:
+            # the same form sent again has another boundary
+            digest = await asyncio.to_thread(_digest_without, folder / BODY, boundary)
     except BaseException:
         discard(folder)
         raise
-    boundary = _boundary(request)
-    if boundary and IDEMPOTENCY_KEY in request.headers:
-        # the same form sent again has another boundary
-        digest = await asyncio.to_thread(_digest_without, folder / BODY, boundary)
     return Spooled(operation_id=operation_id, num_bytes=num_bytes, digest=digest.hexdigest())
-
-
-def _boundary(request: Request) -> bytes:
-    """What parts the parts of a form; empty: the body is none."""
-    message = Message()
-    message["content-type"] = request.headers.get("content-type", "")
-    return (message.get_boundary() or "").encode("latin-1", "replace")
 
 
 def _digest_without(file: Path, boundary: bytes) -> Any:
@@ -119,9 +111,7 @@ def spool_documents(documents: list[Document], memory: str, operations: Operatio
     folder.mkdir()
     try:
         number, characters = write_lines(iter(documents), folder / DOCUMENTS)
-        with open(folder / DOCUMENTS, "rb") as file:
-            os.fsync(file.fileno())
-        _sync(folder)
+        sync_folder(folder.parent)
         request = {"documents_total": number, "characters_total": characters}
         return operations.start("add_documents", memory, request, operation_id)
     except BaseException:

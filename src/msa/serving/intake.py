@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
@@ -16,6 +17,7 @@ from msa.documents.readers import documents_from_mappings
 from msa.documents.records import read_jsonl
 from msa.errors import DocumentError
 from msa.serving.errors import ApiError
+from msa.serving.memories import sync_folder
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _READ_BYTES = 1 << 20
@@ -218,9 +220,9 @@ class _PartReceiver:
 def _parts(body: IO[bytes], content_type: str, scratch: Path) -> Iterator[tuple[str, Path]]:
     """File name and a file of each part that has a file name, one after another."""
     from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import MultipartParser, parse_options_header
+    from python_multipart.multipart import MultipartParser
 
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = boundary_of(content_type)
     if not boundary:
         raise DocumentError("multipart/form-data needs a boundary in its content type; let your client set the header")
     receiver = _PartReceiver(scratch)
@@ -239,20 +241,48 @@ def _parts(body: IO[bytes], content_type: str, scratch: Path) -> Iterator[tuple[
         receiver.close()
 
 
+def boundary_of(content_type: str) -> bytes:
+    """What parts the parts of a form with this content type; empty: it is none, or says nothing that can be read.
+
+    >>> boundary_of('multipart/form-data; boundary="a b"')
+    b'a b'
+    """
+    from python_multipart.multipart import parse_options_header
+
+    try:
+        return parse_options_header(content_type)[1].get(b"boundary", b"")
+    # parsers of parameters, Python's own among them, meet odd ones with almost any exception
+    except Exception:
+        return b""
+
+
 def _file_name(disposition: str) -> str:
     """The file name of a part, as an id; empty: it is no file.
+
+    Raises:
+        DocumentError: it has one that cannot be read.
 
     >>> _file_name('form-data; name="file"; filename="notes/a.md"')
     'notes/a.md'
     """
     message = Message()
     message["content-disposition"] = disposition.replace("\r", " ").replace("\n", " ")
-    name = clean_text(message.get_filename() or "").replace("\\", "/").translate(_CONTROL)
-    return name.strip().removeprefix("./")
+    try:
+        given = message.get_filename() or ""
+    # a part that is passed over would be lost without a word
+    except Exception as error:
+        raise DocumentError(
+            'a part of the form has a file name that cannot be read; send it as filename="..."'
+        ) from error
+    return clean_text(given).replace("\\", "/").translate(_CONTROL).strip().removeprefix("./")
 
 
 def write_lines(documents: Iterator[Document], file: Path) -> tuple[int, int]:
-    """Write documents as JSON lines to a new file, whole or not at all; returns how many, and their characters."""
+    """Write documents as JSON lines to a new file, whole and synced or not at all.
+
+    Returns:
+        How many, and their characters.
+    """
     temporary = file.with_suffix(".tmp")
     number = characters = 0
     with open(temporary, "w", encoding="utf-8") as lines:
@@ -261,8 +291,20 @@ def write_lines(documents: Iterator[Document], file: Path) -> tuple[int, int]:
             lines.write(json.dumps(record) + "\n")
             number += 1
             characters += len(document.text)
+        lines.flush()
+        os.fsync(lines.fileno())
     temporary.replace(file)
+    sync_folder(file.parent)
     return number, characters
+
+
+def holds_lines(file: Path, number: int) -> bool:
+    """Whether a file is there that :func:`write_lines` wrote so many documents to, and it has them all."""
+    try:
+        with open(file, "rb") as lines:
+            return sum(block.count(b"\n") for block in iter(lambda: lines.read(_READ_BYTES), b"")) == number
+    except FileNotFoundError:
+        return False
 
 
 def read_lines(file: Path) -> Iterator[Document]:

@@ -23,7 +23,7 @@ from msa.model.bundle import MSAModel
 from msa.parallel import Leader, LedMemories
 from msa.routing import BankView
 from msa.serving.errors import ServingError
-from msa.serving.intake import Limits, read_lines, read_upload, write_lines
+from msa.serving.intake import Limits, holds_lines, read_lines, read_upload, write_lines
 from msa.serving.ledger import Ledger
 from msa.serving.memories import STATE_FOLDER, Memories
 from msa.serving.metrics import Metrics
@@ -196,10 +196,10 @@ class Services:
         assert self.operations is not None
         folder = self.operations.folder_of(operation.id)
         known = {**operation.request, **operation.progress}
-        totals = {key: known.get(key) for key in ("documents_total", "characters_total")}
-        if None in totals.values() or not (folder / DOCUMENTS).exists():
+        totals: dict[str, Any] = {key: known.get(key) for key in ("documents_total", "characters_total")}
+        if None in totals.values() or not holds_lines(folder / DOCUMENTS, totals["documents_total"]):
             operation.progress = {"phase": "reading"}
-            documents = read_upload(folder / BODY, operation.request["content_type"], self.limits)
+            documents = read_upload(folder / BODY, operation.request.get("content_type", ""), self.limits)
             number, characters = write_lines(_while_wanted(documents, operation), folder / DOCUMENTS)
             totals = {"documents_total": number, "characters_total": characters}
         operation.progress = {"phase": "encoding", **totals, **dict.fromkeys(_COUNTS, 0)}
