@@ -1,4 +1,4 @@
-"""A PDF read in a process of its own: the same text and the same reasons, and an end to what has none."""
+"""A PDF or HTML page read in a process of its own: the same text and reasons, and an end to what has none."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from pdf_files import pdf, slow_pdf
 
 from msa.documents import apart
 from msa.documents.apart import extract_apart
-from msa.documents.formats import NotTextError, extract
+from msa.documents.formats import NotTextError, extract, needs_limits
 
 
 def saved(folder, data):
@@ -30,6 +30,14 @@ def test_the_text_is_that_of_reading_in_place(tmp_path):
     assert found.text == "One page\n\nand another"
     assert found.title == "A title"
     assert found.metadata == {"pages": 2}
+
+
+def test_so_is_that_of_a_page(tmp_path):
+    data = "<title>A title</title><h1>Heading</h1><p>caf\xe9<ul><li>one".encode("latin-1")
+    found = extract_apart(saved(tmp_path, data), "x.HTML", 60.0)
+    assert found == extract(data, "x.HTML")
+    assert found.text == "Heading\n\ncaf\ufffd\n\n- one"
+    assert (found.title, found.metadata) == ("A title", {"decoding": "utf-8 with replacements"})
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,14 @@ def test_a_small_file_can_take_long(tmp_path):
     data = slow_pdf()
     assert len(data) < 100_000
     assert "took longer than 1 s" in reason_of(extract_apart, saved(tmp_path, data), "x.pdf", 1.0)
+
+
+def test_so_can_a_small_page(tmp_path):
+    reason = reason_of(extract_apart, saved(tmp_path, b"<a " * 60_000), "x.html", 1.0)
+    assert reason == "took longer than 1 s to read. Send its text instead: pandoc -t plain -o OUT.txt IN.html"
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("a.pdf", True), ("a.XHTML", True), ("a.md", False), ("a.csv", False)])
+def test_what_can_be_made_to_take_long_is_known_by_its_name_or_its_beginning(name, wanted):
+    assert needs_limits(b"x", name) is wanted
+    assert needs_limits(b"%PDF-1.4", name)

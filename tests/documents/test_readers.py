@@ -2,10 +2,13 @@ import io
 import json
 import logging
 import os
+import time
 
+import bs4
 import pytest
 from pdf_files import pdf
 
+from msa.documents.formats import _html_title, extract
 from msa.documents.readers import is_stream, read_documents
 from msa.errors import DocumentError
 
@@ -242,6 +245,10 @@ def test_decoding(data, text, decoding):
         ("a.md", "---\ntitle: 'From the front matter'\nx: 1\n---\n# Heading", "From the front matter"),
         ("a.md", "---\nx: 1\n---\n# Heading", "Heading"),
         ("a.markdown", "Underlined\n==========\n", "Underlined"),
+        ("a.md", '---\ntitle:  "Quoted" \n---', "Quoted"),
+        ("a.md", "---\ntitle: 'Half\n---\n# Heading", "'Half"),
+        ("a.md", "---\ntitle: \n---\n# Heading", "Heading"),
+        ("a.md", "# #\n  ### A  B \t## \t", "A B"),
         ("a.md", "#hashtag\nno heading", "a.md"),
         ("a.rst", ".. note:: x\n\n=====\nTitle\n=====\n\nSub\n---\n", "Title"),
         ("a.rst", "no title\n--\n", "a.rst"),
@@ -254,6 +261,31 @@ def test_titles(name, text, title):
     document = read_one(name)
     assert document.text == text
     assert document.metadata == {"path": name, "title": title}
+
+
+@pytest.mark.parametrize(
+    ("beginning", "middle", "end"),
+    [
+        ("# a", " ", "b"), ("# a", "# ", "b"), ("# a", "[", ""), ("# ", "](", ""), ("# a", "<", ""), ("# ", "[](", ""),
+        ("---\ntitle: x", " ", "y\n---"), ("---\ntitle: '", "' ", "y\n---"), ("", "=", "x"), ("", "- ", "x"),
+        ("a\n", "-", "x"), ("a\n", "= ", "x"),
+    ],
+)  # fmt: skip
+def test_titles_take_time_in_proportion_to_a_text(beginning, middle, end):
+    """Some lines took the square or the cube of their length: hours for one that has 64 KB."""
+    text = (beginning + middle * (60_000 // len(middle)) + end).encode()
+    started = time.process_time()
+    for name in ("a.md", "a.rst"):
+        extract(text, name)
+    assert time.process_time() - started < 2
+
+
+def test_titles_of_a_page_take_time_in_proportion_to_its_depth():
+    """Looking upwards from each took the square of it: a second here, hours for some megabytes."""
+    page = bs4.BeautifulSoup("<h1> <div>" * 3_000 + "<title> </title>" * 3_000, "html.parser")
+    started = time.process_time()
+    assert _html_title(page) is None
+    assert time.process_time() - started < 0.5
 
 
 def test_html_is_its_visible_text():
@@ -289,6 +321,21 @@ def test_html_with_tags_left_open():
     write("a.html", "<html><head><title>T</title><body><svg><title>icon</title></svg><p>one<p>two<ul><li>three<li>four")
     document = read_one("a.html")
     assert (document.text, document.metadata["title"]) == ("one\n\ntwo\n\n- three\n- four", "T")
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("<svg><g><title>icon</title></g></svg><p>x<title>T</title>", "T"),
+        ("<svg><title>icon</title><h1>In a drawing</h1></svg>", "In a drawing"),
+        ("<h1> </h1><h1><b>Head</b>ing</h1><h1>Later</h1>", "Heading"),
+        ("<h1>Heading</h1><title> </title><div><title>T</title></div><title>Later</title>", "T"),
+        ("<svg><title>icon</title>", "a.html"),
+    ],
+)
+def test_titles_of_html(page, title):
+    write("a.html", page)
+    assert read_one("a.html").metadata["title"] == title
 
 
 def test_html_nested_deeper_than_python_recurses():

@@ -1,7 +1,8 @@
-"""Text of a PDF whose reading may take any time and memory: read in a process of its own, within limits.
+"""Text of a file whose reading may take any time and memory: read in a process of its own, within limits.
 
-A PDF is a program for a page; one made to be slow holds whoever reads it. :mod:`msa.serving` reads uploads here, where
-a reader can be ended; files that a user names on the command line are read in place (:mod:`msa.documents.readers`).
+A PDF is a program for a page, and a parser of HTML mends what is broken; one made to be slow holds whoever reads it.
+:mod:`msa.serving` reads uploads of both here, where a reader can be ended; files that a user names on the command line
+are read in place (:mod:`msa.documents.readers`).
 
 The process runs this file. It loads formats.py by its path: the whole package would take seconds, for torch.
 """
@@ -12,7 +13,7 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 << 30  # that the process may address
 _FORMATS = Path(__file__).with_name("formats.py")
-_INSTEAD = "Send its text instead: pdftotext IN.pdf OUT.txt"
+_PDF_INSTEAD = "Send its text instead: pdftotext IN.pdf OUT.txt"
+_HTML_INSTEAD = "Send its text instead: pandoc -t plain -o OUT.txt IN.html"
 
 
 def extract_apart(file: Path, name: str, seconds: float) -> FileText:
@@ -34,8 +36,9 @@ def extract_apart(file: Path, name: str, seconds: float) -> FileText:
     Raises:
         NotTextError: it holds no text that can be read, or not within the limits.
     """
-    from msa.documents.formats import FileText, NotTextError
+    from msa.documents.formats import HTML_SUFFIXES, FileText, NotTextError
 
+    instead = _HTML_INSTEAD if PurePath(name).suffix.lower() in HTML_SUFFIXES else _PDF_INSTEAD
     command = [sys.executable, "-P", __file__, str(file), name, str(MAX_BYTES), str(int(seconds) + 1)]
     try:
         # what libraries write to standard error may quote the document
@@ -43,9 +46,9 @@ def extract_apart(file: Path, name: str, seconds: float) -> FileText:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=seconds
         )
     except subprocess.TimeoutExpired as error:
-        raise NotTextError(f"took longer than {seconds:g} s to read. {_INSTEAD}") from error
+        raise NotTextError(f"took longer than {seconds:g} s to read. {instead}") from error
     if done.returncode:
-        raise NotTextError(f"could not be read within {MAX_BYTES >> 20:,} MiB of memory. {_INSTEAD}")
+        raise NotTextError(f"could not be read within {MAX_BYTES >> 20:,} MiB of memory. {instead}")
     found = json.loads(done.stdout)
     if "reason" in found:
         raise NotTextError(found["reason"])

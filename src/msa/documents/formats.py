@@ -65,7 +65,7 @@ def extract(data: bytes, name: str) -> FileText:
         NotTextError: a binary file, a damaged or encrypted PDF, a PDF without a text layer.
     """
     suffix = PurePath(name).suffix.lower()
-    if is_pdf(data, name):
+    if _is_pdf(data, name):
         return _extract_pdf(data)
     if suffix in HTML_SUFFIXES:
         return _extract_html(data)
@@ -78,6 +78,14 @@ def extract(data: bytes, name: str) -> FileText:
     elif suffix in RST_SUFFIXES:
         title = rst_title(text)
     return FileText(text, title, metadata)
+
+
+def needs_limits(data: bytes, name: str) -> bool:
+    """Whether a file of this name that begins with ``data`` can be made to take any time and memory to read.
+
+    So can a PDF and an HTML page; other files are read in a time that is proportional to their size.
+    """
+    return _is_pdf(data, name) or PurePath(name).suffix.lower() in HTML_SUFFIXES
 
 
 def clean_text(text: str) -> str:
@@ -140,8 +148,8 @@ def markdown_title(text: str) -> str | None:
     if lines[0].strip() == "---" and "---" in [line.strip() for line in lines[1:]]:
         start = next(i for i, line in enumerate(lines) if i and line.strip() == "---") + 1
         for line in lines[1:start]:
-            if match := re.match(r"title:\s*(['\"]?)(.+?)\1\s*$", line):
-                return _one_line(match[2])
+            if line.startswith("title:") and (title := _one_line(_unquoted(line.removeprefix("title:").strip()))):
+                return title
     fence = ""
     previous = ""
     for line in lines[start:]:
@@ -150,8 +158,8 @@ def markdown_title(text: str) -> str | None:
                 fence = ""
         elif match := re.match(r" {0,3}(```|~~~)", line):
             fence = match[1]
-        elif match := re.match(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$", line):
-            if title := _plain_markdown(match[1]):
+        elif match := re.match(r" {0,3}#{1,6}[ \t]", line):
+            if title := _plain_markdown(line[match.end() :].rstrip(" \t").rstrip("#")):
                 return title
         elif re.match(r"(=+|-+)\s*$", line) and re.match(r"[^\s>*+|`-]", previous):
             return _plain_markdown(previous)
@@ -159,7 +167,12 @@ def markdown_title(text: str) -> str | None:
     return None
 
 
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 2 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
 def _plain_markdown(heading: str) -> str | None:
+    heading = heading[: 10 * _MAX_TITLE_CHARS]  # looking for pairs takes the square of a heading's length
     heading = re.sub(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])", r"\1", heading)
     return _one_line(re.sub(r"[*`]+|<[^>]*>", "", heading))
 
@@ -205,10 +218,29 @@ def _extract_html(data: bytes) -> FileText:
         with contextlib.suppress(LookupError, UnicodeDecodeError):
             text, metadata = clean_text(data.decode(declared)), {}
     soup = bs4.BeautifulSoup(text, "html.parser")
-    titles = [tag.get_text() for tag in soup.find_all("title") if not tag.find_parent("svg")]
-    titles += [tag.get_text() for tag in soup.find_all("h1")]
-    title = next(filter(None, map(_one_line, titles)), None)
-    return FileText(_visible_text(soup), title, metadata)
+    return FileText(_visible_text(soup), _html_title(soup), metadata)
+
+
+def _html_title(soup: Any) -> str | None:
+    """The first ``<title>`` that is not a drawing's, else the first ``<h1>``, that says something."""
+    import bs4
+
+    heading = None
+    # each element once: looking upwards from every title takes the square of a page that nests deeply
+    stack: list[tuple[Any, bool, bool]] = [(soup, False, False)]
+    while stack:
+        tag, in_drawing, in_heading = stack.pop()
+        if tag.name == "title" and not in_drawing:
+            if title := _one_line(tag.get_text()):
+                return title
+            continue  # what it holds says no more
+        if tag.name == "h1" and not in_heading:
+            heading = heading or _one_line(tag.get_text())
+            in_heading = True  # as there
+        in_drawing = in_drawing or tag.name == "svg"
+        tags = [child for child in tag.contents if isinstance(child, bs4.Tag)]
+        stack.extend((child, in_drawing, in_heading) for child in reversed(tags))
+    return heading
 
 
 def _visible_text(soup: Any) -> str:
@@ -275,8 +307,7 @@ def _is_hidden(tag: Any) -> bool:
 # PDF
 
 
-def is_pdf(data: bytes, name: str) -> bool:
-    """Whether a file of this name that begins with ``data`` is read as a PDF."""
+def _is_pdf(data: bytes, name: str) -> bool:
     return PurePath(name).suffix.lower() in PDF_SUFFIXES or data.startswith(b"%PDF-")
 
 

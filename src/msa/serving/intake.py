@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from msa.documents import Document
 from msa.documents.apart import extract_apart
-from msa.documents.formats import NotTextError, clean_text, extract, is_pdf
+from msa.documents.formats import NotTextError, clean_text, extract, needs_limits
 from msa.documents.readers import documents_from_mappings
 from msa.documents.records import read_jsonl
 from msa.errors import DocumentError
@@ -21,7 +21,7 @@ from msa.serving.memories import sync_folder
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _READ_BYTES = 1 << 20
-_BEGINNING_BYTES = 16  # tell a PDF
+_BEGINNING_BYTES = 16  # tell a PDF whatever its name
 _MAX_METADATA_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 1 << 14
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
@@ -29,7 +29,7 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one document: bytes of its text or file, characters of its id, seconds until a PDF is read."""
+    """Of one document: bytes of its text or file, characters of its id, seconds until a PDF or HTML page is read."""
 
     max_document_bytes: int
     max_id_characters: int
@@ -146,8 +146,7 @@ def _document_of_file(name: str, file: Path, limits: Limits) -> Document:
     with open(file, "rb") as stream:
         beginning = stream.read(_BEGINNING_BYTES)
     try:
-        # a PDF can be made to take for ever
-        apart = is_pdf(beginning, name)
+        apart = needs_limits(beginning, name)
         found = extract_apart(file, name, limits.pdf_timeout_s) if apart else extract(file.read_bytes(), name)
     except NotTextError as error:
         raise DocumentError(f"{name} {error}") from error
