@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import resource
 import signal
 import socket
 import sys
+import termios
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -36,16 +38,36 @@ _SWITCH_S = 0.0005  # the network's thread lets requests in so often; Python's 5
 _AFTER_DRAIN_S = 5.0  # for failed requests to be answered, and jobs to see that they should end
 
 
+class _Closing:
+    """A transport that says when it is closed: from then until the client has taken what is left it is still open."""
+
+    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
+        self._transport, self._on_close = transport, on_close
+
+    def close(self) -> None:
+        self._transport.close()
+        self._on_close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose next request does not come, comes too slowly or is none, or that is one too many."""
+    """Closes a connection whose next request does not come, comes too slowly or is none, or that is one too many.
+
+    One whose client does not take what it is sent is cut off.
+    """
 
     header_timeout_s = 30.0
+    send_timeout_s = 60.0  # for the next so many bytes of an answer, or the rest of it
+    least_bytes = 1 << 18
     max_connections = 512
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new connection."""
-        super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
+        super().connection_made(cast(asyncio.Transport, _Closing(transport, self._watch_sending)))
         if len(self.connections) > self.max_connections:
             message = f"{self.max_connections} connections are open, as many as may; try again later"
             self._refuse(ApiError(503, message, "too_many_connections", headers={"retry-after": "1"}))
@@ -65,6 +87,46 @@ class PatientProtocol(H11Protocol):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def eof_received(self) -> None:
+        """The client sends no more: it is answered nothing more either."""
+        self.transport.close()  # asyncio would, but tells nobody
+
+    def pause_writing(self) -> None:
+        """The client is slower than we are."""
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_sending()
+
+    def _watch_sending(self) -> None:
+        if self._sending is None:
+            self._left = self._unconfirmed()
+            self._sending = self.loop.call_later(self.send_timeout_s, self._check_sending)
+
+    def _check_sending(self) -> None:
+        self._sending = None
+        if self._left - self._unconfirmed() < self.least_bytes:
+            self.transport.abort()
+        else:
+            self._watch_sending()
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _unconfirmed(self) -> int:
+        """Bytes that the client's system has not confirmed; ours alone go by the megabyte."""
+        kept = 0
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or a system that does not say
+            found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            kept = int.from_bytes(found, sys.byteorder)
+        return kept + self.transport.get_write_buffer_size()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP request, if an answer can still be sent, and close."""
@@ -89,6 +151,7 @@ class PatientProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+        self._stop_sending()
 
 
 class Server(uvicorn.Server):
@@ -151,7 +214,11 @@ def listen(settings: ServerSettings) -> socket.socket:
 def make_server(settings: ServerSettings, services: Services) -> Server:
     """A server that has not been started; it closes the services when it ends."""
     app = create_app(settings, services)
-    limits = {"header_timeout_s": settings.header_timeout_s, "max_connections": settings.max_connections}
+    limits = {
+        "header_timeout_s": settings.header_timeout_s,
+        "send_timeout_s": settings.body_timeout_s,
+        "max_connections": settings.max_connections,
+    }
     config = http_config(
         app,
         type("Protocol", (PatientProtocol,), limits),

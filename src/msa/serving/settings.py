@@ -63,7 +63,8 @@ class ServerSettings:
         max_operations: unfinished operations and uploads that are arriving; more are answered 429.
         max_large_bodies: JSON bodies above ``max_request_bytes`` read or answered at a time; more are answered 429.
         request_timeout_s: seconds from a request's arrival to its end.
-        body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take.
+        body_timeout_s: seconds that a JSON body, the next piece of an upload, or an event of a stream may take, and the
+            next 256 KiB of another answer, or its rest, to be taken.
         upload_timeout_s: seconds that a whole upload may take to arrive.
         header_timeout_s: seconds that the head of a connection's next request may take to arrive.
         drain_s: seconds that running requests have when the server is stopped.
@@ -73,7 +74,7 @@ class ServerSettings:
         max_upload_bytes: body of JSON lines or files.
         max_document_bytes: one document or file in an upload.
         max_id_characters: a document's id.
-        pdf_timeout_s: seconds that a PDF may take to read.
+        pdf_timeout_s: seconds that a PDF or an HTML page may take to read.
         background_bytes: a larger body is answered 202 and worked on in the background.
         max_memory_bytes: size of a memory's folder; None: no limit.
         max_new_tokens: what ``max_tokens`` may ask for.
