@@ -89,6 +89,50 @@ def test_shell_in_the_image_is_sound():
             subprocess.run(["sh", "-n", "-c", rest], check=True)
 
 
+def run_in_the_image(word, tmp_path, **arguments):
+    """What the programs in the instruction that names ``word`` are asked, when they succeed."""
+    (instruction,) = [rest for kind, rest in instructions() if kind == "RUN" and word in rest]
+    for program in ("pip", "apt-get", "rm"):
+        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    env = {"PATH": str(tmp_path), **arguments}
+    done = subprocess.run(["/bin/sh", "-c", instruction], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("variant", "index", "options"),
+    [
+        ("cpu", "", "--index-url https://download.pytorch.org/whl/cpu "),
+        ("cuda", "", ""),
+        ("cpu", "https://wheels.example/cpu", "--index-url https://wheels.example/cpu "),
+        ("cuda", "https://wheels.example/cu", "--index-url https://wheels.example/cu "),
+    ],
+)
+def test_each_variant_finds_a_torch_of_its_own(tmp_path, variant, index, options):
+    asked = run_in_the_image("torch>=", tmp_path, VARIANT=variant, TORCH_INDEX=index)
+    assert asked == [f"pip install {options}torch>=2.6"]
+
+
+def test_the_variant_for_gpus_can_compile_kernels(tmp_path):
+    """Triton needs a C compiler where it runs, and a folder to keep and load what it makes."""
+    assert run_in_the_image("gcc", tmp_path, VARIANT="cpu") == []
+    _, install, _ = run_in_the_image("gcc", tmp_path, VARIANT="cuda")
+    assert {"gcc", "libc6-dev"} <= set(install.split())
+    last = DOCKERFILE.split("\nFROM ")[-1]
+    assert last.index("\nARG VARIANT=") < last.index("gcc"), "of no use in a stage that is not kept"
+    environment = dict(line.split("=", 1) for line in dict(instructions())["ENV"].split())
+    assert str(Path(environment["TRITON_CACHE_DIR"]).parent) in json.loads(dict(instructions())["VOLUME"])
+    settings = unit()
+    variables = dict(word.split("=", 1) for word in settings["Environment"].split())
+    assert variables["TRITON_CACHE_DIR"].startswith(f"%C/{settings['CacheDirectory']}/")
+
+
+def test_compose_keeps_the_cache_where_it_can_be_written():
+    for name, service in compose()["services"].items():
+        assert "cache:/cache" in service["volumes"], name
+
+
 def test_compose_runs_commands_that_exist():
     services = compose()["services"]
     assert set(services) == {"msa", "replica", "mcp", "cuda"}
@@ -147,7 +191,7 @@ def test_example_keys_are_read_and_open_nothing(tmp_path):
 def test_variables_are_documented():
     known = (ROOT / "docs" / "environment.md").read_text()
     text = (DEPLOY / "msa.env.example").read_text() + DOCKERFILE + (DEPLOY / "msa.service").read_text()
-    variables = set(re.findall(r"\b(MSA_[A-Z_]+|OMP_NUM_THREADS)\b", text + PAGES["docs/mcp.md"]))
+    variables = set(re.findall(r"\b(MSA_[A-Z_]+|TRITON_[A-Z_]+|OMP_NUM_THREADS)\b", text + PAGES["docs/mcp.md"]))
     assert variables
     assert {name for name in variables if f"`{name}`" not in known} == set()
 

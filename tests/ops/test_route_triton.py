@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import subprocess
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -256,6 +258,88 @@ def missing(name):
     raise ModuleNotFoundError("No module named 'triton'", name="triton")
 
 
+class Unbuilt:
+    """A kernel that does the same at each launch: raise."""
+
+    def __init__(self, error):
+        self.error, self.launches = error, 0
+
+    def __getitem__(self, grid):
+        return self._launch
+
+    def _launch(self, *args, **constants):
+        self.launches += 1
+        raise self.error
+
+
+@pytest.fixture
+def launching(monkeypatch):
+    """Has ``route`` and ``select`` launch what it is given, as on a GPU of the right kind, but on the CPU."""
+
+    def found(query, blocks):
+        here = None if triton_dispatch._unbuildable.is_set() else scorer
+        return here if scorer.fits(query, blocks) else None
+
+    def launch(kernel):
+        monkeypatch.setattr(scorer, "score_kernel", kernel)
+        return kernel
+
+    monkeypatch.setattr(triton_dispatch, "_unbuildable", threading.Event())
+    monkeypatch.setattr(scorer, "_multiprocessors", lambda device: 2)
+    monkeypatch.setattr(tiled, "triton_scorer", found)
+    return launch
+
+
+@pytest.mark.parametrize("call", [route, select])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+        PermissionError(13, "Permission denied", "/home/msa/.triton"),
+        subprocess.CalledProcessError(1, ["gcc", "main.c"]),
+        ImportError("main.so: failed to map segment from shared object"),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_kernel_that_cannot_be_built_is_done_without(launching, caplog, call, error):
+    query, mask, keys, offsets = inputs = few_rows(random_inputs(COUNTS))
+    blocks = blocks_of(keys, [48])
+    kernel = launching(Unbuilt(error))
+    ours = call(query, mask, blocks, offsets, RoutingSpec(), 3)
+    exact = route_naive(query, mask, blocks, offsets, RoutingSpec(), 3)
+    assert ours.doc_indices.tolist() == exact.doc_indices.tolist()
+    torch.testing.assert_close(ours.scores, exact.scores, **CLOSE)
+    check(inputs, blocks, RoutingSpec(), 3)
+    assert kernel.launches == 1, "it is tried once"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"({type(error).__name__}: {error}" in warning
+    assert "a C compiler (gcc)" in warning
+    assert triton_dispatch.triton_scorer(SimpleNamespace(device=torch.device("cuda")), blocks) is None
+
+
+@pytest.mark.parametrize("call", [route, select])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        KeyboardInterrupt(),
+    ],
+    ids=["illegal access", "out of memory", "no memory for its code", "interrupt"],
+)
+def test_what_a_kernel_that_was_built_runs_into_is_raised(launching, caplog, call, error):
+    query, mask, keys, offsets = few_rows(random_inputs(COUNTS))
+    kernel = launching(Unbuilt(error))
+    for launches in (1, 2):
+        with pytest.raises(type(error)) as caught:
+            call(query, mask, blocks_of(keys, [48]), offsets, RoutingSpec(), 3)
+        assert caught.value is error
+        assert kernel.launches == launches
+    assert caplog.records == []
+
+
 def test_compiles_for_hopper(monkeypatch):
     """Without a GPU: to instructions of its tensor cores, in so little memory that two programs share a processor."""
     import triton
@@ -303,3 +387,4 @@ def test_on_a_gpu(spec, form):
     assert triton_dispatch.triton_scorer(query, blocks) is scorer
     doc_mask = torch.rand(4, 700, device="cuda") < 0.8
     check((query, mask, keys, offsets), blocks, spec, 16, doc_mask, CLOSE_ENOUGH)
+    assert triton_dispatch.triton_scorer(query, blocks) is scorer, "it was the kernel"

@@ -18,7 +18,7 @@ from msa.ops.route.first_look import first_look
 from msa.ops.route.refine import chunks_in_reach, chunks_of, chunks_to_refine, refine, rescore
 from msa.ops.route.scan import has_gradients, score_chunks
 from msa.ops.route.scoring import prepare_query
-from msa.ops.route.triton_dispatch import triton_scorer
+from msa.ops.route.triton_dispatch import if_built, triton_scorer
 from msa.ops.route.types import Routing, RoutingSpec, reduce_chunks, select_documents
 
 # with fewer multiplications a first look saves nothing
@@ -69,9 +69,9 @@ def route(
     found = _looked_twice(question, top_k, tile_chunks)
     if found is None:
         scorer = triton_scorer(query, blocks) if tile_chunks is None else None
-        scores = (
-            scorer.score_chunks(q, mask, blocks, spec) if scorer else score_chunks(q, mask, blocks, spec, tile_chunks)
-        )
+        scores = if_built(lambda: scorer.score_chunks(q, mask, blocks, spec)) if scorer else None
+        if scores is None:
+            scores = score_chunks(q, mask, blocks, spec, tile_chunks)
         chunk_scores = question.silenced(scores)
         doc_scores = question.documents(chunk_scores)
     else:
@@ -114,11 +114,14 @@ def select(
     blocks = as_blocks(keys, query)
     scorer = triton_scorer(query, blocks)
     stored = any(block.stored is not None for block in blocks)
-    if scorer is None or stored or spec.chunk_reduce != "max" or not 0 < top_k <= scorer.MOST_SELECTED:
+    found = None
+    if scorer is not None and not stored and spec.chunk_reduce == "max" and 0 < top_k <= scorer.MOST_SELECTED:
+        q, mask = prepare_query(query, query_mask, blocks[0].keys.shape[1], spec)
+        found = if_built(lambda: scorer.select(q, mask, blocks, chunk_offsets, spec, top_k, doc_mask))
+    if found is None:
         routing = route(query, query_mask, blocks, chunk_offsets, spec, top_k, doc_mask)
         return Selection(routing.doc_indices, routing.scores)
-    q, mask = prepare_query(query, query_mask, blocks[0].keys.shape[1], spec)
-    indices, scores = scorer.select(q, mask, blocks, chunk_offsets, spec, top_k, doc_mask)
+    indices, scores = found
     silent = ~query_mask.any(1, keepdim=True)
     return Selection(indices.masked_fill(silent, -1), scores.masked_fill(silent, float("-inf")))
 

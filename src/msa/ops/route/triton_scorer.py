@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -19,6 +20,7 @@ from triton import cdiv, next_power_of_2
 from triton.runtime.jit import JITFunction
 
 from msa.ops.route.blocks import ExactKeys, KeyBlock
+from msa.ops.route.triton_dispatch import KernelBuildError
 from msa.ops.route.triton_kernel import score_kernel
 from msa.ops.route.triton_query import PreparedQuery, prepare, sums_tokens
 from msa.ops.route.types import RoutingSpec
@@ -37,6 +39,7 @@ _GENERATION = 9  # of compute capability; others have less memory beside their p
 _NOTHING = -(2**63)
 _LEAST_FOUND = _NOTHING + 2**32  # a place that nothing was found for holds less
 _LAST_DOCUMENT = 2**31 - 1
+_OF_THE_GPU = ("Triton Error [CUDA]", "CUDA error", "out of memory")  # in messages about a kernel that was built
 # an interpreter's products are exact, but not of bfloat16
 _DOT = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16} if isinstance(score_kernel, JITFunction) else {}
 
@@ -116,7 +119,11 @@ def fits(query: Tensor, blocks: Sequence[KeyBlock]) -> bool:
 def score_chunks(
     q: Tensor, mask: Tensor | None, blocks: Sequence[KeyBlock], spec: RoutingSpec, tiling: Tiling | None = None
 ) -> Tensor:
-    """As :func:`msa.ops.route.scan.score_chunks`, without gradients."""
+    """As :func:`msa.ops.route.scan.score_chunks`, without gradients.
+
+    Raises:
+        KernelBuildError: the kernel cannot be built here.
+    """
     tiling = tiling or Tiling()
     scores = torch.empty(q.shape[0], _chunks(blocks), device=q.device)
     if not q.shape[1]:
@@ -154,6 +161,7 @@ def select(
 
     Raises:
         ValueError: offsets that do not end at C.
+        KernelBuildError: the kernel cannot be built here.
     """
     tiling = tiling or Tiling()
     num_chunks = _chunks(blocks)
@@ -212,7 +220,8 @@ def _launch(
     length = block.keys.shape[1] * block.keys.shape[2]
     unused = query.factor
     doc_mask = None if selection is None else selection.doc_mask
-    score_kernel[(query.parts.shape[0], run.programs)](
+    _run_kernel(
+        (query.parts.shape[0], run.programs),
         block.keys,
         unused if block.scale is None else block.scale.contiguous(),
         query.parts,
@@ -253,6 +262,19 @@ def _launch(
         STAGES=query.stages,
         num_warps=_WARPS,
     )
+
+
+def _run_kernel(grid: tuple[int, int], *args: Any, **constants: Any) -> None:
+    """Launch the kernel, which triton compiles for each new set of constants, and its launcher with a C compiler."""
+    try:
+        score_kernel[grid](*args, **constants)
+    # a compiler that is missing or fails, a folder that cannot be written, a library that cannot be loaded: triton has
+    # no base for them. They come before the launch
+    except Exception as error:
+        if any(word in str(error) for word in _OF_THE_GPU):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise KernelBuildError(f"it cannot be built ({type(error).__name__}: {reason})") from error
 
 
 def _chunks(blocks: Sequence[KeyBlock]) -> int:
