@@ -1,12 +1,15 @@
 """What an operator sees of a failure that nobody expected: where it happened, and nothing of any text."""
 
+import errno
 import json
 import logging
+import sqlite3
 
 import pytest
 from serving_helpers import NEEDLE, QUESTION, error_of, process
 
 from msa.cli.main import _messages
+from msa.errors import BankCorruptError, BankError, ParallelError
 from msa.memory import Memory
 from msa.serving.errors import to_api_error
 from msa.serving.failure_log import log_failure
@@ -73,10 +76,45 @@ def test_an_operation_that_fails_is_named(http, memory, caplog, monkeypatch):
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (BankCorruptError(f"document {SECRET!r} is damaged"), "memory_damaged", None),
+        (BankError(f"document {SECRET!r} cannot be read"), "storage_error", None),
+        (OSError(errno.ENOSPC, SECRET, f"/{SECRET}"), "storage_error", "No space left on device"),
+        (ParallelError(SECRET), "rank_lost", None),
+    ],
+)
+def test_a_failure_that_is_known_is_told_by_its_code(caplog, error, code, reason):
+    def failing():
+        raise error
+
+    assert to_api_error(raised(failing)).code == code
+    (line,) = logged(caplog)
+    assert (line["code"], line["message"]) == (code, f"{type(error).__name__} while answering a request")
+    assert line["errors"][0].get("reason") == reason
+    assert line["errors"][0]["traceback"][-1].endswith(" in failing")
+    assert SECRET not in caplog.text
+
+
+def test_what_the_ledger_s_file_refuses_is_told_by_name(tmp_path, caplog):
+    connection = sqlite3.connect(tmp_path / "x")
+    connection.execute("CREATE TABLE t (v)")
+    connection.execute("PRAGMA max_page_count=2")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    connection.close()
+    to_api_error(full.value)
+    assert logged(caplog)[0]["errors"][0]["reason"] == "SQLITE_FULL"
+
+
 def test_the_message_is_shown_where_somebody_debugs(caplog):
     with caplog.at_level(logging.DEBUG, "msa.serving"):
         to_api_error(raised(fail))
-    assert SECRET in caplog.text
+        assert SECRET in caplog.text
+        caplog.clear()
+        to_api_error(BankCorruptError(f"document {SECRET!r} is damaged"))
+        assert SECRET in caplog.text
 
 
 def raised(function):

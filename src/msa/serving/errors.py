@@ -131,14 +131,15 @@ _TABLE = (
 _UNSHOWN = {
     "rank_lost": "one of the processes that share the memory failed or was lost; the server's log says which",
     "out_of_memory": "the model ran out of memory on this request; other requests go on. Ask for less",
-    "storage_error": "the server's disk refused a read or a write; its log says which",
+    "storage_error": "the server's disk refused a read or a write; its log says why",
 }
 
 
 def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
     """The answer for an exception; ``root`` is left out of messages, since paths are nobody's business.
 
-    Exceptions that are not in the table are logged, with the way to them, and answered 500 without details.
+    Those that are the server's fault are logged with the way to them and without their messages, which may name
+    documents. Exceptions that are not in the table are answered 500 without details.
     """
     if isinstance(error, ApiError):
         return error
@@ -149,7 +150,7 @@ def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
         log_failure(logger, "while answering a request", error)
         return ApiError(500, "an unexpected error; the server's log has the details", "internal_error")
     if not row.shown or row.status >= 500:
-        logger.error("%s: %s", type(error).__name__, error)
+        log_failure(logger, "while answering a request", error, row.code)
     message = _without(root, str(error)) if row.shown else _UNSHOWN[row.code]
     headers = dict(row.headers)
     if isinstance(error, QueueFullError):

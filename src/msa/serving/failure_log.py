@@ -1,4 +1,4 @@
-"""How a failure that nobody expected is logged: where it happened, on one line of JSON, and no word of any document.
+"""How a failure of the server's is logged: where it happened, on one line of JSON, and no word of any document.
 
 An exception's message may quote what was being worked on, so it is left out; at the level DEBUG it is shown too.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sqlite3
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -17,12 +19,21 @@ _PACKAGES = Path(__file__).parents[2]  # where msa lies; names of files are told
 _MOST_FRAMES = 64  # of one exception; recursion without end has a thousand
 
 
-def log_failure(logger: logging.Logger, what: str, error: BaseException) -> None:
-    """Write one line: what failed, the kinds of the exception and of its causes, and the way to each."""
-    line = {"event": "error", "message": f"unexpected {type(error).__name__} {what}"}
+def log_failure(logger: logging.Logger, what: str, error: BaseException, code: str | None = None) -> None:
+    """Write one line: what failed, the kinds of the exception and of its causes, and the way to each.
+
+    Args:
+        logger: of the module at hand.
+        what: when it failed.
+        error: the exception.
+        code: the error's ``code`` in the API; None: nobody expected it.
+    """
+    line = {"event": "error", "message": f"{'' if code else 'unexpected '}{type(error).__name__} {what}"}
+    if code:
+        line["code"] = code
     if WORK_ID.get():
         line["id"] = WORK_ID.get()
-    causes = [{"error": type(cause).__name__, "traceback": _frames(cause)} for cause in _chain(error)]
+    causes = [{"error": type(cause).__name__, **_reason(cause), "traceback": _frames(cause)} for cause in _chain(error)]
     # the error itself first, as in the message
     shown = error if logger.isEnabledFor(logging.DEBUG) else None
     logger.error("%s", json.dumps({**line, "errors": causes}), exc_info=shown)
@@ -36,6 +47,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(found))
         yield found
         found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _reason(error: BaseException) -> dict[str, str]:
+    """What the system or SQLite says of an error by number: a full disk, for instance; of both no text is quoted."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return {"reason": os.strerror(error.errno)}
+    name = getattr(error, "sqlite_errorname", None) if isinstance(error, sqlite3.Error) else None
+    return {"reason": name} if name else {}
 
 
 def _frames(error: BaseException) -> list[str]:
