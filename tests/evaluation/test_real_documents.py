@@ -70,7 +70,7 @@ def test_one_command_asks_every_way_and_goes_on(benchmark, data, tmp_path, capsy
         assert end.value.code == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert [(row["answerer"], row["questions"]) for row in found["rows"]] == [(way, 2) for way in ways] * 2
-    assert [(test["shared"], test["difference"]) for test in found["tests"]] == [(2, None)] * 2  # too few to test
+    assert [(test["ours"], test["tests"]) for test in found["tests"]] == [("msa", [])] * 2  # too few questions
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert len(lines) == 2 + 2 * 2 * len(ways)  # settings, where it was measured, and records
     assert set(benchmark.WAYS) <= set(_ways(capsys))

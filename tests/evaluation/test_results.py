@@ -2,6 +2,7 @@
 
 import pytest
 
+from msa.errors import EvaluationError
 from msa.evaluation.records import RECORDS_NAME, Record, RecordLog
 from msa.evaluation.report import report_ruler
 from msa.evaluation.results import count_of, measured_in, read_results
@@ -12,7 +13,7 @@ SETTINGS = {"task": "ruler", "model": "tiny", "device": "cpu"}
 
 def record(number, size, **fields):
     given = {"set": "s", "task": "niah", "question": "q", "answers": ("7",), "positives": (), "text": "7", **fields}
-    return Record(answerer="msa", size_tokens=size, question_id=str(number), **given)
+    return Record(**{"answerer": "msa", **given}, size_tokens=size, question_id=str(number))
 
 
 @pytest.fixture
@@ -83,3 +84,47 @@ def test_records_of_an_earlier_version_are_counted_apart(session, tmp_path):
 
 def test_a_count_names_its_sizes():
     assert count_of({"records": 3, "sizes": [16_000]}) == "3 records, 16K tokens"
+
+
+def ruler_records(way, size, *tasks):
+    return [
+        record(f"{task}-{number}", size, answerer=way, task=task, text="7" if number else "no")
+        for task in tasks
+        for number in range(2)
+    ]
+
+
+def test_columns_are_tasks_by_name_and_unlike_tasks_have_no_mean(tmp_path):
+    records = [
+        *ruler_records("msa", 100, "single", "vt"),
+        *ruler_records("full", 100, "vt"),
+        *ruler_records("msa", 200, "vt"),
+        *ruler_records("full", 200, "vt"),
+    ]
+    report_ruler(tmp_path, SETTINGS, records, [])
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        "| way | single | vt | mean |\n|---|---:|---:|---:|\n| msa | 50.0 | 50.0 | 50.0 |\n| full | – | 50.0 | – |"
+        in page
+    )
+    assert "| way | vt | mean |\n|---|---:|---:|\n| msa | 50.0 | 50.0 |\n| full | 50.0 | 50.0 |" in page
+    assert page.count("Not all rows have the same tasks") == 1
+    assert not (tmp_path / "ruler.png").exists()  # no two sizes with all tasks
+    report_ruler(tmp_path, SETTINGS, [one for one in records if one.task == "vt"], [])
+    assert (tmp_path / "ruler.png").exists()
+
+
+def test_a_report_written_again_has_its_own_tasks_where_the_folder_holds_more(tmp_path):
+    asked, more = ruler_records("msa", 100, "single"), ruler_records("msa", 100, "vt")
+    with RecordLog(tmp_path / RECORDS_NAME, SETTINGS) as log:
+        for one in (*asked, *more):
+            log.append(one)
+    report_ruler(tmp_path, SETTINGS | {"tasks": ["single"]}, asked, [])
+    before = (read_results(tmp_path)["results"], read_results(tmp_path)["stretches"])
+    rewrite_report(tmp_path)
+    assert (read_results(tmp_path)["results"], read_results(tmp_path)["stretches"]) == before
+    path = tmp_path / RECORDS_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], *lines[4:]]))
+    with pytest.raises(EvaluationError, match="the records hold 1 answers of msa at 100 tokens, the results 2"):
+        rewrite_report(tmp_path)

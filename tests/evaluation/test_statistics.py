@@ -105,6 +105,17 @@ def test_the_interval_of_a_mean_is_that_of_its_values():
         mean_interval([])
 
 
+def test_holm_by_hand():
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.5]) == [0.5]
+    assert statistics.holm([0.25, 0.5, 0.03125, 0.125]) == [0.5, 0.5, 0.125, 0.375]
+    assert statistics.holm([0.5, 0.75]) == [1.0, 1.0]
+    assert statistics.holm([0.25, 0.3]) == [0.5, 0.5]  # never below that of a smaller value
+    for wrong in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="expected p-values between 0 and 1"):
+            statistics.holm([wrong])
+
+
 def test_difference():
     first, second = [0.0, 0.2, 0.4] * 20, [0.1, 0.3, 0.5] * 20
     difference = paired_difference(first, second, num_resamples=500)

@@ -7,7 +7,7 @@ import pytest
 from msa.errors import EvaluationError
 from msa.evaluation.records import Record
 from msa.evaluation.report import report_comparison
-from msa.evaluation.summary import compare_best, reasons_list, rows_of, rows_table, scores_table
+from msa.evaluation.summary import compare_ours, reasons_list, rows_of, rows_table, scores_table
 from msa.training.data.needles import NOT_IN_MEMORY
 
 FULL = "prompt and answer take 9000 tokens, the context ends at 8192"
@@ -42,14 +42,27 @@ def test_what_was_not_answered_counts_as_wrong_and_says_why():
     assert reasons_list([rows["msa", 100]]) == ""
 
 
-def test_the_best_of_ours_against_the_best_of_the_others_on_the_same_questions():
-    found = compare_best(records(), "right", 100)
-    assert (found.ours, found.other, found.questions, found.shared) == ("msa", "rag-bm25@1", 40, 40)
-    assert found.difference.mean == pytest.approx(-0.6)
-    assert found.difference.p_value < 0.001
-    assert compare_best(records()[:80], "right", 100) is None
+def test_ours_against_every_alternative_on_the_same_questions():
+    found = compare_ours(records(), "right", 100)
+    assert (found.ours, found.left_out) == ("msa", ())
+    bm25, full = found.tests
+    assert (bm25.other, bm25.questions, full.other, full.questions) == ("rag-bm25@1", 40, "full", 40)
+    assert (bm25.mean, full.mean) == (pytest.approx(-0.6), pytest.approx(0.3))
+    assert bm25.low < bm25.mean < bm25.high < 0 < full.low
+    assert bm25.p_value < full.p_value < 0.01
+    assert (bm25.adjusted, full.adjusted) == (2 * bm25.p_value, max(2 * bm25.p_value, full.p_value))
+    assert compare_ours(records()[:80], "right", 100) is None
+    assert compare_ours(records()[80:], "right", 100) is None
     with pytest.raises(EvaluationError, match="no record is scored by 'f1'; there are right"):
-        compare_best(records(), "f1", 100)
+        compare_ours(records(), "f1", 100)
+
+
+def test_which_of_our_rows_is_tested_does_not_depend_on_the_answers():
+    better = [record("msa-int8", number, 1.0) for number in range(40)]
+    assert compare_ours([*better, *records()], "right", 100).ours == "msa"
+    without = [one for one in records() if one.answerer != "msa"]
+    first = [record("msa-dot", number, 0.0) for number in range(40)]
+    assert compare_ours([*first, *better, *without], "right", 100).ours == "msa-dot"
 
 
 def unequal():
@@ -60,22 +73,26 @@ def unequal():
     return made + [record("full", number, float(number % 2)) for number in range(60)]
 
 
-def test_the_best_are_chosen_on_questions_that_all_candidates_share():
-    found = compare_best(unequal(), "right", 100)
-    assert (found.ours, found.other) == ("msa", "full")  # its mean over its own questions is the lower one
-    assert (found.shared, found.left_out, found.questions) == (30, ("msa-one-round",), 60)
-    assert found.difference.mean == pytest.approx(0.0)
+def test_ways_are_tested_on_all_questions_that_both_were_asked(tmp_path):
+    asked = [*unequal(), *(record("map-reduce", number, 0.0) for number in range(12))]
+    found = compare_ours(asked, "right", 100)
+    assert [(test.other, test.questions) for test in found.tests] == [("full", 60)]
+    assert found.tests[0].mean == pytest.approx(0.0)
+    assert found.left_out == ("map-reduce",)
+    report_comparison(tmp_path, {"task": "qa"}, asked, "right", [])
+    page = (tmp_path / "report.md").read_text()
+    assert "nor are those with fewer than 30 questions in common with msa: map-reduce." in page
+    assert "| msa minus | questions | difference | 95 % | p | p (Holm) |" in page
+    assert "| full | 60 | +0.000 | " in page
 
 
 def test_too_few_shared_questions_are_not_tested(tmp_path):
     few = [one for one in unequal() if int(one.question_id) < 20]
-    found = compare_best(few, "right", 100)
-    assert (found.ours, found.difference, found.shared) == ("", None, 12)
-    without = compare_best([one for one in unequal() if one.answerer in ("msa-one-round", "full")], "right", 100)
-    assert (without.difference, without.left_out) == (None, ("msa-one-round",))
+    found = compare_ours(few, "right", 100)
+    assert (found.ours, found.tests, found.left_out) == ("msa", (), ("full",))
     report_comparison(tmp_path, {"task": "qa"}, few, "right", [])
     page = (tmp_path / "report.md").read_text()
-    assert "At 100 tokens, no test: there are 12 questions that all ways were asked; it takes 30" in page
+    assert "At 100 tokens, no test: all alternatives have fewer than 30 questions in common with msa: full." in page
 
 
 def test_the_table_has_the_score_over_shared_questions():
@@ -146,10 +163,17 @@ def test_the_page_has_sizes_reasons_and_what_growing_cost(tmp_path):
         "* a note",
     ):
         assert line in page
-    assert "At 100 tokens, msa minus rag-bm25@1 over the same 40 questions: -0.600" in page
-    assert "They are the best of ours and of the others on the 40 questions that all ways were asked." in page
+    assert "At 100 tokens, msa minus every alternative over the questions both were asked" in page
+    assert "| rag-bm25@1 | 40 | -0.600 | -0.750 to -0.450 | 0.0001 | 0.0002 |" in page
     assert "| memory | 50 |" not in page  # a size that nothing was asked at
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["results"]["growth"] == growth[:2]
+    tested, untested = results["results"]["tests"]
+    assert (untested["size"], untested["tests"], untested["left_out"]) == (900, [], ["rag-bm25@1"])
+    assert (tested["size"], tested["ours"], [one["other"] for one in tested["tests"]]) == (
+        100,
+        "msa",
+        ["rag-bm25@1", "full"],
+    )
     assert f"`{results['environment']['command']}`" in page
     assert (tmp_path / "ways.png").read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from msa.evaluation.results import write_results
 from msa.evaluation.ruler import score
 from msa.evaluation.summary import (
     MIN_SHARED,
-    compare_best,
+    compare_ours,
     declining,
     declining_table,
     markdown_table,
@@ -28,6 +28,10 @@ COLUMNS_NOTE = (
     "*tokens seen*: prompt tokens processed for a question; documents that a way has read, encoded or indexed before "
     "are not counted again. *MB*: held in memory for the documents, by each way's own count, files left out."
 )
+UNLIKE_TASKS_NOTE = (
+    "Not all rows have the same tasks: a dash stands for one that was not asked, and for the mean of a row that lacks "
+    "any."
+)
 
 
 def report_ruler(
@@ -41,26 +45,47 @@ def report_ruler(
     """RULER's scores of every way and size: each task, then their plain mean."""
     results: list[dict[str, Any]] = []
     page: list[str] = []
-    sizes = sorted({record.size_tokens for record in records})
-    for size in sizes:
-        cells = []
-        for name in dict.fromkeys(record.answerer for record in records):
-            group = [r for r in records if r.size_tokens == size and r.answerer == name]
-            if not group:
-                continue
-            found = score(group)
-            results.append({"size": size, "answerer": name, "average": found.average, "low": found.low})
-            results[-1] |= {"high": found.high, "tasks": [vars(task) for task in found.tasks]}
-            cells.append([name, *(f"{t.score:.1f}" for t in found.tasks), f"{found.average:.1f}"])
-            tasks = [task.task for task in found.tasks]
-        page += [f"## {size:,} tokens", markdown_table(["way", *tasks, "mean"], cells)]
-    if len(sizes) > 1:
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for entry in results:
-            curves.setdefault(entry["answerer"], []).append((entry["size"], entry["average"] / 100))
+    for size in sorted({record.size_tokens for record in records}):
+        entries: list[dict[str, Any]] = []
+        for name in dict.fromkeys(record.answerer for record in records if record.size_tokens == size):
+            found = score([r for r in records if r.size_tokens == size and r.answerer == name])
+            entries.append({"size": size, "answerer": name, "average": found.average, "low": found.low})
+            entries[-1] |= {"high": found.high, "tasks": [vars(task) for task in found.tasks]}
+        page += [f"## {size:,} tokens", *ruler_table(entries, [entry["answerer"] for entry in entries])]
+        results += entries
+    curves = _means(results)
+    if any(len(points) > 1 for points in curves.values()):
         draw_curves(folder / "ruler.png", curves, title="RULER, mean over tasks", ylabel="score / 100")
         page.append("![RULER over size](ruler.png)")
     write_results(folder, "RULER", settings, records, {"scores": results}, page, notes, made=made)
+
+
+def ruler_table(scores: Sequence[Mapping[str, Any]], rows: Sequence[str], what: str = "way") -> list[str]:
+    """Scores by task, as :func:`report_ruler` stores them, and a sentence where not all rows have the same tasks.
+
+    Args:
+        scores: one a row.
+        rows: what the rows are called.
+        what: title of their column.
+    """
+    tasks = list(dict.fromkeys(task["task"] for entry in scores for task in entry["tasks"]))
+    cells = []
+    for row, entry in zip(rows, scores, strict=True):
+        by_task = {task["task"]: f"{task['score']:.1f}" for task in entry["tasks"]}
+        mean = f"{entry['average']:.1f}" if by_task.keys() == set(tasks) else "–"
+        cells.append([row, *(by_task.get(task, "–") for task in tasks), mean])
+    unlike = any("–" in cell for cell in cells)
+    return [markdown_table([what, *tasks, "mean"], cells), *([UNLIKE_TASKS_NOTE] if unlike else [])]
+
+
+def _means(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Way → (size, mean), without those that lack a task which others have: their means do not compare."""
+    tasks = {task["task"] for entry in scores for task in entry["tasks"]}
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in scores:
+        if {task["task"] for task in entry["tasks"]} == tasks:
+            curves.setdefault(entry["answerer"], []).append((entry["size"], entry["average"] / 100))
+    return curves
 
 
 def report_comparison(
@@ -73,7 +98,7 @@ def report_comparison(
     *,
     made: Mapping[str, Any] | None = None,
 ) -> None:
-    """All ways side by side, as the documents grow, and paired tests of the best of ours and the best of the others."""
+    """All ways side by side, as the documents grow, and paired tests of ours against every alternative."""
     rows = rows_of(records, metric)
     page = [rows_table(rows, metric), COLUMNS_NOTE, *filter(None, [reasons_list(rows)])]
     sizes = {row.size_tokens for row in rows}
@@ -88,12 +113,12 @@ def report_comparison(
         page += ["## Taking the documents in", growth_table(growth)]
     tests: list[dict[str, Any]] = []
     for size in dict.fromkeys(row.size_tokens for row in rows):
-        found = compare_best(records, metric, size)
+        found = compare_ours(records, metric, size)
         if found is None:
             continue
-        difference = found.difference and vars(found.difference)
-        tests.append({"size": size, **vars(found), "left_out": list(found.left_out), "difference": difference})
-        page.append(difference_sentence(tests[-1]))
+        tests.append({"size": size, **vars(found), "left_out": list(found.left_out)})
+        tests[-1]["tests"] = [vars(test) for test in found.tests]
+        page += [f"## Tests at {size:,} tokens", *tests_section(tests[-1])]
         bars = {row.answerer: (row.score, row.low, row.high) for row in rows if row.size_tokens == size}
         draw_bars(folder / f"ways-{size}.png", bars, title=f"{size:,} tokens of documents", xlabel=metric)
         page.append(f"![{metric} at {size:,} tokens](ways-{size}.png)")
@@ -123,14 +148,26 @@ def growth_table(growth: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(columns, cells)
 
 
-def difference_sentence(test: Mapping[str, Any]) -> str:
-    """A paired test, as :func:`report_comparison` stores it."""
-    found, left_out = test["difference"], ", ".join(test["left_out"])
-    chosen = f"{test['shared']} questions that all ways were asked" + (f" but {left_out}" if left_out else "")
-    if found is None:
-        return f"At {test['size']:,} tokens, no test: there are {chosen}; it takes {MIN_SHARED}, of ways of both sides."
-    return (
-        f"At {test['size']:,} tokens, {test['ours']} minus {test['other']} over the same {test['questions']} "
-        f"questions: {found['mean']:+.3f} (95 % {found['low']:+.3f} to {found['high']:+.3f}), paired permutation test "
-        f"p = {found['p_value']:.2g}. They are the best of ours and of the others on the {chosen}."
+def tests_section(compared: Mapping[str, Any]) -> list[str]:
+    """Paired tests of one size, as :func:`report_comparison` stores them."""
+    ours, tests, left_out = compared["ours"], compared["tests"], ", ".join(compared["left_out"])
+    lacking = f"fewer than {MIN_SHARED} questions in common with {ours}: {left_out}"
+    if not tests:
+        return [f"At {compared['size']:,} tokens, no test: all alternatives have {lacking}."]
+    said = (
+        f"At {compared['size']:,} tokens, {ours} minus every alternative over the questions both were asked, with 95 % "
+        "intervals; paired permutation tests, *p (Holm)* adjusted for their number. Nothing is chosen by the answers: "
+        f"other rows of ours are not tested{f', nor are those with {lacking}' if left_out else ''}."
     )
+    cells = [
+        [
+            test["other"],
+            str(test["questions"]),
+            f"{test['mean']:+.3f}",
+            f"{test['low']:+.3f} to {test['high']:+.3f}",
+            f"{test['p_value']:.2g}",
+            f"{test['adjusted']:.2g}",
+        ]
+        for test in tests
+    ]
+    return [said, markdown_table([f"{ours} minus", "questions", "difference", "95 %", "p", "p (Holm)"], cells)]

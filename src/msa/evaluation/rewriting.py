@@ -63,8 +63,11 @@ def _scaling(folder: Path, content: Mapping[str, Any], records: Sequence[Record]
 
 
 def _ruler(folder: Path, content: Mapping[str, Any], records: Sequence[Record], notes: Sequence[str]) -> None:
-    asked = {(entry["answerer"], entry["size"]): None for entry in content["results"]["scores"]}
-    report_ruler(folder, content["settings"], _shown(records, asked), notes, made=content["environment"])
+    scores = content["results"]["scores"]
+    asked = {(entry["answerer"], entry["size"]): sum(task["samples"] for task in entry["tasks"]) for entry in scores}
+    tasks = {(entry["answerer"], entry["size"]): {task["task"] for task in entry["tasks"]} for entry in scores}
+    kept = [one for one in records if one.task in tasks.get((one.answerer, one.size_tokens), ())]
+    report_ruler(folder, content["settings"], _shown(kept, asked), notes, made=content["environment"])
 
 
 def _comparison(folder: Path, content: Mapping[str, Any], records: Sequence[Record], notes: Sequence[str]) -> None:
@@ -75,14 +78,12 @@ def _comparison(folder: Path, content: Mapping[str, Any], records: Sequence[Reco
     report_comparison(folder, content["settings"], shown, metric, notes, growth, made=content["environment"])
 
 
-def _shown(
-    records: Sequence[Record], asked: Mapping[tuple[str, int], int | None], metric: str | None = None
-) -> list[Record]:
+def _shown(records: Sequence[Record], asked: Mapping[tuple[str, int], int], metric: str | None = None) -> list[Record]:
     """The records that a report was made of, row by row; a folder may hold more.
 
     Args:
         records: of the folder.
-        asked: (way, size) → how many questions it was asked, where that is known.
+        asked: (way, size) → how many questions it was asked.
         metric: that those counted have.
 
     Raises:
@@ -92,7 +93,7 @@ def _shown(
     for (name, size), number in asked.items():
         found = [record for record in records if (record.answerer, record.size_tokens) == (name, size)]
         counted = sum(metric is None or metric in record.scores for record in found)
-        if not found or number not in (None, counted):
+        if counted != number:
             raise EvaluationError(
                 f"the records hold {counted} answers of {name} at {size:,} tokens, the results {number}; run the "
                 "evaluation again"

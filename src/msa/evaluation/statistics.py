@@ -126,6 +126,28 @@ def paired_difference(
     return Difference(interval.mean, interval.low, interval.high, p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, each adjusted for all of them (Holm 1979): the smallest counts as often as there are.
+
+    Rejecting what is below a level then makes any false rejection no likelier than that level, however the tests depend
+    on each other.
+
+    Raises:
+        ValueError: a value that is not between 0 and 1.
+
+    >>> holm([0.25, 0.01, 0.02])
+    [0.25, 0.03, 0.04]
+    """
+    for value in p_values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"expected p-values between 0 and 1, found {value}")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def bootstrap_mean(
     values: Sequence[float], *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Interval:

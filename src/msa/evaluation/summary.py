@@ -1,4 +1,4 @@
-"""Records → tables: one row per way of answering, and whether the best two differ by more than chance."""
+"""Records → tables: one row per way of answering, and which of them differ from ours by more than chance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msa.errors import EvaluationError
 from msa.evaluation.metrics import abstention_rates
 from msa.evaluation.records import Record
 from msa.evaluation.sets import ANSWERABLE
-from msa.evaluation.statistics import Difference, mean_interval, paired_difference
+from msa.evaluation.statistics import holm, mean_interval, paired_difference
 
 MIN_SHARED = 30  # questions that ways must share to be compared on them
 _Key = tuple[str, str]  # set and id of a question
@@ -134,50 +134,69 @@ def _recall(records: Sequence[Record], k: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The best of our rows and the best of the others; see ``difference``.
+class Tested:
+    """Our row against one alternative.
 
     Attributes:
-        shared: questions that all candidates were asked, on which the two were chosen.
-        left_out: ways that were asked too few to be candidates.
-        ours, other: names of the two; empty where none was chosen.
+        other: name of the alternative.
         questions: asked of both, on which they are tested.
-        difference: ours minus the other, with interval and p-value; None where fewer than :data:`MIN_SHARED` questions
-            are shared.
+        mean, low, high, p_value: of ours minus the other, see :func:`paired_difference`.
+        adjusted: the p-value adjusted for all tests of this size, see :func:`holm`.
     """
 
-    shared: int
+    other: str
+    questions: int
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    adjusted: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of ours against every alternative at one size.
+
+    Attributes:
+        ours: its name.
+        left_out: alternatives that share fewer than :data:`MIN_SHARED` questions with it.
+        tests: of the others, in the order they were asked.
+    """
+
+    ours: str
     left_out: tuple[str, ...]
-    ours: str = ""
-    other: str = ""
-    questions: int = 0
-    difference: Difference | None = None
+    tests: tuple[Tested, ...]
 
 
-def compare_best(records: Sequence[Record], metric: str, size_tokens: int) -> Comparison | None:
-    """Paired test between the best row named ``msa…`` and the best other row at one size; None if one is missing.
+def compare_ours(records: Sequence[Record], metric: str, size_tokens: int) -> Comparison | None:
+    """Paired tests between ``msa`` and every row that is not named ``msa…`` at one size; None if either is missing.
 
-    Each is chosen on the questions that all candidates were asked (:func:`shared_questions`), since ways are asked
-    different numbers of them, and tested on all that both were asked. That the best of several is taken favours both
-    sides alike.
+    Nothing is chosen by the answers: where ``msa`` was not asked, our row is the one that was asked first.
     """
     by_name: dict[str, dict[_Key, float]] = {}
     for record in scored(records, metric):
         if record.size_tokens == size_tokens:
             by_name.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
-    if len({_is_ours(name) for name in by_name}) < 2:
+    ours = "msa" if "msa" in by_name else next(filter(_is_ours, by_name), "")
+    others = [name for name in by_name if not _is_ours(name)]
+    if not ours or not others:
         return None
-    shared = shared_questions(by_name)
-    candidates = [name for name, values in by_name.items() if shared <= values.keys()]
-    left_out = tuple(name for name in by_name if name not in candidates)
-    sides = [[name for name in candidates if _is_ours(name) is ours] for ours in (True, False)]
-    if len(shared) < MIN_SHARED or not all(sides):
-        return Comparison(len(shared), left_out)
-    means = {name: _mean([value for key, value in by_name[name].items() if key in shared]) for name in candidates}
-    best, rival = (max(side, key=means.__getitem__) for side in sides)
-    both = [key for key in by_name[best] if key in by_name[rival]]
-    first, second = ([by_name[name][key] for key in both] for name in (rival, best))
-    return Comparison(len(shared), left_out, best, rival, len(both), paired_difference(first, second))
+    both = {name: [key for key in by_name[ours] if key in by_name[name]] for name in others}
+    left_out = tuple(name for name in others if len(both[name]) < MIN_SHARED)
+    found = {
+        name: paired_difference(*([by_name[side][key] for key in keys] for side in (name, ours)))
+        for name, keys in both.items()
+        if name not in left_out
+    }
+    adjusted = holm([one.p_value for one in found.values()])
+    return Comparison(
+        ours,
+        left_out,
+        tuple(
+            Tested(name, len(both[name]), **vars(one), adjusted=value)
+            for (name, one), value in zip(found.items(), adjusted, strict=True)
+        ),
+    )
 
 
 def _is_ours(name: str) -> bool:
