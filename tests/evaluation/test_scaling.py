@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from statistics import median
 
 import pytest
 from tiny import tiny_model
@@ -76,6 +77,28 @@ def test_a_stopped_run_goes_on_and_encodes_nothing_twice(run, model, tmp_path):
     assert first["encoded_tokens"] + second["encoded_tokens"] == second["tokens"]
     assert held(model, tmp_path) == texts(SMALL, LARGE)
     assert run(SMALL, LARGE) == records
+
+
+def test_what_an_answers_seconds_are_made_of_is_kept(model, tmp_path):
+    """Each pass for one token is timed by itself."""
+    with RecordLog(tmp_path / "records.jsonl", {}) as log:
+        options = {"max_new_tokens": 4, "max_rounds": 0}
+        records = run_scaling(model, growing(SMALL), tmp_path, log, ask_options=options)
+    for record in records:
+        kept = record.metadata
+        assert 0 < kept["decode_passes"] <= 3  # the first token comes from the prefill
+        assert 0 < kept["pass_seconds"] <= kept["decode_seconds"] < record.seconds - record.first_token_s
+        assert kept["route_seconds"] <= record.first_token_s
+    (point,) = curve(records, [record.question_id for record in records])
+    assert point["decode_seconds"] == median(record.metadata["decode_seconds"] for record in records)
+    assert 0 < point["token_seconds"] < point["decode_seconds"]
+    earlier = [replace(record, metadata={"search_seconds": 1.0, "route_seconds": 0.0}) for record in records]
+    (point,) = curve(earlier, [record.question_id for record in records])
+    assert point["decode_seconds"] == median(record.seconds - record.first_token_s for record in records)
+    assert point["prefill_seconds"] == median(record.first_token_s for record in records)
+    assert "token_seconds" not in point
+    without = [replace(record, metadata={"search_seconds": 1.0}) for record in records]
+    assert "decode_seconds" not in curve(without, [record.question_id for record in records])[0]
 
 
 def test_half_a_line_of_growth_is_noted_again(run, tmp_path):

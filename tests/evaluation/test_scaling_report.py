@@ -12,7 +12,7 @@ from msa.evaluation.results import read_results
 from msa.evaluation.rewriting import rewrite_report
 from msa.evaluation.ruler import Placement
 from msa.evaluation.scaling_rates import scaling_rates
-from msa.evaluation.scaling_report import encoding_rate, report_scaling
+from msa.evaluation.scaling_report import encoding_rate, measured_steps, report_scaling
 
 TASK, SIZES = "niah_single_1", (16_000, 64_000, 256_000)
 SETTINGS = {"task": "scaling", "ruler_task": TASK, "sizes": SIZES, "document_tokens": 512}
@@ -154,6 +154,20 @@ def test_what_cannot_be_written_again_is_said(run):
     shutil.rmtree(run)
     with pytest.raises(EvaluationError, match=r"results\.json cannot be read"):
         rewrite_report(run)
+
+
+def test_the_seconds_of_an_answer_are_shown_step_by_step():
+    point = {"size": 16_000, "search_seconds": 0.5, "retrieval_seconds": 0.25, "prefill_seconds": 0.125}
+    point |= {"decode_seconds": 0.0625, "token_seconds": 0.002}
+    earlier = {name: value for name, value in point.items() if name != "token_seconds"}
+    said, table = measured_steps([point, earlier])
+    assert "not measured alone" in said
+    assert table.splitlines()[0] == "| tokens | search | retrieval | prefill | decode | ms a token |"
+    assert table.splitlines()[2:] == [
+        "| 16K | 0.5000 | 0.2500 | 0.1250 | 0.0625 | 2.00 |",
+        "| 16K | 0.5000 | 0.2500 | 0.1250 | 0.0625 | – |",
+    ]
+    assert measured_steps([{"size": 16_000, "search_seconds": 0.5}]) == []
 
 
 def test_a_growth_that_was_killed_has_no_speed():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from msa.evaluation.alternatives.prompts import answer_lead
 from msa.evaluation.cost import counted_flops
@@ -20,6 +21,8 @@ from msa.evaluation.growth import check_grown, check_not_beyond, note_growth, re
 from msa.evaluation.records import Record, RecordLog
 from msa.evaluation.ruler import GrowingMemory, string_match_all
 from msa.evaluation.types import Prediction, Question
+from msa.generation.decoding import Decoding
+from msa.generation.types import Answer, Done
 from msa.memory import AddProgress, Memory
 from msa.model.bundle import MSAModel
 from msa.routing import Tiers
@@ -126,7 +129,7 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
     hits = memory.search(question.question, top_k=memory.model.lm.config.top_k_docs)
     search_s = time.perf_counter() - started
     started = time.perf_counter()
-    answer = memory.ask(question.question, **_given(memory, question, options))
+    answer, passes = _answered(memory, question, options)
     read = tuple(dict.fromkeys(hit.id for hit in answer.sources if hit.read))
     prediction = Prediction(
         text=answer.text,
@@ -154,5 +157,24 @@ def _ask(memory: Memory, growing: GrowingMemory, size: int, question: Question, 
             "depth": growing.depth(question.id, size)[0],
             "search_seconds": search_s,
             "route_seconds": answer.timings["route"],
+            "decode_seconds": answer.timings["total"] - answer.timings["first_token"],
+            "decode_passes": len(passes),
+            "pass_seconds": sum(passes),
         },
     )
+
+
+def _answered(memory: Memory, question: Question, options: dict[str, Any]) -> tuple[Answer, list[float]]:
+    """The answer, and the seconds of each pass for one token that was made for it, those for ids included."""
+    seconds, answer = [], None
+    for item in memory.steps(question.question, **_given(memory, question, options)):
+        if isinstance(item, Decoding):
+            started = time.perf_counter()
+            item.advance()
+            if memory.model.device.type == "cuda":
+                torch.cuda.synchronize(memory.model.device)
+            seconds.append(time.perf_counter() - started)
+        elif isinstance(item, Done):
+            answer = item.answer
+    assert answer is not None
+    return answer, seconds

@@ -77,8 +77,32 @@ def curve(records: Sequence[Record], ids: Collection[str]) -> list[dict[str, Any
         point["first_token_s"] = median(record.first_token_s for record in group)
         point["search_seconds"] = median(record.metadata["search_seconds"] for record in group)
         point["resident_bytes"] = max(record.resident_bytes for record in group)
-        points.append(point)
+        points.append(point | _step_seconds(group))
     return points
+
+
+def _step_seconds(records: Sequence[Record]) -> dict[str, float]:
+    """Medians of what an answer's seconds are made of; those of a pass for one token where records have them."""
+    asked = [record for record in records if record.first_token_s and "route_seconds" in record.metadata]
+    if not asked:
+        return {}
+    seconds = {
+        "retrieval_seconds": median(one.metadata["route_seconds"] for one in asked),
+        "prefill_seconds": median(one.first_token_s - one.metadata["route_seconds"] for one in asked),
+        "decode_seconds": median(map(_decode_seconds, asked)),
+    }
+    passes = [
+        one.metadata["pass_seconds"] / one.metadata["decode_passes"]
+        for one in asked
+        if one.metadata.get("decode_passes")
+    ]
+    return seconds | ({"token_seconds": median(passes)} if passes else {})
+
+
+def _decode_seconds(record: Record) -> float:
+    """After an answer's first token; records of earlier versions have it with what precedes the question's start."""
+    seconds: float = record.metadata.get("decode_seconds", record.seconds - record.first_token_s)
+    return seconds
 
 
 def rate(records: Sequence[Record], stage: str = "answered") -> dict[str, float] | None:

@@ -57,6 +57,7 @@ def report_scaling(
             [_cost_cells(cost) for cost in costs],
         ),
         *step_costs(costs),
+        *measured_steps(results["curve"]),
         *fit_sentences(results),
     ]
     kept = [*notes, *filter(None, [density_note(placement)])]
@@ -146,6 +147,31 @@ def rate_cell(found: Mapping[str, float] | None) -> str:
 
 def _interval(found: Mapping[str, float]) -> str:
     return f"{found['rate']:.3f} ({found['low']:.2f}–{found['high']:.2f})"
+
+
+def measured_steps(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the seconds of an answer are made of, as :func:`report_scaling` stores it; nothing in older results."""
+    steps = ("retrieval_seconds", "prefill_seconds", "decode_seconds")
+    if not all(step in point for step in steps for point in points):
+        return []
+    cells = [
+        [
+            token_count(point["size"]),
+            f"{point['search_seconds']:.4f}",
+            *(f"{point[step]:.4f}" for step in steps),
+            f"{point['token_seconds'] * 1e3:.2f}" if "token_seconds" in point else "–",
+        ]
+        for point in points
+    ]
+    explained = (
+        "Measured, seconds, medians of the curve's questions. *Search*: one routing pass. *Retrieval*: all rounds of "
+        "an answer, each a pass that routes and fetches what it attends to, the ids written and texts looked up. "
+        "*Prefill*: from there to the answer's first token, what was found being read. *Decode*: the answer's further "
+        "tokens. *ms a token*: a pass for one, ids among them. What fetching takes is inside the passes, not measured "
+        "alone."
+    )
+    columns = ["tokens", "search", "retrieval", "prefill", "decode", "ms a token"]
+    return [explained, markdown_table(columns, cells)]
 
 
 def step_costs(costs: Sequence[Mapping[str, Any]]) -> list[str]:
