@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor
 
 import msa
+from msa.evaluation.environment import version_stamp
 from msa.ops import RoutingSpec, route
 from msa.ops.route import KeyBlock, measure_keys, quantize_keys
 from msa.routing import BankView, Tiers
@@ -252,7 +252,7 @@ def main() -> None:
             "source": source.what,
             "keys": args.keys,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "date": date.today().isoformat(),
+            **version_stamp(),
             "sizes": [
                 measure(source, size, args.shares, args.keys) for size in args.chunks or [int(source.chunk_offsets[-1])]
             ],

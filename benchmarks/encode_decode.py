@@ -13,7 +13,6 @@ import argparse
 import platform
 import statistics
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from msa.bench.twin import transformers_twin
 from msa.documents.batching import length_buckets, pad_right
 from msa.documents.readers import read_documents
 from msa.encoding.encoder import BATCH_TOKENS, encode_in_batches
+from msa.evaluation.environment import version_stamp
 
 CORPUS = Path(__file__).parent.parent / "examples" / "packages.jsonl"
 
@@ -72,7 +72,7 @@ def main() -> None:
         "what": "tokens/s, medians",
         "model": repr(model),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "encoding": encoding(model, twin, args.repeats, args.documents),
         "decoding": decoding(model, twin, args.repeats),
     }

@@ -30,7 +30,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -40,6 +39,7 @@ import msa
 from msa.bench.encoding import Works, made_up_documents, padding, ratios
 from msa.bench.timing import alternated
 from msa.encoding.encoder import BATCH_TOKENS
+from msa.evaluation.environment import version_stamp
 from msa.training.data.words import needle_words
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -74,7 +74,7 @@ def main() -> None:
             f"{torch.cuda.get_device_name() if model.device.type == 'cuda' else 'no GPU'}, torch {torch.__version__}"
         ),
         "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "documents": len(documents),
         "tokens": tokens,
         "longest_tokens": max(works.lengths),

@@ -130,7 +130,7 @@ def main() -> None:
         parser.error("this CPU has no bf16 products to compare")
     result = {
         "what": "seconds of all products of one token a row, SmolLM2-135M's shape, random weights; medians",
-        "environment": environment(),
+        "environment": environment("cpu"),
         **measure(args.rows, args.repeats),
     }
     show_and_store(result, args.out)

@@ -43,7 +43,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ from storing import show_and_store
 import msa
 from msa import zoo
 from msa.errors import MemoryBudgetError
+from msa.evaluation.environment import version_stamp
 from msa.routing.tiers import ROUTING_KEYS, Tiers
 
 CHARACTERS_PER_TOKEN = 3
@@ -308,7 +308,7 @@ def main() -> None:
         "command": command(),
         "model": repr(model),
         "machine": machine(model.device),
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "texts": {"files": texts.files, "MB": texts.characters / 1e6, "documents": len(texts.documents)},
         "read_seconds": read - started,
         "load_seconds": time.perf_counter() - read,

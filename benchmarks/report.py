@@ -13,20 +13,21 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stored_runs import Run, not_run, read_runs
+
 from msa.errors import EvaluationError
 from msa.evaluation.plots import token_count
-from msa.evaluation.report import COLUMNS_NOTE, difference_sentence, growth_table
-from msa.evaluation.results import RESULTS_NAME, notes_list, read_json, read_results, stored_notes
+from msa.evaluation.report import COLUMNS_NOTE, growth_table, ruler_table, tests_section
+from msa.evaluation.results import notes_list, read_json
 from msa.evaluation.scaling_report import (
     curve_table,
     curve_title,
     encoding_rate,
     fit_sentences,
+    measured_steps,
     needles_section,
     parts_section,
     step_costs,
@@ -34,56 +35,6 @@ from msa.evaluation.scaling_report import (
 from msa.evaluation.summary import Row, declining_table, markdown_table, reasons_list, rows_table
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of ``msa eval``: its folder and what ``results.json`` says."""
-
-    folder: Path
-    content: dict[str, Any]
-
-    @property
-    def task(self) -> str:
-        """``scaling``, ``ruler``, ``compare`` or ``qa``."""
-        return str(self.content["settings"]["task"])
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """The numbers."""
-        return dict(self.content["results"])
-
-    @property
-    def title(self) -> str:
-        """The model, and what it was asked."""
-        settings = self.content["settings"]
-        return f"{settings['model']}, {settings.get('ruler_task') or settings.get('set') or 'RULER'}"
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of the scores must know."""
-        return stored_notes(self.folder, self.content)
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Name the run where its results are not as this version writes them."""
-        try:
-            yield
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(
-                f"{self.folder / RESULTS_NAME} is not as this version writes it ({error!r}); "
-                f"write it again: msa eval report {self.folder}"
-            ) from error
-
-    @property
-    def origin(self) -> str:
-        """Command, machine, date and commit."""
-        made, settings = self.content["environment"], self.content["settings"]
-        hidden = ("task", "fingerprint")
-        given = [f"{name} {value}" for name, value in settings.items() if name not in hidden and value is not None]
-        commit = f", commit {made['commit']}" if made["commit"] else ""
-        machine = f"{made['machine']}, {made['threads']} threads, {made['device']}"
-        return f"`msa eval {self.task}`: {', '.join(given)} ({machine}, {made['date']}{commit})"
 
 
 class Report:
@@ -98,7 +49,7 @@ class Report:
     def __init__(self, runs: Sequence[Run], benchmarks: dict[str, Any], out: Path) -> None:
         self.runs, self.benchmarks, self.out = list(runs), benchmarks, out
         self.missing: list[str] = []
-        self.scaling = self.of_task("scaling", "msa eval scaling --model msa-tiny --sizes 16K 1M --out results/scaling")
+        self.scaling = self.of_task("scaling")
 
     def page(self) -> str:
         """All sections; the last says what is not shown."""
@@ -115,7 +66,8 @@ class Report:
             *self.section("Compute", self.compute()),
             *self.section("Beside the alternatives", self.comparison()),
             "## What is not shown",
-            "\n".join(f"* {text}" for text in self.missing) or "Nothing that this page asks for is missing.",
+            "\n".join(f"* {text}" for text in (*not_run(self.runs), *self.missing))
+            or "Nothing that this page asks for is missing.",
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -124,12 +76,9 @@ class Report:
         found = list(paragraphs)
         return [f"## {title}", *(found or ["No stored result; see the end of this page."])]
 
-    def of_task(self, task: str, command: str) -> list[Run]:
-        """The runs of a task; none is noted as missing."""
-        found = [run for run in self.runs if run.task == task]
-        if not found:
-            self.missing.append(f"no `msa eval {task}` was run: `{command}`")
-        return found
+    def of_task(self, *tasks: str) -> list[Run]:
+        """The runs of some tasks."""
+        return [run for run in self.runs if run.task in tasks]
 
     def benchmark(self, prefix: str, command: str) -> dict[str, Any] | None:
         """The newest file of a benchmark; none is noted as missing."""
@@ -223,22 +172,14 @@ class Report:
 
     def benchmark_scores(self) -> Iterator[str]:
         """RULER, and needles asked as a user asks."""
-        for run in self.of_task("ruler", "msa eval ruler --model msa-tiny --sizes 4K 16K --out results/ruler"):
+        for run in self.of_task("ruler"):
             with run.reading():
                 scores = run.results["scores"]
-                tasks = [task["task"] for task in scores[0]["tasks"]]
-                cells = [
-                    [
-                        f"{entry['answerer']}, {token_count(entry['size'])}",
-                        *(f"{task['score']:.1f}" for task in entry["tasks"]),
-                        f"{entry['average']:.1f}",
-                    ]
-                    for entry in scores
-                ]
                 yield f"### {run.title}"
                 yield run.origin
                 yield notes_list(run.notes)
-                yield markdown_table(["way, size", *tasks, "mean"], cells)
+                rows = [f"{entry['answerer']}, {token_count(entry['size'])}" for entry in scores]
+                yield from ruler_table(scores, rows, "way, size")
         for name in sorted(name for name in self.benchmarks if name.startswith("needles_")):
             needles = self.benchmarks[name]
             kinds = [kind for kind in needles["sizes"][0]["rates"] if kind.split("/")[0] in ("all", "needle")]
@@ -274,6 +215,7 @@ class Report:
                 routing = ["GFLOP to route", "MB read to route", "s to route"]
                 yield markdown_table(["tokens", "encoded tokens/s", "GB on disk", *routing], cells)
                 yield from step_costs(run.results["costs"])
+                yield from measured_steps(run.results["curve"])
                 yield from fit_sentences(run.results)
         bank = self.benchmark("bank_scale", "benchmarks/bank_scale.py")
         if bank is not None:
@@ -293,11 +235,7 @@ class Report:
 
     def comparison(self) -> Iterator[str]:
         """Every way of answering on the same backbone and questions."""
-        runs = self.of_task(
-            "compare", "msa eval compare --ways msa full --document-tokens 128 --sizes 8K 64K --out results/ways"
-        )
-        sets = self.of_task("qa", "python benchmarks/real_documents.py --data DATA --encoder MINILM")
-        for run in [*runs, *sets]:
+        for run in [*self.of_task("compare"), *self.of_task("qa")]:
             with run.reading():
                 metric = run.results["metric"]
                 yield f"### {run.title}"
@@ -306,7 +244,8 @@ class Report:
                 yield rows_table([Row(**row) for row in run.results["rows"]], metric)
                 yield COLUMNS_NOTE
                 yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
-                yield from map(difference_sentence, run.results["tests"])
+                for compared in run.results["tests"]:
+                    yield from tests_section(compared)
                 if run.results["declining"]:
                     yield declining_table(run.results["declining"])
                 if len({row["size_tokens"] for row in run.results["rows"]}) > 1:
@@ -327,12 +266,9 @@ def _needle_cell(rates: dict[str, float]) -> str:
 
 
 def _origin(found: dict[str, Any]) -> str:
-    return f"`{found['command']}`, {found['machine']}, {found['date']}"
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """Every run below a folder, in the order of its path."""
-    return [Run(path.parent, read_results(path.parent)) for path in sorted(folder.rglob(RESULTS_NAME))]
+    """Command, machine, date, and the commit where the benchmark kept it."""
+    commit = f", commit {found['commit']}" if found.get("commit") else ""
+    return f"`{found['command']}`, {found['machine']}, {found['date']}{commit}"
 
 
 def _default_model(measured: dict[str, Any]) -> Iterator[str]:

@@ -16,7 +16,6 @@ import json
 import platform
 import re
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 
 import msa
 from msa.documents.readers import read_documents
+from msa.evaluation.environment import version_stamp
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -63,7 +63,7 @@ def main() -> None:
             "documents": len(memory),
             "questions": len(questions),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "date": date.today().isoformat(),
+            **version_stamp(),
             **{f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 3, 16)},
             **({"first_source": first, "in_3_sources": sourced, "and_named": named} if args.answers else {}),
             "ranks": ranks,

@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from storing import show_and_store
 from torch import Tensor
 
+from msa.evaluation.environment import version_stamp
 from msa.ops import ExactKeys, KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
 from msa.ops.route import measure_keys
 
@@ -162,7 +162,7 @@ def main() -> None:
         "shapes": f"{args.layers} layers, {args.kv_heads} kv heads x {args.group} x {args.head_dim}, stored bfloat16, "
         f"{args.question_tokens} question tokens",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": date.today().isoformat(),
+        **version_stamp(),
     }
     for num_tokens in args.tokens:
         for kind in args.keys:

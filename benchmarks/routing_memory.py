@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from msa.bench.routing import SHAPES, TOP_K, draw_keys, draw_query, offsets_of
 from msa.bench.timing import peak_mib, reset_peak, timed
+from msa.evaluation.environment import version_stamp
 from msa.ops import RoutingSpec, route
 
 SHAPE, TOKENS, CHUNKS_PER_DOC = SHAPES["published"], 32, 2
@@ -86,7 +86,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "shapes": f"{SHAPE}, {TOKENS} tokens, {args.chunks} chunks, {args.dtype}",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": date.today().isoformat(),
+        **version_stamp(),
     }
     for method in METHODS:
         command = [sys.executable, __file__, "--method", method, *options]

@@ -34,7 +34,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ from msa.bench.routing import (
     ready_keys,
 )
 from msa.bench.timing import peak_mib, replayed, reset_peak, timed, timed_on_gpu
+from msa.evaluation.environment import version_stamp
 from msa.ops import ExactKeys, KeyBlock, RoutingSpec, route
 from msa.ops.route import route_naive, select
 from msa.ops.route.scoring import prepare_query
@@ -222,7 +222,7 @@ def main() -> None:
         "what": "one router layer, SYNTHETIC keys; seconds, unless it says otherwise",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         + (torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability()),
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "command": shlex.join(["python", *sys.argv]),
     }
     for name in args.shapes:

@@ -28,7 +28,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from soak_moments import MEMORY, departures, full_queue, kills
 from soak_server import Server
 
 from msa.bank import MemoryBank
+from msa.evaluation.environment import version_stamp
 
 WARM_UP_SHARE, WARM_UP_MOST = 0.25, 5.0  # of the minutes; minutes
 JUDGED_MINUTES = 10.0  # a shorter run shows warming up, not leaks
@@ -239,7 +239,7 @@ def main() -> int:
         "what": "many clients at msa serve: consistency, memory, latency",
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
         "verdicts": [asdict(verdict) for verdict in judged],
         "problems": dict(tally.problems),

@@ -100,7 +100,7 @@ def main() -> None:
         result = {
             "what": "questions answered side by side in one thread; medians",
             "model": repr(model),
-            "environment": environment(),
+            "environment": environment(model.device.type),
             "settings": {key: value for key, value in vars(args).items() if key != "out"},
             "throughput": throughput(engine, asked, options, args.concurrent, args.repeats),
             "passes": passes(model, args.context, args.concurrent, args.repeats),

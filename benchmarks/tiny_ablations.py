@@ -17,7 +17,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ sys.path.insert(0, str(RECIPES))
 import tiny  # noqa: E402
 
 import msa  # noqa: E402
+from msa.evaluation.environment import version_stamp  # noqa: E402
 from msa.training.batches import Batches  # noqa: E402
 from msa.training.metrics import evaluate  # noqa: E402
 from msa.training.run import sources_of  # noqa: E402
@@ -82,7 +82,7 @@ def main() -> None:
         "scale": args.scale,
         "phases": args.phases,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "date": date.today().isoformat(),
+        **version_stamp(),
         "variants": {name: measure(folder, args) for name, folder in folders.items()},
     }
     lines = [

@@ -108,7 +108,7 @@ def main() -> None:
     result = {
         "what": "one question, seconds by documents selected per router layer; medians",
         "model": repr(model),
-        "environment": environment(),
+        "environment": environment(model.device.type),
         "documents": documents,
         "chunks": chunks,
         "rows": rows,

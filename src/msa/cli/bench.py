@@ -124,7 +124,7 @@ def _result(args: argparse.Namespace, model: MSAModel, figures: dict[str, list[F
 
     return {
         "what": "seconds, best and median of some rounds; every ratio is one of best times",
-        **environment(),
+        **environment(model.device.type),
         "command": _command(args),
         "model": repr(model),
         "settings": {name: getattr(args, name) for name in ("what", "tokens", "published", "quick")},
