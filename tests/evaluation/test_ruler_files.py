@@ -77,6 +77,30 @@ def test_files_are_as_long_as_this_tokenizer_counts_them(tmp_path):
     assert max(by_words) < wanted[2][0]
 
 
+def test_the_first_samples_of_each_task_and_length_are_read_and_no_other_task_is_looked_at(tmp_path):
+    made = {size: list(SampleMaker("niah_single_1", size, count).samples(3)) for size in (400, 768)}
+    records = [
+        {"input": one.input, "outputs": list(one.answers), "max_length": size}
+        for index in range(3)
+        for size in (400, 768)
+        for one in [made[size][index]]
+    ]
+    write(tmp_path / "niah_single_1" / "validation.jsonl", *records)
+    broken = tmp_path / "vt" / "validation.jsonl"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    tasks = ["niah_single_1", "niah_single_2"]
+    whole = [(tokens, [one.index for one in samples]) for tokens, samples in read_by_size(tmp_path, count, tasks=tasks)]
+    assert [indices for _, indices in whole] == [[0, 2, 4], [1, 3, 5]]
+    first = read_by_size(tmp_path, count, tasks=tasks, num_samples=2)
+    assert [(tokens, [one.index for one in samples]) for tokens, samples in first] == [
+        (tokens, indices[:2]) for tokens, indices in whole
+    ]
+    assert list(read_by_size(tmp_path, count, tasks=["niah_single_2"])) == []
+    with pytest.raises(EvaluationError, match="vt"):
+        list(read_by_size(tmp_path, count))
+
+
 def test_an_interrupted_writing_leaves_the_old_file(tmp_path):
     (path,) = write_samples(tmp_path, [SampleMaker("niah_single_1", 768, count).sample(0)], count)
     before = path.read_bytes()

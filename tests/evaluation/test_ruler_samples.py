@@ -21,6 +21,15 @@ def sample(task, index=0, size=2048, **settings):
     return SampleMaker(task, size, count, **settings).sample(index)
 
 
+@pytest.mark.parametrize("task", ["niah_single_2", "niah_multikey_2", "vt"])
+def test_a_sample_depends_on_its_number_alone_so_more_samples_are_more_of_the_same(task):
+    few = list(SampleMaker(task, 1024, count).samples(2))
+    many = list(SampleMaker(task, 1024, count).samples(4))
+    assert many[:2] == few
+    assert SampleMaker(task, 1024, count).sample(3) == many[3]
+    assert len({one.context for one in many}) == 4
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_sample_fits_and_wastes_little(task):
     made = SampleMaker(task, 2048, count)

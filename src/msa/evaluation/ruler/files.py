@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,37 +65,54 @@ def _record(sample: Sample, count: Callable[[str], int]) -> dict[str, Any]:
     }
 
 
-def read_folder(folder: Path) -> Iterator[Sample]:
-    """Samples of every task of :data:`~msa.evaluation.ruler.tasks.TASKS` in a folder of RULER's layout, task by task.
+def read_folder(folder: Path, tasks: Collection[str] = TASKS) -> Iterator[Sample]:
+    """Samples of tasks of :data:`~msa.evaluation.ruler.tasks.TASKS` in a folder of RULER's layout, task by task.
+
+    Args:
+        folder: of the tasks' folders.
+        tasks: whose samples are read; those that are not there are passed over.
 
     Raises:
-        EvaluationError: none of the tasks is there, or what :func:`read_samples` raises.
+        EvaluationError: no task of RULER is there, or what :func:`read_samples` raises.
     """
     found = [(name, folder / name / FILE) for name in TASKS if (folder / name / FILE).is_file()]
     if not found:
         raise EvaluationError(f"{folder} holds no RULER task; expected <task>/{FILE} with a task of {', '.join(TASKS)}")
-    return (sample for name, path in found for sample in read_samples(path, name))
+    return (sample for name, path in found if name in tasks for sample in read_samples(path, name))
 
 
-def read_by_size(folder: Path, count: Callable[[str], int]) -> Iterator[tuple[int, Iterator[Sample]]]:
+def read_by_size(
+    folder: Path, count: Callable[[str], int], *, tasks: Collection[str] = TASKS, num_samples: int | None = None
+) -> Iterator[tuple[int, Iterator[Sample]]]:
     """Samples of a folder of RULER's layout, by the length they were made for, shortest first; each with its tokens.
 
     The tokens are those of the longest of them (:func:`~msa.evaluation.ruler.samples.sample_tokens`), counted: files of
     NVIDIA's scripts do not say what length they were made for, and others were made with another tokenizer. The files
     are read once to count, and again for each length.
 
+    Args:
+        folder: of the tasks' folders.
+        count: tokens of a text.
+        tasks: whose samples are read and counted.
+        num_samples: of each task and length, the first ones; None: all. It changes none of the tokens given, which are
+            of the longest there is, so that more of them are more of the same.
+
     Raises:
         EvaluationError: as :func:`read_folder`.
     """
     longest: dict[int, int] = {}
-    for sample in read_folder(folder):
+    for sample in read_folder(folder, tasks):
         longest[sample.size] = max(longest.get(sample.size, 0), sample_tokens(sample, count))
     for size, tokens in sorted(longest.items(), key=lambda item: item[1]):
-        yield tokens, _of_size(folder, size)
+        yield tokens, _of_size(folder, tasks, size, num_samples)
 
 
-def _of_size(folder: Path, size: int) -> Iterator[Sample]:
-    return (sample for sample in read_folder(folder) if sample.size == size)
+def _of_size(folder: Path, tasks: Collection[str], size: int, num_samples: int | None) -> Iterator[Sample]:
+    taken: Counter[str] = Counter()
+    for sample in read_folder(folder, tasks):
+        if sample.size == size and (num_samples is None or taken[sample.task] < num_samples):
+            taken[sample.task] += 1
+            yield sample
 
 
 def read_samples(path: Path, task: str) -> Iterator[Sample]:
