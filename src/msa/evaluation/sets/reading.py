@@ -31,7 +31,7 @@ def read_question_set(
     format: str = "auto",
     *,
     corpus: Iterable[str | Path] = (),
-    split: str = "test",
+    split: str | None = None,
     max_document_chars: int = 2_000,
     retrieval_only: bool = False,
     skip_bad: bool = False,
@@ -54,7 +54,7 @@ def read_question_set(
         path: the file or folder.
         format: one of :data:`FORMATS`; ``auto`` looks at the files' names and the first record.
         corpus: files of documents for ``msa``, in place of the one beside the questions.
-        split: which judgements of a BEIR folder to read.
+        split: which judgements of a BEIR folder to read; None: ``test``.
         max_document_chars: the most characters of a document that a LongBench context is cut into.
         retrieval_only: whether questions may lack reference answers; BEIR's always do.
         skip_bad: leave out what is wrong, log each record and list them in the set's notes.
@@ -78,8 +78,10 @@ def read_question_set(
         format = _detect(path) if format == "auto" else format
         if corpus_files and format != "msa":
             raise ValueError(f"corpus is for sets of the format msa; {path} is of the format {format}")
+        if split is not None and format != "beir":
+            raise ValueError(f"split is for sets of the format beir; {path} is of the format {format}")
         collector = QuestionCollector(files=_wanted(path, format), retrieval_only=retrieval_only or format == "beir")
-        _read(path, format, corpus_files, split, max_document_chars, collector)
+        _read(path, format, corpus_files, split or "test", max_document_chars, collector)
     except OSError as error:
         reason = error.strerror or error
         raise EvaluationError(f"{error.filename or path} cannot be read ({reason}). Check what it is") from error
