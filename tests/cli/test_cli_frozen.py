@@ -44,7 +44,7 @@ FROZEN = {
     "bench": (["what"], {"--model", "--device", "--tokens", "--published", "--quick", "--out"}),
 }  # fmt: skip
 WAYS = {"--ways", "--encoder", "--out"}
-NEEDLES = {"--sizes", "--haystack", "--seed"}
+NEEDLES = {"--sizes", "--haystack", "--seed", "--held-out-words"}
 FROZEN_TASKS = {
     "ruler": ([], MODEL | WAYS | NEEDLES | {"--tasks", "--samples", "--read", "--write"}),
     "scaling": (
@@ -56,7 +56,7 @@ FROZEN_TASKS = {
     "qa": (
         ["set"],
         MODEL | WAYS | {"--format", "--skip-bad", "--limit", "--separate", "--metric", "--max-new-tokens"}
-        | {"--judge", "--rubric", "--documents", "--limits", "--note"},
+        | {"--judge", "--rubric", "--documents", "--limits", "--note", "--split", "--corpus"},
     ),
     "report": (["folders"], {"--note"}),
     "ways": ([], set()),

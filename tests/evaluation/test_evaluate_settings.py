@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from msa.cli import evaluating
-from msa.cli.evaluating import _check_ways, _metric, _num_questions, _set_digest, _settings
+from msa.cli.evaluating import _check_ways, _metric
+from msa.cli.evaluation_needles import num_questions
+from msa.cli.evaluation_settings import ruler_digest, set_digest, settings_of, settings_of_records
 from msa.cli.main import build_parser, main
 from msa.cli.options import UsageError
 from msa.evaluation.records import RecordLog
@@ -38,20 +39,36 @@ OPTIONS = [(task, name) for task in TASKS for name in vars(parsed(task))]
 def test_every_option_is_in_the_settings_or_known_to_be_harmless(task, name, tmp_path):
     (tmp_path / "file.txt").write_text("some words")
     args = parsed(task)
-    before = _settings(task, args, stub())
+    before = settings_of(task, args, stub())
     value = [str(tmp_path / "file.txt")] if name == "haystack" else str(tmp_path) if name == "encoder" else "other"
-    changed = _settings(task, argparse.Namespace(**{**vars(args), name: value}), stub())
+    changed = settings_of(task, argparse.Namespace(**{**vars(args), name: value}), stub())
     assert (changed == before) is (name in HARMLESS | RESOLVED)
     json.dumps(changed)
 
 
+def test_options_that_came_later_change_nothing_where_they_are_not_given():
+    for task, names in {"ruler": ["held_out_words"], "scaling": ["held_out_words"], "qa": ["split", "corpus"]}.items():
+        found = settings_of(task, parsed(task), stub())
+        assert not found.keys() & set(names)
+        assert vars(parsed(task)).keys() >= set(names)
+
+
+def test_a_folder_keeps_the_number_of_questions_it_was_begun_with(tmp_path):
+    now = {"samples": 500, "seed": 42}
+    assert settings_of_records(tmp_path, now, ["samples"]) == now
+    with RecordLog(tmp_path / "records.jsonl", {"samples": 100, "seed": 1}) as log:
+        log.begin()
+    assert settings_of_records(tmp_path, now, ["samples", "limit"]) == {"samples": 100, "seed": 42}
+    assert settings_of_records(tmp_path, now, []) == now
+
+
 @pytest.mark.parametrize("changes", [{"device": torch.device("cuda", 1)}, {"dtype": torch.bfloat16}])
 def test_device_and_number_format_are_in_the_settings(changes):
-    assert _settings("qa", parsed("qa"), stub(**changes)) != _settings("qa", parsed("qa"), stub())
+    assert settings_of("qa", parsed("qa"), stub(**changes)) != settings_of("qa", parsed("qa"), stub())
 
 
 def test_the_number_of_the_device_does_not_count():
-    one, two = (_settings("qa", parsed("qa"), stub(device=torch.device("cuda", number))) for number in (0, 1))
+    one, two = (settings_of("qa", parsed("qa"), stub(device=torch.device("cuda", number))) for number in (0, 1))
     assert one == two
 
 
@@ -64,7 +81,7 @@ def test_what_files_hold_is_in_the_settings(name, tmp_path):
     found = []
     for text in ("one", "two", "one"):
         path.write_text(text)
-        found.append(_settings("compare", args, stub()))
+        found.append(settings_of("compare", args, stub()))
     assert found[0] == found[2] != found[1]
 
 
@@ -76,7 +93,7 @@ def test_rulers_files_are_in_the_settings(tmp_path):
     for text in ("one", "two", "one"):
         file.write_text(text)
         (tmp_path / "report.md").write_text(str(len(found)))
-        found.append(evaluating._read_digest(args))
+        found.append(ruler_digest(args))
     assert found[0] == found[2] != found[1]
 
 
@@ -94,20 +111,22 @@ def test_documents_of_a_set_are_in_the_settings_and_of_a_growing_one_the_questio
     other = question_set({"a": "A", "b": "C"})
     fewer = question_set(questions=QUESTIONS[:1])
     for is_growing in (False, True):
-        assert _set_digest(other, is_growing) != _set_digest(question_set(), is_growing)
-        assert (_set_digest(fewer, is_growing) == _set_digest(question_set(), is_growing)) is not is_growing
+        assert set_digest(other, is_growing) != set_digest(question_set(), is_growing)
+        assert (set_digest(fewer, is_growing) == set_digest(question_set(), is_growing)) is not is_growing
 
 
 @pytest.mark.parametrize("metric", ["nonsense", "judge", "all_hops"])
 def test_a_metric_that_no_answer_gets_is_refused(metric):
     with pytest.raises(UsageError, match=f"scored by '{metric}'; --metric takes contains, exact_match, f1"):
-        _metric(argparse.Namespace(set="q", metric=metric, judge=False), question_set())
+        _metric(argparse.Namespace(set="q", metric=metric, judge=False), question_set(), judged=True)
 
 
 def test_a_metric_that_answers_get_is_taken():
     hops = (Question(id="1", question="q", answers=("x",), positives=("a", "b"), hops=(("a",), ("b",))),)
     for metric, judge in (("contains", False), ("all_hops", False), ("judge", True)):
-        found = _metric(argparse.Namespace(set="q", metric=metric, judge=judge), question_set(questions=hops))
+        found = _metric(
+            argparse.Namespace(set="q", metric=metric, judge=judge), question_set(questions=hops), judged=True
+        )
         assert found == metric
 
 
@@ -123,7 +142,14 @@ def test_a_metric_that_answers_get_is_taken():
 )
 def test_without_a_name_the_table_shows_a_metric_that_the_set_has(fields, metric):
     questions = question_set(questions=(Question(id="1", question="q", **fields),))
-    assert _metric(argparse.Namespace(set="q", metric=None, judge=False), questions) == metric
+    assert _metric(argparse.Namespace(set="q", metric=None, judge=False), questions, judged=True) == metric
+
+
+def test_a_report_without_the_judges_points_shows_another_metric():
+    for metric, shown in (("judge", "contains"), ("f1", "f1"), (None, "contains")):
+        args = argparse.Namespace(set="q", metric=metric, judge=True)
+        assert _metric(args, question_set(), judged=False) == shown
+        assert _metric(args, question_set(), judged=True) == (metric or "contains")
 
 
 def test_a_metric_is_checked_before_the_model_is_loaded(tmp_path, capsys):
@@ -144,8 +170,8 @@ def test_a_way_without_its_encoder_is_refused():
 
 def test_a_folder_goes_on_with_the_questions_it_was_begun_with(tmp_path):
     given = ["eval", "scaling", "--sizes", "16K", "64K", "--out", str(tmp_path)]
-    assert _num_questions(build_parser().parse_args(given)) == 22  # of 31 documents, each with one needle
+    assert num_questions(build_parser().parse_args(given)) == 22  # of 31 documents, each with one needle
     with RecordLog(tmp_path / "records.jsonl", {"questions": 110}) as log:
         log.begin()
-    assert _num_questions(build_parser().parse_args(given)) == 110
-    assert _num_questions(build_parser().parse_args([*given, "--questions", "55"])) == 55
+    assert num_questions(build_parser().parse_args(given)) == 110
+    assert num_questions(build_parser().parse_args([*given, "--questions", "55"])) == 55

@@ -49,12 +49,16 @@ def _register_ruler(tasks: Subparsers[ArgumentParser]) -> None:
     )
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="such as niah_single_1 vt (default: the eight NIAH)")
     parser.add_argument(
-        "--samples", type=positive, default=100, metavar="N", help="per task (default: 100; theirs: 500)"
+        "--samples",
+        type=positive,
+        metavar="N",
+        help="the first N of each task and size (default: 100, of --read all; theirs: 500); more of them later go on",
     )
     parser.add_argument("--read", metavar="DIR", help="ask RULER's own files, DIR/TASK/validation.jsonl, instead")
     parser.add_argument("--write", metavar="DIR", help="write the samples as RULER's JSONL too")
     _add_sizes(parser, "4K")
     _add_haystack(parser)
+    parser.set_defaults(sizes=None, seed=None)  # so that what --read has no use for is seen to be given
     _add_ways(parser, ["msa"])
     _add_out(parser)
 
@@ -100,13 +104,22 @@ def _register_qa(tasks: Subparsers[ArgumentParser]) -> None:
             "msa eval qa questions/ --ways msa rag-bm25@5 --out results/qa",
             "msa eval qa questions/ --documents 50 500 5000 --ways msa full --limits full=20 --out results/qa",
             "msa eval qa 2wikimqa.jsonl --judge --out results/qa",
+            "msa eval qa fever/ --split dev --ways msa rag-bm25@10 --out results/fever",
         ],
         model=True,
     )
     parser.add_argument("set", metavar="PATH", help="the set's file or folder")
     parser.add_argument("--format", default="auto", metavar="NAME", help="its format (default: by its files)")
+    parser.add_argument("--split", metavar="NAME", help="of a BEIR folder: qrels/NAME.tsv (default: test)")
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="documents of a set of our JSONL (default: its corpus.jsonl)",
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out records that are wrong, and say so")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N questions only")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N questions only; more later go on")
     parser.add_argument(
         "--documents", nargs="+", type=positive, metavar="N", help="over N documents, growing (default: all at once)"
     )
@@ -148,7 +161,7 @@ def _add_sizes(parser: ArgumentParser, *default: str) -> None:
         type=tokens,
         default=[tokens(size) for size in default],
         metavar="TOKENS",
-        help=f"growing, such as 16K 1M 100M (default: {' '.join(default)})",
+        help=f"growing, such as 16K 1M 100M; K is 1,000, so RULER's 4K is 4096 (default: {' '.join(default)})",
     )
 
 
@@ -175,6 +188,12 @@ def _add_growing(parser: ArgumentParser, *sizes: str) -> None:
 def _add_haystack(parser: ArgumentParser) -> None:
     parser.add_argument("--haystack", nargs="+", metavar="FILE", help="text for the essay tasks (default: shipped)")
     parser.add_argument("--seed", type=non_negative, default=42, metavar="N", help="of all that is drawn (default: 42)")
+    parser.add_argument(
+        "--held-out-words",
+        action="store_true",
+        default=None,
+        help="make keys of words that msa-tiny and the default model were not trained on, a tenth of RULER's",
+    )
 
 
 def _add_ways(parser: ArgumentParser, default: list[str]) -> None:

@@ -17,7 +17,18 @@ from msa.evaluation.records import Key, Record
 
 # what a score was given for: a record's key, and a digest of question, reference answers and the very answer
 Judged = tuple[Key, str]
+JUDGE_NAME = "judge.jsonl"
 _NAMED = 10  # answers that an error names
+
+
+def unjudged(records: Sequence[Record], path: Path, settings: JudgeSettings) -> list[Record]:
+    """Records that have reference answers and no score yet.
+
+    Raises:
+        EvaluationError: as :func:`judge_records`.
+    """
+    known = _known(LineFile(path), settings.stamp())
+    return [record for record in records if record.answers and _judged(record) not in known]
 
 
 def judge_records(
@@ -42,7 +53,7 @@ def judge_records(
     stamp = settings.stamp()
     lines = LineFile(path)
     is_new, known = lines.is_new, _known(lines, stamp)
-    wanted = [record for record in records if record.answers and _judged(record) not in known]
+    wanted = unjudged(records, path, settings)
     failed, reason = _judge(wanted, known, lines, settings, stamp if is_new else None) if wanted else ([], None)
     given = [(record, known.get(_judged(record))) for record in records]
     if reason is not None:
