@@ -12,8 +12,10 @@ import re
 import numpy as np
 import pytest
 
+from msa.evaluation.alternatives import make
 from msa.evaluation.haystack import NOISE_LINE, Essay, load_essay
 from msa.evaluation.ruler import NIAH, TASKS, SampleMaker, read_samples, ruler_words, sample_sets, string_match_all
+from msa.evaluation.side_by_side import opened
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'lm-eval[ruler]'")
 nltk = pytest.importorskip("nltk", reason="lm-eval's RULER needs nltk: pip install 'lm-eval[ruler]'")
@@ -198,3 +200,27 @@ def test_scores_are_the_same(public):
         text = rng.choice(["", " \n", "\x00"]) + " and ".join(rng.sample([str(n) for n in range(100)], 30)).upper()
         theirs = common.string_match_all(common.postprocess_pred([text]), [answers])
         assert string_match_all(text, answers) == theirs
+
+
+def test_a_model_has_the_same_score_on_both(public, essay, trained, tmp_path):
+    """Of lm-eval's samples through our reader as of our own, within three standard errors; noise is the haystack."""
+    task, number = "niah_single_1", 60
+    path = tmp_path / task / "validation.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in niah_rows(public, task)))
+    shares = []
+    for samples in (read_samples(path, task), SampleMaker(task, SIZE, count, essay=essay).samples(number)):
+        sets = sample_sets(
+            list(samples)[:number], lambda text: len(trained.protocol.plain_ids(text)), document_tokens=256
+        )
+        scores = []
+        for questions in sets:
+            with opened(lambda name: make(name, trained), "msa") as row:
+                row.prepare(questions.documents)
+                (question,) = questions.questions
+                answer = row.answer(question, question.max_new_tokens or 128)
+            scores.append(string_match_all(answer.text, question.answers))
+        shares.append(np.mean(scores))
+    assert min(shares) > 0.5, "too little is answered to compare"
+    spread = (np.mean(shares) * (1 - np.mean(shares)) * 2 / number) ** 0.5
+    assert abs(shares[0] - shares[1]) <= 3 * max(spread, 1 / number), shares
