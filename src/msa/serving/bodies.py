@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from msa.documents import Document
 from msa.serving.http import body_pieces
 from msa.serving.idempotency import IDEMPOTENCY_KEY
 from msa.serving.intake import boundary_of, write_lines
+from msa.serving.ledger import TakenKey
 from msa.serving.memories import sync_folder
-from msa.serving.operations import Operation, Operations
+from msa.serving.operation import Operation
+from msa.serving.operations import Operations
 from msa.serving.services import BODY, DOCUMENTS, Services
 
 _BUFFER_BYTES = 1 << 20
@@ -39,19 +40,18 @@ class Spooled:
     digest: str
 
 
-async def spool_body(request: Request, services: Services, operations: Operations) -> Spooled:
+async def spool_body(request: Request, services: Services, operations: Operations, operation_id: str) -> Spooled:
     """Receive a body into a file of its own.
+
+    Args:
+        request: whose body.
+        services: of the server.
+        operations: whose spool.
+        operation_id: that has its place, see :meth:`Operations.receiving`.
 
     Raises:
         ApiError: too large: 413; too slow: 408.
-        QueueFullError: too many operations are unfinished.
     """
-    with operations.receiving():
-        return await _receive(request, services, operations)
-
-
-async def _receive(request: Request, services: Services, operations: Operations) -> Spooled:
-    operation_id = operations.new_id()
     folder = operations.folder_of(operation_id)
     await asyncio.to_thread(folder.mkdir)
     digest, num_bytes, buffer = hashlib.sha256(), 0, bytearray()
@@ -103,17 +103,25 @@ def _sync(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def spool_documents(documents: list[Document], memory: str, operations: Operations) -> Operation:
-    """Accept documents that were received and checked already; when this returns they are on disk."""
-    operations.check_room()
-    operation_id = operations.new_id()
+def spool_documents(
+    documents: list[Document], memory: str, operations: Operations, operation_id: str, key: TakenKey | None
+) -> Operation:
+    """Accept documents that were received and checked already; when this returns they are on disk.
+
+    Args:
+        documents: to be added.
+        memory: where to.
+        operations: that there will be one more of.
+        operation_id: that has its place.
+        key: the idempotency key of the request.
+    """
     folder = operations.folder_of(operation_id)
     folder.mkdir()
     try:
         number, characters = write_lines(iter(documents), folder / DOCUMENTS)
         sync_folder(folder.parent)
         request = {"documents_total": number, "characters_total": characters}
-        return operations.start("add_documents", memory, request, operation_id)
+        return operations.start("add_documents", memory, request, operation_id, key)
     except BaseException:
         discard(folder)
         raise
@@ -124,15 +132,13 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def starter(spooled: Spooled, memory: str, content_type: str, operations: Operations) -> Callable[[], Operation]:
-    """Makes the operation of a spooled body."""
-
-    def start() -> Operation:
-        request = {"content_type": content_type, "bytes": spooled.num_bytes}
-        try:
-            return operations.start("add_documents", memory, request, spooled.operation_id)
-        except BaseException:
-            discard(operations.folder_of(spooled.operation_id))
-            raise
-
-    return start
+def start_spooled(
+    spooled: Spooled, memory: str, content_type: str, operations: Operations, key: TakenKey | None
+) -> Operation:
+    """Accept a spooled body as an operation; ``key`` is the idempotency key of the request."""
+    request = {"content_type": content_type, "bytes": spooled.num_bytes}
+    try:
+        return operations.start("add_documents", memory, request, spooled.operation_id, key)
+    except BaseException:
+        discard(operations.folder_of(spooled.operation_id))
+        raise

@@ -322,8 +322,7 @@ class Memories:
             raise _name_taken(name)
 
     def _folder_names(self) -> list[str]:
-        with os.scandir(self.root) as entries:
-            return [entry.name for entry in entries]
+        return os.listdir(self.root)
 
     @contextlib.contextmanager
     def building(self) -> Iterator[Path]:

@@ -27,7 +27,8 @@ from msa.serving.intake import Limits, holds_lines, read_lines, read_upload, wri
 from msa.serving.ledger import Ledger
 from msa.serving.memories import STATE_FOLDER, Memories
 from msa.serving.metrics import Metrics
-from msa.serving.operations import Operation, Operations
+from msa.serving.operation import Operation
+from msa.serving.operations import Operations
 from msa.serving.scheduler import Job, Lane, QueueFullError, Scheduler
 from msa.serving.settings import ServerSettings
 from msa.serving.shape_caches import bound_shape_caches
@@ -124,6 +125,7 @@ class Services:
                 },
                 resumable=frozenset({"add_documents"}),
                 max_unfinished=settings.max_operations,
+                exists=self.memories.exists,
             )
             self.operations.begin()
 
@@ -219,6 +221,8 @@ class Services:
             ids += added[: _KEPT_IDS - len(ids)]
             for key in _COUNTS:
                 operation.progress[key] += getattr(done, key)
+            if done.encoded or done.updated:
+                self.operations.got_on(operation)
         return {**{key: operation.progress[key] for key in _COUNTS}, "ids": ids}
 
     def run_compact(self, operation: Operation) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from msa.bank import MemoryBank
 from msa.errors import BankError
 from msa.serving.errors import ApiError, memory_not_found
 from msa.serving.memories import Memories, sync_folder
-from msa.serving.operations import Operation
+from msa.serving.operation import Operation
 
 _ID = re.compile(r"snap_[0-9a-f]{32}")
 _ABOUT = ".about.json"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from fastapi.responses import JSONResponse
 
 from msa.serving.errors import ApiError
 from msa.serving.http import outcome_of
-from msa.serving.operations import Operation
+from msa.serving.operation import Operation, headers_of
 from msa.serving.services import Services
 
 
@@ -35,5 +33,4 @@ async def answer_operation(
             if ended.state == "cancelled":
                 raise ApiError(409, "the operation was called off", "operation_cancelled", retry=False)
             return JSONResponse(ended.result if bare else ended.to_json(), status)
-    headers = {"location": f"/v1/operations/{quote(operation.id)}", "retry-after": "1"}
-    return JSONResponse(operation.to_json(), 202, headers=headers)
+    return JSONResponse(operation.to_json(), 202, headers=headers_of(operation.id))

@@ -17,7 +17,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.memory import AddProgress, Memory
-from msa.serving.bodies import discard, spool_body, spool_documents, starter
+from msa.serving.bodies import discard, spool_body, spool_documents, start_spooled
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.http import (
     KeyOf,
@@ -35,6 +35,7 @@ from msa.serving.http import (
 from msa.serving.idempotency import once
 from msa.serving.intake import checked, documents_of_body, media_type
 from msa.serving.keys import ApiKey
+from msa.serving.ledger import TakenKey
 from msa.serving.openapi import described
 from msa.serving.operations import Operations
 from msa.serving.scheduler import Job, Lane
@@ -143,20 +144,35 @@ async def add_documents(
 async def _add_json(
     name: str, request: Request, key: ApiKey, services: Services, operations: Operations, wait: bool | None
 ) -> Response:
-    deadline = deadline_of(services)
-    if wait is False or (length_of(request) or 0) > services.settings.background_bytes:
-        operations.check_room()
-    else:
-        services.scheduler.check_room(Lane.WRITE)
+    most = services.settings.background_bytes
+    if wait is False or (length_of(request) or 0) > most:
+        with operations.receiving() as place:
+            return await _add_received(name, request, key, services, operations, wait, place)
+    services.scheduler.check_room(Lane.WRITE)
+    return await _add_received(name, request, key, services, operations, wait, None)
+
+
+async def _add_received(
+    name: str,
+    request: Request,
+    key: ApiKey,
+    services: Services,
+    operations: Operations,
+    wait: bool | None,
+    place: str | None,
+) -> Response:
+    """Add documents of a JSON body; ``place``: of the operation that it will be, None: it need not be one."""
+    deadline, most = deadline_of(services), services.settings.background_bytes
     body, raw = await read_json(request, services.settings.max_json_bytes, services)
     documents = await asyncio.to_thread(documents_of_body, body, services.limits)
-    in_background = len(raw) > services.settings.background_bytes if wait is None else not wait
 
-    async def add() -> Response:
-        if in_background or len(raw) > services.settings.background_bytes:
-            operation = await asyncio.to_thread(spool_documents, documents, name, operations)
-            return await answer_operation(operation, services, wait=bool(wait))
-        return JSONResponse(await _add_now(name, documents, deadline, request, services))
+    async def add(taken: TakenKey | None) -> Response:
+        if place is None and len(raw) <= most:
+            return JSONResponse(await _add_now(name, documents, deadline, request, services))
+        with operations.receiving(place) as operation_id:
+            arguments = (documents, name, operations, operation_id, taken)
+            operation = await asyncio.to_thread(spool_documents, *arguments)
+        return await answer_operation(operation, services, wait=bool(wait))
 
     assert services.ledger is not None
     return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, add)
@@ -165,24 +181,24 @@ async def _add_json(
 async def _add_upload(
     name: str, request: Request, key: ApiKey, services: Services, operations: Operations, wait: bool | None
 ) -> Response:
-    content_type = request.headers["content-type"]
-    spooled = await spool_body(request, services, operations)
-    started = False
-    start = starter(spooled, name, content_type, operations)
+    with operations.receiving() as place:
+        spooled = await spool_body(request, services, operations, place)
+        started = False
 
-    async def add() -> Response:
-        nonlocal started
-        started = True
-        operation = await asyncio.to_thread(start)
-        waits = spooled.num_bytes <= services.settings.background_bytes if wait is None else wait
-        return await answer_operation(operation, services, wait=waits)
+        async def add(taken: TakenKey | None) -> Response:
+            nonlocal started
+            started = True
+            arguments = (spooled, name, request.headers["content-type"], operations, taken)
+            operation = await asyncio.to_thread(start_spooled, *arguments)
+            waits = spooled.num_bytes <= services.settings.background_bytes if wait is None else wait
+            return await answer_operation(operation, services, wait=waits)
 
-    assert services.ledger is not None
-    try:
-        return await once(request, key, name, spooled.digest, services.ledger, add)
-    finally:
-        if not started:
-            await asyncio.to_thread(discard, operations.folder_of(spooled.operation_id))
+        assert services.ledger is not None
+        try:
+            return await once(request, key, name, spooled.digest, services.ledger, add)
+        finally:
+            if not started:
+                await asyncio.to_thread(discard, operations.folder_of(spooled.operation_id))
 
 
 async def _add_now(

@@ -29,9 +29,11 @@ from msa.serving.http import (
 )
 from msa.serving.idempotency import once
 from msa.serving.keys import ApiKey
+from msa.serving.ledger import TakenKey
 from msa.serving.memories import check_name
 from msa.serving.openapi import described
-from msa.serving.operations import Operation, Operations
+from msa.serving.operation import Operation
+from msa.serving.operations import Operations
 from msa.serving.queries import check_query, check_where
 from msa.serving.scheduler import Job, Lane
 from msa.serving.schemas import (
@@ -95,7 +97,7 @@ async def create_memory(name: str, request: Request, key: KeyOf, services: Servi
     raw = await _read_nothing(request, services)
     assert services.ledger is not None
 
-    async def create() -> Response:
+    async def create(_: TakenKey | None) -> Response:
         created = await asyncio.to_thread(services.memories.create, name, key.opens)
         return JSONResponse(await asyncio.to_thread(_about, name, services), 201 if created else 200)
 
@@ -128,14 +130,15 @@ def _about(name: str, services: Services) -> dict[str, Any]:
 
 
 @router.delete("/{name}", **described({200: MemoryDeleted}, errors=(429, 504)))
-async def delete_memory(name: WritableMemory, request: Request, services: ServicesOf) -> dict[str, Any]:
+async def delete_memory(
+    name: WritableMemory, request: Request, services: ServicesOf, operations: OperationsOf
+) -> dict[str, Any]:
     """Remove a memory with its documents, snapshots and unfinished operations; says what went."""
 
     def work(job: Job) -> dict[str, Any]:
         documents = services.memories.delete(name)
-        # on the worker thread no slice of an operation that was accepted meanwhile can come between
-        if services.operations is not None:
-            services.operations.cancel_all(name)
+        # now that it is gone; on the worker thread no slice of an operation can come between
+        operations.cancel_all(name)
         if services.ledger is not None:
             services.ledger.forget_memory(name)
         return {
@@ -147,9 +150,13 @@ async def delete_memory(name: WritableMemory, request: Request, services: Servic
         }
 
     await asyncio.to_thread(_check_exists, name, services)
-    if services.operations is not None:
-        services.operations.cancel_all(name)  # what runs need not be waited for
-    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    operations.hold(name)  # what runs need not be waited for, and goes on if nothing comes of this
+    try:
+        job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    except BaseException:
+        operations.release(name)
+        raise
+    job.future.add_done_callback(lambda _: operations.release(name))
     result: dict[str, Any] = await result_of(job, request, services)
     return result
 
@@ -254,9 +261,9 @@ async def _operate(
     assert services.ledger is not None
     kind, memory, details = what
 
-    async def start() -> Response:
+    async def start(taken: TakenKey | None) -> Response:
         await asyncio.to_thread(check)
-        operation: Operation = await asyncio.to_thread(operations.start, kind, memory, details)
+        operation: Operation = await asyncio.to_thread(operations.start, kind, memory, details, key=taken)
         return await answer_operation(operation, services, wait=wait, status=status, bare=True)
 
     return await once(request, key, memory, hashlib.sha256(raw).hexdigest(), services.ledger, start)

@@ -11,7 +11,8 @@ from msa.serving.errors import ApiError
 from msa.serving.http import KeyOf, OperationsOf, ServicesOf, check_may_write
 from msa.serving.keys import ApiKey
 from msa.serving.openapi import described
-from msa.serving.operations import Operation, Operations
+from msa.serving.operation import Operation
+from msa.serving.operations import Operations
 from msa.serving.schemas import OperationInfo, OperationList
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"])
@@ -47,7 +48,7 @@ async def cancel_operation(
     check_may_write(key, services)
     operation = await asyncio.to_thread(_found, operation_id, key, operations)
     if operation.state in ("queued", "running"):
-        operations.cancel(operation)
+        await asyncio.to_thread(operations.cancel, operation)
     return operation.to_json()
 
 
