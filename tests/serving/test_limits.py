@@ -361,13 +361,14 @@ def test_few_memories_stay_open(start, tmp_path):
             assert http.get(f"/v1/memories/{name}/documents/{name}").json()["text"] == name
 
 
-def test_a_pdf_that_takes_for_ever_is_refused_and_holds_nobody(server):
-    data = slow_pdf()
+@pytest.mark.parametrize("name", ["slow.pdf", "slow.html"])
+def test_a_file_that_takes_for_ever_is_refused_and_holds_nobody(server, name):
+    data = slow_pdf() if name == "slow.pdf" else b"<a " * 9_900
     assert len(data) < 30_000
     with server.http() as http:
-        files = [("file", ("slow.pdf", data, "application/pdf"))]
+        files = [("file", (name, data, "application/octet-stream"))]
         error = error_of(http.post("/v1/memories/known/documents", files=files), 400, "invalid_document")
-        assert "slow.pdf took longer than 2 s to read" in error["message"]
+        assert f"{name} took longer than 2 s to read" in error["message"]
         files = [("file", ("note.txt", b"A note.", "text/plain"))]
         assert http.post("/v1/memories/known/documents", files=files).status_code == 200
         assert http.delete("/v1/memories/known/documents/note.txt").status_code == 200
