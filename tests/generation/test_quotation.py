@@ -16,34 +16,41 @@ STRINGS = ProtocolStrings(quotation_end="<think>", quotation_refusal="#", constr
 PROTOCOL = Protocol(STRINGS, tiny_tokenizer())
 END, REFUSAL, STOP = PROTOCOL.quotation_end_id, PROTOCOL.quotation_refusal_id, PROTOCOL.answer_end_id
 TEXTS = (" for oak is: 42. for oaken is: 7 (", " for elm is: oak. for ash is: 13.", " for ash is: 19")
+QUESTION = "What is it for beech # here?"
 
 
 def allowed(quoted, answer=None, texts=TEXTS):
-    """What may follow: text, with | for the end of the answer; None: all but what is named after it."""
-    constraint = QuotedAnswer(PROTOCOL, [PROTOCOL.plain_ids(text) for text in texts])
+    """What may follow: text, with > for the end of the quotation and | for that of the answer; or words for it."""
+    constraint = QuotedAnswer(PROTOCOL, [PROTOCOL.plain_ids(text) for text in texts], PROTOCOL.plain_ids(QUESTION))
     generated = PROTOCOL.plain_ids(quoted)
     generated += [] if answer is None else [END, *PROTOCOL.plain_ids(answer)]
     found = constraint.allowed(generated)
     if found is None:
         return "anything"
+    assert len(set(found)) == len(found)
     if REFUSAL not in found and len(found) == len(PROTOCOL.tokenizer) - 1:
         return "no refusal"
-    return "".join(sorted("|" if token == STOP else PROTOCOL.decode([token]) for token in found))
+    shown = {END: ">", STOP: "|"}
+    return "".join(shown.get(token) or PROTOCOL.decode([token]) for token in found)
 
 
 @pytest.mark.parametrize(
     ("quoted", "expected"),
     [
         ("", "anything"),
-        (" for oak", "no refusal"),
-        (" for oa", "no refusal"),
+        (" f", "no refusal"),  # two tokens are too few to go on from, but they were read
+        (" b", "anything"),
+        ("yew", "anything"),
+        (" for oak", " e.>"),  # "is", "en", and the oak of another text: a hop
+        (" for oak is: 4", "2>"),
+        (" for elm is: oak", ". e>"),
+        (" for beech", " #>"),  # only the question has it: it goes on with a space there
+        (" for beech ", "#>"),
         (" for oaks", "anything"),
-        (" for beech", "anything"),
-        (" for oak #", "anything"),
     ],
 )
-def test_a_refusal_may_not_follow_words_that_were_read(quoted, expected):
-    assert allowed(quoted) == expected
+def test_a_quotation_is_made_of_spans_and_a_refusal_may_not_follow_words_that_were_read(quoted, expected):
+    assert sorted(allowed(quoted)) == sorted(expected)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +79,7 @@ def test_an_answer_goes_on_from_its_quotation_in_a_text(quoted, answer, expected
 
 def test_without_texts_nothing_is_constrained():
     assert allowed(" for oak", texts=()) == "anything"
+    assert sorted(allowed(" for be", texts=())) == sorted("e#>"), "but spans of the question"
     assert allowed(" for oak is", " 1", texts=()) == "anything"
 
 

@@ -77,7 +77,8 @@ class GenerativeMode:
         constrain_answers = options.constrain_answers or self.model.protocol.strings.constrain_answers
         if constrain_answers == "quoted" and self.model.protocol.quotation_refusal_id is not None:
             for prompt, session in zip(prompts, sessions, strict=True):
-                prompt.allowed = QuotedAnswer(self.model.protocol, session.state.insertions).allowed
+                state = session.state
+                prompt.allowed = QuotedAnswer(self.model.protocol, state.insertions, state.answer_request).allowed
         if len(sessions) == 1 and last is not None and sessions[0].state.continues:
             last.extend(sessions[0].state.answer_request, prompts[0])
             return last

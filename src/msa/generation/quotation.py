@@ -1,6 +1,9 @@
 """Answers held to what was read: a refusal must be true, and an answer is what follows its quotation in a text.
 
 For checkpoints that quote before they answer (``quotation_end``). As with ids, the model chooses among what is there.
+
+Tokens are compared as they stand in the transcript. The end of some tokens *stands* in a text where at least three of
+them, the last ones, follow each other there.
 """
 
 from __future__ import annotations
@@ -10,25 +13,28 @@ from collections.abc import Sequence
 
 from msa.documents import Protocol
 
-_LEAST = 3  # tokens of a quotation's end that must stand in a text for the answer to go on from there
+_LEAST = 3
 
 
 class QuotedAnswer:
     """Which tokens may come next in an answer that begins with a quotation.
 
-    While the model quotes, all may, but for the word that makes the quotation a refusal (``quotation_refusal``) right
-    behind words that stand in a text. The answer after a quotation goes on where the longest end of the quotation
-    stands in a text, punctuation skipped, and may end after every token. Behind a refusal, and where less than three
-    tokens of the quotation's end stand anywhere, all may.
+    * Quoting, what follows the end of the quotation wherever it stands in a text or in the question, so that it is made
+      of spans of them; or the quotation's end. Anything, where its end stands nowhere.
+    * But not the word that makes a quotation a refusal (``quotation_refusal``), where all before it stands in a text.
+    * Answering, what follows where the longest end of the quotation stands in a text, punctuation skipped; or the
+      answer's end. Anything, where it stands nowhere, and behind a refusal.
 
     Args:
         protocol: with ``quotation_end`` and ``quotation_refusal``.
         texts: what was read, as tokens of the transcript, one sequence per insertion.
+        question: the tokens that ask.
     """
 
-    def __init__(self, protocol: Protocol, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, protocol: Protocol, texts: Sequence[Sequence[int]], question: Sequence[int]) -> None:
         assert protocol.quotation_end_id is not None
-        self._texts = [list(text) for text in texts]
+        self._sources = [*map(list, texts), list(question)]
+        self._question = len(texts)  # its place among the sources
         self._quotation_end = protocol.quotation_end_id
         self._refusal = protocol.quotation_refusal_id
         self._answer_end = protocol.answer_end_id
@@ -39,44 +45,59 @@ class QuotedAnswer:
 
     def allowed(self, generated: Sequence[int]) -> list[int] | None:
         """Token ids that may follow the tokens generated so far; None: all may."""
-        if self._quotation_end not in generated:
-            return self._all_but_refusal if generated and self._after(generated) else None
-        end = list(generated).index(self._quotation_end)
-        quoted, answer = list(generated[:end]), list(generated[end + 1 :])
-        if self._refusal in quoted:
+        tokens = list(generated)
+        if self._quotation_end not in tokens:
+            return self._quoting(tokens)
+        end = tokens.index(self._quotation_end)
+        if self._refusal in tokens[:end]:
             return None
         if self._starts is None:
-            self._starts = self._answers_after(quoted)
+            self._starts = self._answers_after(tokens[:end])
+        return self._answering(tokens[end + 1 :])
+
+    def _quoting(self, quoted: list[int]) -> list[int] | None:
+        places = self._places(quoted)
+        is_read = any(size == len(quoted) and source != self._question for source, _, size in places)
+        following = {self._sources[source][place] for source, place, size in places if size >= _LEAST}
+        if not following:
+            return self._all_but_refusal if is_read else None
+        following = following - {self._refusal} if is_read else following | {self._refusal}
+        return [*following, self._quotation_end]
+
+    def _answering(self, answer: list[int]) -> list[int] | None:
+        assert self._starts is not None
         if not self._starts:
             return None
-        following = {
-            self._texts[text][place + len(answer)]
-            for text, place in self._starts
-            if self._texts[text][place : place + len(answer)] == answer and place + len(answer) < len(self._texts[text])
-        }
+        size, following = len(answer), set()
+        for source, start in self._starts:
+            text = self._sources[source]
+            if text[start : start + size] == answer and start + size < len(text):
+                following.add(text[start + size])
         return [*following, self._answer_end] if answer or not following else [*following]
 
-    def _answers_after(self, quoted: Sequence[int]) -> list[tuple[int, int]]:
+    def _answers_after(self, quoted: list[int]) -> list[tuple[int, int]]:
         """Where the answer to a quotation may begin."""
-        for size in range(len(quoted), _LEAST - 1, -1):
-            places = self._after(quoted[-size:])
-            if places:
-                return [(text, self._skipped(text, place)) for text, place in places]
-        return []
+        places = [(source, place, size) for source, place, size in self._places(quoted) if source != self._question]
+        longest = max((size for _, _, size in places), default=0)
+        if longest < _LEAST:
+            return []
+        return [(source, self._skipped(source, place)) for source, place, size in places if size == longest]
 
-    def _skipped(self, text: int, place: int) -> int:
+    def _skipped(self, source: int, place: int) -> int:
         """``place`` after the punctuation there."""
-        tokens = self._texts[text]
+        tokens = self._sources[source]
         while place < len(tokens) and tokens[place] in self._punctuation:
             place += 1
         return place
 
-    def _after(self, span: Sequence[int]) -> list[tuple[int, int]]:
-        """(text, place) behind each occurrence of the tokens."""
-        wanted, size = list(span), len(span)
-        return [
-            (index, place + size)
-            for index, text in enumerate(self._texts)
-            for place in range(len(text) - size + 1)
-            if text[place] == wanted[0] and text[place : place + size] == wanted
-        ]
+    def _places(self, span: list[int]) -> list[tuple[int, int, int]]:
+        """(source, place behind it, how many of the last tokens stand there) wherever the last token stands."""
+        found = []
+        for source, tokens in enumerate(self._sources):
+            for place in range(len(tokens) - 1) if span else ():  # behind the last one nothing follows
+                size = 0
+                while size < min(len(span), place + 1) and tokens[place - size] == span[-1 - size]:
+                    size += 1
+                if size:
+                    found.append((source, place + 1, size))
+        return found

@@ -71,7 +71,8 @@ def reading_prompt(
         ids, ranges = _transcript(model, documents, asked)
         lead = ""
         if strings.constrain_answers == "quoted":
-            allowed = QuotedAnswer(protocol, [protocol.expansion(documents).ids]).allowed
+            request = protocol.template_ids(strings.answer_request, question=asked)
+            allowed = QuotedAnswer(protocol, [protocol.expansion(documents).ids], request).allowed
     else:
         texts = "".join(
             strings.reader_document.replace("{id}", str(number)).replace("{text}", text) for number, text in documents
