@@ -188,7 +188,8 @@ class Report:
             ]
             twins = needles.get("twins")
             beside = "" if twins is None else f"; {twins:.0%} of the keys have a near twin in memory"
-            beside += f"; ids {needles['constrain_ids']}; rounds at most: {needles['max_rounds']}; {needles['model']}"
+            beside += f"; ids {needles['constrain_ids']}; answers held to: {needles.get('constrain_answers', 'none')}"
+            beside += f"; rounds at most: {needles['max_rounds']}; {needles['model']}"
             if needles["max_rounds"] == 0:
                 beside += "; answered from latents alone: no text is read"
             yield f"### Needles: {_variant(name)}"

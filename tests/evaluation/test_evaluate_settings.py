@@ -27,9 +27,10 @@ def parsed(task):
     return build_parser().parse_args(["eval", task, *TASKS[task], "--out", "x"])
 
 
-def stub(**changes):
+def stub(constrain_answers="none", **changes):
     lm = {"device": torch.device("cpu"), "dtype": torch.float32, **changes}
-    return SimpleNamespace(name="tiny", fingerprint="f", lm=SimpleNamespace(**lm))
+    protocol = SimpleNamespace(strings=SimpleNamespace(constrain_answers=constrain_answers))
+    return SimpleNamespace(name="tiny", fingerprint="f", lm=SimpleNamespace(**lm), protocol=protocol)
 
 
 OPTIONS = [(task, name) for task in TASKS for name in vars(parsed(task))]
@@ -65,6 +66,11 @@ def test_a_folder_keeps_the_number_of_questions_it_was_begun_with(tmp_path):
 @pytest.mark.parametrize("changes", [{"device": torch.device("cuda", 1)}, {"dtype": torch.bfloat16}])
 def test_device_and_number_format_are_in_the_settings(changes):
     assert settings_of("qa", parsed("qa"), stub(**changes)) != settings_of("qa", parsed("qa"), stub())
+
+
+def test_how_answers_are_held_to_texts_is_in_the_settings_where_they_are():
+    assert settings_of("qa", parsed("qa"), stub("quoted"))["constrain_answers"] == "quoted"
+    assert "constrain_answers" not in settings_of("qa", parsed("qa"), stub())
 
 
 def test_the_number_of_the_device_does_not_count():

@@ -50,6 +50,9 @@ def settings_of(task: str, args: argparse.Namespace, model: MSAModel, **contents
             contents[name] = digest_of(options[name])
     device, dtype = model.lm.device.type, str(model.lm.dtype).removeprefix("torch.")
     stamp = {"task": task, "model": model.name, "fingerprint": model.fingerprint, "device": device, "dtype": dtype}
+    held = model.protocol.strings.constrain_answers
+    if held != "none":  # the fingerprint is of what encodes documents, and says nothing of this
+        stamp["constrain_answers"] = held
     return {**stamp, **options, "contents": contents or None}
 
 
