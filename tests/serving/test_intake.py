@@ -11,7 +11,6 @@ from serving_helpers import DOCUMENTS, error_of
 
 from msa.documents import Document
 from msa.errors import DocumentError
-from msa.serving.bodies import spool_documents
 from msa.serving.errors import to_api_error
 from msa.serving.intake import Limits, boundary_of, holds_lines, read_lines, read_upload, write_lines
 from msa.serving.operations import Operation
@@ -161,11 +160,12 @@ def test_nothing_stays_of_a_body_that_cannot_be_read_again(http, server, memory,
     assert os.listdir(server.services.operations.spool) == []
 
 
-def test_documents_of_json_are_synced_with_their_folder(server, memory, monkeypatch):
+def test_documents_of_json_are_synced_with_their_folder(http, server, memory, monkeypatch):
     synced = []
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (synced.append(what(number)), sync(number)))
-    documents = [Document(id="a", text="x", metadata={})]
-    operation = spool_documents(documents, memory.rsplit("/", 1)[1], server.services.operations)
-    operation.outcome.result(30)
-    assert synced[1:3] == [operation.id, server.services.operations.spool.name]
+    accepted = http.post(f"{memory}/documents", json={"id": "a", "text": "x"}, params={"wait": False})
+    assert accepted.status_code == 202
+    lines, *folders = synced[:3]
+    assert lines.startswith("documents.tmp of ")
+    assert folders == [accepted.json()["id"], server.services.operations.spool.name]
