@@ -32,7 +32,8 @@ class QuotedAnswer:
     """
 
     def __init__(self, protocol: Protocol, texts: Sequence[Sequence[int]], question: Sequence[int]) -> None:
-        assert protocol.quotation_end_id is not None and protocol.quotation_refusal_id is not None
+        assert protocol.quotation_end_id is not None
+        assert protocol.quotation_refusal_id is not None
         self._sources = [*map(list, texts), list(question)]
         self._question = len(texts)  # its place among the sources
         self._quotation_end = protocol.quotation_end_id
