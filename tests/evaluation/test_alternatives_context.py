@@ -169,6 +169,7 @@ def test_tokens_are_counted_without_decoding(model):
     with counting_tokens(model) as seen, torch.inference_mode():
         out = model.lm(torch.tensor([[1, 2, 3], [4, 5, 6]]))
         model.lm(torch.tensor([[1], [2]]), cache=out.cache)
+        assert model.lm._token_pass.is_current, "single tokens take the quick way while others are counted"
     assert seen() == 6
     with torch.inference_mode():
         model.lm(torch.tensor([[1, 2, 3]]))

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+
+from torch import Tensor
 
 from msa.documents.formats import clean_text
 from msa.evaluation.alternatives.patterns import FOREVER
@@ -182,15 +183,18 @@ def counting_tokens(model: MSAModel) -> Iterator[Callable[[], int]]:
         A function that gives the count so far: all tokens of passes of more than one token, padding included, since it
         is processed too.
     """
-    seen = 0
+    seen, embedding = 0, model.lm.model.embed_tokens
+    plain = embedding.forward
 
-    def note(_: Any, inputs: tuple[Any, ...]) -> None:
+    def counted(input_ids: Tensor) -> Tensor:
         nonlocal seen
-        if inputs[0].shape[-1] > 1:
-            seen += inputs[0].numel()
+        if input_ids.shape[-1] > 1:
+            seen += input_ids.numel()
+        return plain(input_ids)
 
-    handle = model.lm.model.embed_tokens.register_forward_pre_hook(note)
+    # not by a hook, beside which single tokens would take the slow way
+    embedding.forward = counted
     try:
         yield lambda: seen
     finally:
-        handle.remove()
+        del embedding.forward
