@@ -20,7 +20,8 @@ HAYSTACK = ["The grass is green.", "The sky is blue.", "A river ran past the old
 @pytest.fixture
 def model():
     """As a recipe begins: its first layer sees the tokens before."""
-    tokenizer = train_tokenizer([*HAYSTACK, *WORDS], 400)
+    # the word that makes a quotation a refusal is a token of its own
+    tokenizer = train_tokenizer([*HAYSTACK, *WORDS, *[" mentioned"] * 100], 400)
     config = tiny_config(tokenizer, num_hidden_layers=4, router_layers=[2, 3], chunk_size=8)
     return MSAModel(fresh_network(config, seed=0), tokenizer, name="small")
 
