@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -166,6 +168,17 @@ class Protocol:
         self.reference_end_id = self._single(strings.reference_end)
         self.quotation_end_id = self._single(strings.quotation_end) if strings.quotation_end else None
         self.quotation_refusal_id = self._single(strings.quotation_refusal) if strings.quotation_refusal else None
+
+    @cached_property
+    def punctuation_ids(self) -> frozenset[int]:
+        """Tokens that are nothing but ASCII punctuation."""
+        marks = set(string.punctuation)
+        return frozenset(index for token, index in self.tokenizer.get_vocab().items() if token and set(token) <= marks)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """One more than the largest token id."""
+        return 1 + max(self.tokenizer.get_vocab().values())
 
     def _single(self, text: str) -> int:
         ids = self.template_ids(text)

@@ -8,7 +8,6 @@ them, the last ones, follow each other there.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 
 from msa.documents import Protocol
@@ -39,9 +38,8 @@ class QuotedAnswer:
         self._quotation_end = protocol.quotation_end_id
         self._refusal = protocol.quotation_refusal_id
         self._answer_end = protocol.answer_end_id
-        vocabulary = protocol.tokenizer.get_vocab()
-        self._punctuation = {i for token, i in vocabulary.items() if token and set(token) <= set(string.punctuation)}
-        self._all_but_refusal = [i for i in range(max(vocabulary.values()) + 1) if i != self._refusal]
+        self._punctuation = protocol.punctuation_ids
+        self._num_ids = protocol.num_ids
         self._starts: list[tuple[int, int]] | None = None  # (text, place) where the answer begins, once it is known
 
     def allowed(self, generated: Sequence[int]) -> list[int] | None:
@@ -61,7 +59,7 @@ class QuotedAnswer:
         is_read = any(size == len(quoted) and source != self._question for source, _, size in places)
         following = {self._sources[source][place] for source, place, size in places if size >= _LEAST}
         if not following:
-            return self._all_but_refusal if is_read else None
+            return [index for index in range(self._num_ids) if index != self._refusal] if is_read else None
         following = following - {self._refusal} if is_read else following | {self._refusal}
         return [*following, self._quotation_end]
 
