@@ -300,6 +300,11 @@ class Protocol:
             ids += self.template_ids(self.strings.expanded_document, id=str(number), text=text)
         return EncodedText([*ids, self.reference_end_id], [True] * len(ids) + [False])
 
+    def reader_text(self, documents: Sequence[tuple[int, str]]) -> str:
+        """What ``{documents}`` of the ``reader_prompt`` holds for ``(number, text)``, in the order they are read."""
+        template = self.strings.reader_document
+        return "".join(template.replace("{id}", str(number)).replace("{text}", text) for number, text in documents)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated tokens, control tokens left out."""
         kept = [index for index in ids if index not in self._control_ids]

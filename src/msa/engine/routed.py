@@ -105,10 +105,7 @@ class RoutedMode:
         return [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
 
     def _reader_ids(self, session: Session, fitted: Fitted) -> list[int]:
-        strings = self.model.protocol.strings
-        documents = "".join(
-            strings.reader_document.replace("{id}", str(number)).replace("{text}", text)
-            for number, text in fitted.documents
-        )
-        question = self.model.protocol.after(session.state.context, session.question)
-        return self.model.protocol.template_ids(strings.reader_prompt, documents=documents, question=question)
+        protocol = self.model.protocol
+        documents = protocol.reader_text(fitted.documents)
+        question = protocol.after(session.state.context, session.question)
+        return protocol.template_ids(protocol.strings.reader_prompt, documents=documents, question=question)

@@ -179,6 +179,6 @@ class MapReduceAnswerer:
     def _summary_ids(model: MSAModel, text: str) -> list[int]:
         # as a text to read, whatever the checkpoint retrieves by: after a bare question one that is trained for the
         # memory writes the ids of documents
-        strings = model.protocol.strings
-        documents = strings.reader_document.replace("{id}", "1").replace("{text}", text)
-        return model.protocol.template_ids(strings.reader_prompt, documents=documents, question=INSTRUCTION)
+        protocol = model.protocol
+        documents = protocol.reader_text([(1, text)])
+        return protocol.template_ids(protocol.strings.reader_prompt, documents=documents, question=INSTRUCTION)

@@ -75,9 +75,7 @@ def reading_prompt(
             request = protocol.template_ids(strings.answer_request, question=asked)
             allowed = QuotedAnswer(protocol, [protocol.expansion(documents).ids], request).allowed
     else:
-        texts = "".join(
-            strings.reader_document.replace("{id}", str(number)).replace("{text}", text) for number, text in documents
-        )
+        texts = protocol.reader_text(documents)
         encoded = protocol.encode_template(strings.reader_prompt, "documents", documents=texts, question=asked)
         ids = encoded.ids
         after = max((i + 1 for i, is_document in enumerate(encoded.marked) if is_document), default=0)

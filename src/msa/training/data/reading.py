@@ -74,8 +74,5 @@ def _row(sample: Sample, texts: Sequence[str], protocol: Protocol) -> tuple[list
 
 def _prompt_ids(protocol: Protocol, texts: Sequence[str], question: str) -> list[int]:
     """The prompt of routed mode; documents are numbered from 1, as in a memory that holds these alone."""
-    documents = "".join(
-        protocol.strings.reader_document.replace("{id}", str(number)).replace("{text}", text)
-        for number, text in enumerate(texts, start=1)
-    )
+    documents = protocol.reader_text(list(enumerate(texts, start=1)))
     return protocol.template_ids(protocol.strings.reader_prompt, documents=documents, question=question)
