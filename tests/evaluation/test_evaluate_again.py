@@ -4,21 +4,12 @@ import json
 import shutil
 
 import pytest
+from eval_command import KEYS, NEEDLE, QUESTION, run
 
 from msa.cli.main import main
 from msa.evaluation.alternatives import registry
 from msa.evaluation.alternatives.memn2n import MemN2N, MemN2NConfig
 from msa.training.data.needles import NOT_IN_MEMORY
-
-NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
-KEYS = {"wandering-age": "1234567", "brave-river": "7654321", "quiet-lamp": "2468135"}
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def stored(folder):

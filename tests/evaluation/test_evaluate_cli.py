@@ -5,19 +5,9 @@ import json
 from itertools import pairwise
 
 import pytest
+from eval_command import KEYS, NEEDLE, QUESTION, run
 
 from msa.cli.console import working
-from msa.cli.main import main
-
-NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
-KEYS = {"wandering-age": "1234567", "brave-river": "7654321", "quiet-lamp": "2468135"}
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def results(folder):

@@ -1,49 +1,27 @@
 """``msa eval qa --judge`` with a judge that fails: what was answered is reported, what was judged is kept."""
 
-import http.server
 import json
-import threading
 
 import pytest
+from eval_command import KEYS, NEEDLE, QUESTION
+from judge_endpoint import judge_endpoint
 
 from msa.cli.main import main
 
-KEYS = {"wandering-age": "1234567", "brave-river": "7654321", "quiet-lamp": "2468135"}
-NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
 
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Gives 5 to every answer, prose where ``server.broken`` is in the question, and ``server.status`` to all."""
-
-    def do_POST(self):
-        prompt = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][0]["content"]
-        self.server.asked.append(prompt)
-        text = "Well, well." if self.server.broken and self.server.broken in prompt else "Score: 5"
-        data = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
-        self.send_response(self.server.status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
+def reply(prompt, server):
+    """5 to every answer, prose where ``server.broken`` is in the question."""
+    return "Well, well." if server.broken and server.broken in prompt else "Score: 5"
 
 
 @pytest.fixture
 def judge(monkeypatch):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.broken, server.status = [], "", 200
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("MSA_JUDGE_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
-    monkeypatch.setenv("MSA_JUDGE_MODEL", "grader")
-    monkeypatch.delenv("MSA_JUDGE_API_KEY", raising=False)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with judge_endpoint(reply, broken="") as server:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("MSA_JUDGE_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
+        monkeypatch.setenv("MSA_JUDGE_MODEL", "grader")
+        monkeypatch.delenv("MSA_JUDGE_API_KEY", raising=False)
+        yield server
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Judged records: kept as they come, nothing judged twice, a failing judge never a score."""
 
-import http.server
-import json
-import threading
 from dataclasses import replace
 
 import pytest
+from judge_endpoint import judge_endpoint
 
 from msa.errors import EvaluationError, JudgeError
 from msa.evaluation.judge import JudgeSettings
@@ -36,36 +34,16 @@ RECORDS = [
 ]
 
 
-class Judge(http.server.BaseHTTPRequestHandler):
-    """Gives 5 to answers that name Paris and 0 to others; prose once ``server.broken`` says so for an answer."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        prompt = body["messages"][0]["content"]
-        self.server.asked.append(prompt)
-        answer = next(r.text for r in self.server.answers if r.question in prompt)
-        score = "I would rather not say." if answer in self.server.broken else "5" if "Paris" in answer else "0"
-        message = {"choices": [{"message": {"content": score}, "finish_reason": "stop"}]}
-        data = json.dumps(message).encode()
-        self.send_response(self.server.status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
+def reply(prompt, server):
+    """5 to answers that name Paris and 0 to others; prose once ``server.broken`` says so for an answer."""
+    answer = next(r.text for r in server.answers if r.question in prompt)
+    return "I would rather not say." if answer in server.broken else "5" if "Paris" in answer else "0"
 
 
 @pytest.fixture
 def judge():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.asked, server.broken, server.answers, server.status = [], set(), RECORDS, 200
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with judge_endpoint(reply, broken=set(), answers=RECORDS) as server:
+        yield server
 
 
 def settings(server, **changes):
