@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--max-filler", type=int, default=80, help="words around a needle, at most")
     parser.add_argument(
-        "--constrain-ids", choices=("existing", "selected", "none"), help="default: the checkpoint's own"
+        "--constrain-ids", choices=("existing", "selected", "weighed", "none"), help="default: the checkpoint's own"
     )
     parser.add_argument("--constrain-answers", choices=("quoted", "none"), help="default: the checkpoint's own")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """What a training step takes of a machine's memory, with and without a bound on the documents' activations.
 
-    python benchmarks/training_memory.py [--model smollm2-135m] [--tokens 8000 64000] [--steps 2] [--out FILE.json]
+    python benchmarks/training_memory.py [--model smollm2-135m] [--tokens 4000 64000] [--steps 2] [--out FILE.json]
 
 All weights are trained, as in the recipe of SFT over 64K tokens (``recipes/stages.py sft_64k``), in bf16 over float32
 weights with AdamW, over made-up documents of some 80 tokens. ``bounded``: each bucket of documents is encoded again in
@@ -36,7 +36,7 @@ MIB = 2**20
 
 
 def trained(model: str, tokens: int, questions: int, steps: int, *, bounded: bool) -> dict[str, Any]:
-    """Memory and time of ``steps`` steps over about ``tokens`` tokens of documents each."""
+    """Memory of ``steps`` steps over about ``tokens`` tokens of documents each."""
     loaded = msa.load(model, dtype="float32")
     worlds = NeedleWorlds(*needle_words(held_out=False), haystack_sentences((), held_out=False))
     sample = worlds.world(NeedleConfig(documents=100, questions=1, max_filler=80), "size", set()).corpus.values()
@@ -60,8 +60,6 @@ def trained(model: str, tokens: int, questions: int, steps: int, *, bounded: boo
         "documents": needles.documents,
         "questions": questions,
         "tokens_per_step": round(last["tokens_per_second"] * last["seconds_per_step"]),
-        "seconds_per_step": last["seconds_per_step"],
-        "tokens_per_second": last["tokens_per_second"],
         "loss": last["loss"],
         "before_bytes": round(before * MIB),
         "peak_bytes": round(peak_mib() * MIB),
@@ -72,7 +70,7 @@ def main() -> None:
     """Measure each case in a process of its own, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8_000, 64_000], help="of documents in a step")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4_000, 64_000], help="of documents in a step")
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--case", choices=("bounded", "unbounded"), help="measure this one at --tokens, here")

@@ -264,7 +264,21 @@ def test_ids_can_be_constrained_to_the_selected_documents(writer):
     assert set(answer.rounds[0].numbers) == {int(writer.library.numbers[index]) for index in indices}
 
 
-@pytest.mark.parametrize("constrain_ids", ["existing", "selected", "none"])
+def test_ids_can_be_weighed_by_their_routing_scores(tmp_path):
+    """As sharply as the temperature says: nearly at 0 the routers alone decide, whatever the model would write."""
+    model = writes_ids(protocol={"retrieval": "generative", "constrain_ids": "weighed"})
+    model.lm.temperature.data.fill_(0.001)
+    memory, engine = open_engine(model, tmp_path / "memory")
+    with memory:
+        answer = engine.ask(["Which?"], AskOptions(max_rounds=1, max_new_tokens=1))[0]
+        plain = engine.ask(["Which?"], AskOptions(max_rounds=1, max_new_tokens=1, constrain_ids="selected"))[0]
+    selected = {number for numbers in answer.rounds[0].votes.values() for number in numbers}
+    assert set(answer.rounds[0].numbers) == selected
+    assert answer.rounds[0].numbers == [hit.number for hit in sorted(answer.sources, key=lambda hit: -hit.score)]
+    assert plain.rounds[0].numbers != answer.rounds[0].numbers
+
+
+@pytest.mark.parametrize("constrain_ids", ["existing", "selected", "weighed", "none"])
 def test_a_checkpoint_says_which_ids_can_be_written_where_a_question_does_not(tmp_path, constrain_ids):
     model = tiny_model(protocol={"retrieval": "generative", "constrain_ids": constrain_ids}, top_k_docs=2)
     memory, engine = open_engine(model, tmp_path / "memory")
@@ -274,7 +288,7 @@ def test_a_checkpoint_says_which_ids_can_be_written_where_a_question_does_not(tm
             for how in (None, constrain_ids)
         )
         assert own.rounds[0].generated == said.rounds[0].generated
-    with pytest.raises(ValueError, match="constrain_ids must be one of existing, selected, none, got 'any'"):
+    with pytest.raises(ValueError, match="constrain_ids must be one of existing, selected, weighed, none, got 'any'"):
         tiny_model(protocol={"constrain_ids": "any"})
 
 

@@ -1,8 +1,10 @@
 """Constrained ids: whatever is drawn among the allowed tokens is a list of distinct existing ids, and it can end."""
 
+import math
 import random
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +117,22 @@ def test_steps_by_hand():
     assert names(constraint, "[17][123]") == ["100"]
 
 
+def test_weighed_steps_by_hand():
+    trie = IdTrie(np.array([17, 4, 123]), np.log([3.0, 4.0, 1.0]))
+    constraint = IdConstraint(trie, CHARACTERS, [END])
+    by_piece = {piece: token for token, piece in CHARACTERS.items()}
+
+    def shares(text):
+        weighed = constraint.weighed([by_piece[character] for character in text])
+        return {CHARACTERS.get(token, "end"): round(math.exp(share), 6) for token, share in weighed.items()}
+
+    assert shares("") == {"[": 1.0, "end": 1.0}
+    assert shares("[") == {"1": 0.5, "4": 0.5}
+    assert shares("[1") == {"2": 0.25, "7": 0.75}
+    assert shares("[17") == {"]": 1.0}
+    assert shares("[17][") == {"1": 0.2, "4": 0.8}
+
+
 def test_nothing_to_write_ends_at_once():
     for constraint in (
         IdConstraint(IdTrie([]), PIECES, [END]),
@@ -142,6 +160,46 @@ def test_trie(existing, probe):
     some = sorted(existing)[::2]
     left = existing - set(some)
     assert trie.continues(digits, some) == any(str(number).startswith(digits) for number in left)
+
+
+@given(st.dictionaries(st.integers(1, 3000), st.floats(-8, 0), min_size=1, max_size=12), st.integers(0, 4000))
+def test_weights_under_a_prefix_are_sums(scores, probe):
+    trie = IdTrie(np.array([*scores]), np.array([*scores.values()]))
+    best = max(scores.values())
+    weights = {number: math.exp(score - best) for number, score in scores.items()}
+    some = sorted(scores)[::2]
+    for digits in ("", str(probe)):
+        under = sum(weight for number, weight in weights.items() if str(number).startswith(digits))
+        left_out = sum(weights[number] for number in some if str(number).startswith(digits))
+        assert trie.weight(digits) == pytest.approx(under, abs=1e-9)
+        assert trie.weight(digits, some) == pytest.approx(under - left_out, abs=1e-9)
+    assert trie.weight_of(probe) == pytest.approx(weights.get(probe, 0.0), abs=1e-9)
+    assert IdTrie([*scores]).weight("") == len(scores)
+
+
+@given(st.dictionaries(st.integers(1, 3000), st.floats(-8, 0), min_size=2, max_size=12), st.data())
+def test_steps_of_an_id_weigh_as_much_as_its_document_among_those_left(scores, data):
+    """Character by character, and with the merged tokens; taken and written ones are not left."""
+    taken = data.draw(st.sampled_from(sorted(scores)))
+    first, *more = data.draw(st.permutations(sorted(set(scores) - {taken})))
+    trie = IdTrie(np.array([*scores]), np.array([*scores.values()]))
+    constraint = IdConstraint(trie, PIECES, [END, LONG_END], [taken])
+    weights = {number: math.exp(score) for number, score in scores.items() if number != taken}
+    expected = math.log(weights[first] / sum(weights.values()))
+    text = f"[{first}]"
+    if more:
+        expected += math.log(weights[more[0]] / (sum(weights.values()) - weights[first]))
+        text += f"[{more[0]}]"
+    for longest in (1, 3):
+        generated, rest, total = [], text, 0.0
+        while rest:
+            weighed = constraint.weighed(generated)
+            assert list(weighed) == constraint.allowed(generated)
+            fitting = [t for t in weighed if t in PIECES and rest.startswith(PIECES[t]) and len(PIECES[t]) <= longest]
+            generated.append(max(fitting, key=lambda token: len(PIECES[token])))
+            total += weighed[generated[-1]]
+            rest = rest[len(PIECES[generated[-1]]) :]
+        assert total == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("digits", ["04", "0", "9" * 40])

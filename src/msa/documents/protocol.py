@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from msa.errors import CheckpointError
 
 RETRIEVALS = ("generative", "routed")
-CONSTRAINTS = ("existing", "selected", "none")
+CONSTRAINTS = ("existing", "selected", "weighed", "none")
 ANSWERS = ("quoted", "none")
 _GAP = "\n\n"  # between a conversation and the question
 
@@ -60,7 +60,9 @@ class ProtocolStrings:
         exclude_read: documents whose text the model has been given are not routed to again; the published code routes
             to them, and their own text in the transcript then outscores the next document.
         constrain_ids: which ids can be written unless a question says otherwise: ``existing`` ones, those of documents
-            that some router layer ``selected``, or any (``none``: invalid ones are ignored afterwards).
+            that some router layer ``selected``, these ``weighed`` (the model's probability of an id times the
+            routers': a softmax of mean scores over layers at the temperature they were trained with), or any
+            (``none``: invalid ones are ignored afterwards).
         max_document_tokens: longer texts are encoded as several documents of at most this many tokens of text.
     """
 

@@ -18,7 +18,7 @@ from msa.generation.options import AskOptions
 from msa.generation.quotation import QuotedAnswer
 from msa.generation.types import Event, Hit, RoundStarted
 from msa.model.bundle import MSAModel
-from msa.ops import Routing
+from msa.ops import Routing, clamped_temperature
 from msa.routing.ranking import mean_over_layers
 
 
@@ -96,13 +96,13 @@ class GenerativeMode:
 
     def _allowed_ids(
         self, state: InterleaveState, options: AskOptions, routing: dict[int, Routing], row: int
-    ) -> Callable[[Sequence[int]], list[int]] | None:
-        """What may be written next: existing ids, or only those that some router layer selected."""
+    ) -> Callable[[Sequence[int]], list[int] | dict[int, float]] | None:
+        """What may be written next: existing ids, or only those that some router layer selected, weighed or not."""
         constrain_ids = options.constrain_ids or self.model.protocol.strings.constrain_ids
         if constrain_ids == "none":
             return None
         mask = self.library.live_mask(options.where).clone()
-        if constrain_ids == "selected":
+        if constrain_ids in ("selected", "weighed"):
             chosen = torch.cat([layer.doc_indices[row] for layer in routing.values()] or [mask.new_zeros(0).long()])
             selected = torch.zeros_like(mask)
             selected[chosen[chosen >= 0]] = True
@@ -111,8 +111,12 @@ class GenerativeMode:
             self._id_pieces = id_pieces(self.model.tokenizer)
         protocol = self.model.protocol
         closing = [[protocol.reference_end_id], protocol.template_ids(protocol.strings.end_of_retrieve)]
-        trie = IdTrie(self.library.numbers[mask.cpu().numpy()])
-        return IdConstraint(trie, self._id_pieces, closing, state.taken).allowed
+        numbers = self.library.numbers[mask.cpu().numpy()]
+        if constrain_ids != "weighed" or not routing:
+            return IdConstraint(IdTrie(numbers), self._id_pieces, closing, state.taken).allowed
+        scores = torch.stack([layer.doc_scores[row, mask] for layer in routing.values()]).float().mean(0)
+        trie = IdTrie(numbers, (scores / clamped_temperature(self.model.lm.temperature)).cpu().numpy())
+        return IdConstraint(trie, self._id_pieces, closing, state.taken).weighed
 
     def _read_ids(
         self, state: InterleaveState, generated: Sequence[int], routing: dict[int, Routing], row: int

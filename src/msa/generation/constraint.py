@@ -6,28 +6,39 @@ sorted array, where the numbers under a prefix are a few ranges.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 _CHARACTERS = set("[]0123456789")
+_LEAST_SCORE = -30.0  # below the best one's: a document that no router layer likes can still be written
 
 
 class IdTrie:
     """Existing document numbers, asked by decimal prefix.
+
+    Args:
+        numbers: 1 or more each.
+        scores: of as many, the logarithms of what each weighs; None: they weigh the same.
 
     >>> trie = IdTrie([4, 17, 170])
     >>> trie.has("17"), trie.continues("1"), trie.continues("2"), trie.continues("4", excluded={4})
     (True, True, False, False)
     """
 
-    def __init__(self, numbers: Iterable[int] | np.ndarray) -> None:
+    def __init__(self, numbers: Iterable[int] | np.ndarray, scores: np.ndarray | None = None) -> None:
         given = numbers if isinstance(numbers, np.ndarray) else np.fromiter(numbers, dtype=np.int64)
         # quick where they ascend already, as a library's do: this is done anew for every round
-        given = np.sort(given.astype(np.int64, copy=False), kind="stable")
-        self._numbers = given[np.diff(given, prepend=-1) != 0]
+        order = np.argsort(given.astype(np.int64, copy=False), kind="stable")
+        order = order[np.diff(given[order], prepend=-1) != 0]
+        self._numbers = given[order].astype(np.int64, copy=False)
         self._longest = len(str(self._numbers[-1])) if len(self._numbers) else 0
+        weights = np.ones(len(order))
+        if scores is not None and len(order):
+            weights = np.exp(np.maximum(scores[order].astype(np.float64) - scores.max(), _LEAST_SCORE))
+        self._sums = np.concatenate((np.zeros(1), np.cumsum(weights)))
 
     def has(self, digits: str) -> bool:
         """Whether ``digits`` is one of the numbers."""
@@ -37,14 +48,30 @@ class IdTrie:
         """Whether some number that is not ``excluded`` starts with ``digits`` (or is it)."""
         if digits.startswith("0"):
             return False
+        return any(self._any(low, high, excluded) for low, high in self._ranges(digits))
+
+    def weight(self, digits: str, excluded: Collection[int] = ()) -> float:
+        """What the numbers weigh that start with ``digits`` (or are it) and are not ``excluded``."""
+        return sum(self._weight(low, high, excluded) for low, high in self._ranges(digits))
+
+    def weight_of(self, number: int) -> float:
+        """What one number weighs; 0: there is none."""
+        return self._weight(number, number + 1, ())
+
+    def _ranges(self, digits: str) -> Iterator[tuple[int, int]]:
+        """Ranges of the numbers that start with ``digits``: one for each length."""
         if not digits:
-            return self._any(0, 10**self._longest, excluded)
+            yield 0, 10**self._longest
+            return
         low, high = int(digits), int(digits) + 1
         for _ in range(self._longest - len(digits) + 1):
-            if self._any(low, high, excluded):
-                return True
+            yield low, high
             low, high = low * 10, high * 10
-        return False
+
+    def _weight(self, low: int, high: int, excluded: Collection[int]) -> float:
+        first, last = np.searchsorted(self._numbers, (low, high))
+        left_out = sum(self.weight_of(number) for number in excluded if low <= number < high)
+        return max(float(self._sums[last] - self._sums[first]) - left_out, 0.0)
 
     def _any(self, low: int, high: int, excluded: Collection[int]) -> bool:
         count = int(np.searchsorted(self._numbers, high) - np.searchsorted(self._numbers, low))
@@ -87,6 +114,30 @@ class IdConstraint:
             tokens += [sequence[0] for sequence in self._closing]
         return list(dict.fromkeys(tokens + begun_tokens))
 
+    def weighed(self, generated: Sequence[int]) -> dict[int, float]:
+        """The same tokens, each with the logarithm of its share in what the ids weigh that could go on before it.
+
+        Added to the logits, they make of the model's probabilities of ids a product with the documents' weights.
+        """
+        text = "".join(self._pieces.get(index, "") for index in generated)
+        before = self._log_weight(text)
+        return {
+            index: self._log_weight(text + self._pieces[index]) - before if index in self._pieces else 0.0
+            for index in self.allowed(generated)
+        }
+
+    def _log_weight(self, text: str) -> float:
+        """Logarithm of what a list of ids weighs that begins so; each id's share is of those not yet written."""
+        excluded, total = set(self._taken), 0.0
+        *whole, rest = text.split("]")
+        for item in whole:
+            number = int(item[1:])
+            total += _log(self._trie.weight_of(number)) - _log(self._trie.weight("", excluded))
+            excluded.add(number)
+        if rest[1:]:
+            total += _log(self._trie.weight(rest[1:], excluded)) - _log(self._trie.weight("", excluded))
+        return total
+
     def _valid(self, text: str) -> bool:
         """Whether ``text`` begins some list of distinct existing ids."""
         excluded = set(self._taken)
@@ -102,6 +153,10 @@ class IdConstraint:
         if not rest.startswith("[") or (digits and not digits.isdecimal()):
             return False
         return self._trie.continues(digits, excluded)
+
+
+def _log(weight: float) -> float:
+    return math.log(max(weight, math.exp(_LEAST_SCORE)))
 
 
 def id_pieces(tokenizer: Any) -> dict[int, str]:

@@ -31,7 +31,8 @@ class Prompt:
         stop_when: asked after every token; True ends the row.
         max_new_tokens: bound on ``generated``.
         sampling: how tokens are drawn.
-        allowed: generated tokens so far → the token ids that may come next, or None: all may.
+        allowed: generated tokens so far → the token ids that may come next, or these with what is added to their
+            logits, or None: all may.
     """
 
     ids: list[int]
@@ -40,7 +41,7 @@ class Prompt:
     stop_when: Callable[[Sequence[int]], bool] | None = None
     max_new_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
-    allowed: Callable[[Sequence[int]], list[int] | None] | None = None
+    allowed: Callable[[Sequence[int]], list[int] | dict[int, float] | None] | None = None
 
 
 @dataclass
@@ -216,6 +217,9 @@ class Decoding:
         prompt = row.prompt
         choice = None if prompt.allowed is None else prompt.allowed(row.generated)
         if choice is not None:
-            allowed = torch.tensor(choice, device=logits.device)
-            return int(allowed[sample(logits[allowed], prompt.sampling, row.generator)])
+            allowed = torch.tensor([*choice], device=logits.device)
+            logits = logits[allowed]
+            if isinstance(choice, dict):
+                logits = logits.float() + torch.tensor([*choice.values()], device=logits.device)
+            return int(allowed[sample(logits, prompt.sampling, row.generator)])
         return sample(logits, prompt.sampling, row.generator)

@@ -24,8 +24,9 @@ class AskOptions:
             None: the checkpoint's own.
         sampling: how the answer's tokens are drawn; ids are always written greedily.
         stop: strings that end the answer.
-        constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, or
-            any (``none``: invalid ones are ignored afterwards); None: the checkpoint's own.
+        constrain_ids: which ids the model can write: ``existing`` ones, those the router layers ``selected``, these
+            ``weighed`` by their routing scores, or any (``none``: invalid ones are ignored afterwards); see
+            :class:`msa.documents.ProtocolStrings`; None: the checkpoint's own.
         constrain_answers: how an answer that begins with a quotation is held to what was read: ``quoted`` or ``none``,
             see :class:`msa.documents.ProtocolStrings`; None: the checkpoint's own. Others are not constrained.
         where: metadata a document must have to be selected.

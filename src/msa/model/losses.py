@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from msa.ops import Routing, routing_loss
+from msa.ops import Routing, clamped_temperature, routing_loss
 
 if TYPE_CHECKING:
     from msa.model.modeling_msa import MSAForCausalLM, MSAOutput
@@ -127,7 +127,7 @@ def routing_loss_over_layers(
     if pairs:
         rows, docs = torch.tensor(pairs, device=first.device).T
         mask[rows, docs] = True
-    tau = temperature.detach().float().clamp(0.001, 0.5)
+    tau = clamped_temperature(temperature)
     with_positives = (mask & (first > float("-inf"))).any(1)
     count = (with_positives.sum() * len(routing)).clamp(min=1)
     total = torch.stack([routing_loss(layer.doc_scores, mask, tau, method).sum() for layer in routing.values()]).sum()

@@ -15,7 +15,7 @@ from msa.ops.route import (
     route,
     select,
 )
-from msa.ops.routing_loss import ROUTING_LOSSES, routing_divergence, routing_loss
+from msa.ops.routing_loss import ROUTING_LOSSES, clamped_temperature, routing_divergence, routing_loss
 
 __all__ = [
     "ROUTING_LOSSES",
@@ -29,6 +29,7 @@ __all__ = [
     "Selection",
     "attend_memory",
     "chunk_offsets_of",
+    "clamped_temperature",
     "halve_keys",
     "pool_chunks",
     "quantize_keys",

@@ -12,6 +12,11 @@ ROUTING_LOSSES = ("INFONCE", "INFONCE_DECOUPLE", "INFONCE_FOCAL", "INFONCE_DECOU
 _FOCAL_GAMMA = 2.0
 
 
+def clamped_temperature(temperature: Tensor) -> Tensor:
+    """τ as float32, without gradient and within [0.001, 0.5], as in the published trainer."""
+    return temperature.detach().float().clamp(0.001, 0.5)
+
+
 def routing_loss(doc_scores: Tensor, positives: Tensor, temperature: Tensor | float, method: str) -> Tensor:
     """Contrastive loss of one router layer over the documents each row can see.
 

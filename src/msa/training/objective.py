@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from msa.documents.batching import length_buckets
 from msa.model import DocumentMemory, MSAForCausalLM, PrefixMemory
 from msa.model.losses import labelled_token_loss
-from msa.ops import Routing, routing_divergence
+from msa.ops import Routing, clamped_temperature, routing_divergence
 from msa.training.data.collate import DocumentBucket, RowBucket, TrainingBatch
 from msa.training.data.steps import IGNORED
 from msa.training.id_probe import IdProbe
@@ -210,7 +210,7 @@ def distillation_loss(
 ) -> tuple[Tensor, int]:
     """Mean divergence from a teacher's scores ``[B, N]`` over upper router layers and scored rows; and those rows."""
     count = int((teacher > float("-inf")).any(1).sum())
-    tau = lm.temperature.detach().float().clamp(0.001, 0.5)
+    tau = clamped_temperature(lm.temperature)
     layers = [layer for layer in routing if layer >= lm.config.num_hidden_layers // 2]
     sums = [routing_divergence(routing[layer].doc_scores, teacher, tau, teacher_temperature).sum() for layer in layers]
     return torch.stack(sums).mean() / max(count, 1), count
