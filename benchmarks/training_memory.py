@@ -1,12 +1,13 @@
 """What a training step takes of a machine's memory, with and without a bound on the documents' activations.
 
-    python benchmarks/training_memory.py [--model smollm2-135m] [--tokens 4000 64000] [--steps 2] [--out FILE.json]
+    python benchmarks/training_memory.py [--model smollm2-135m] [--tokens 2000 64000] [--steps 2] [--out FILE.json]
 
 All weights are trained, as in the recipe of SFT over 64K tokens (``recipes/stages.py sft_64k``), in bf16 over float32
-weights with AdamW, over made-up documents of some 80 tokens. ``bounded``: each bucket of documents is encoded again in
-the backward pass (``checkpoint_documents``); ``unbounded`` keeps what all of them computed, and runs at the smallest
-size alone. Each runs in a process of its own: ``peak_bytes`` is the most it had resident, ``before_bytes`` what it had
-with the model loaded and nothing trained.
+weights with AdamW, over made-up documents of some 80 tokens. ``bounded`` as that recipe has it: each bucket of
+documents, and of rows each layer, is computed again in the backward pass (``checkpoint_documents``,
+``checkpoint_layers``). ``unbounded`` keeps everything, and runs at the smallest size alone. Each runs in a process of
+its own: ``peak_bytes`` is the most it had resident, ``before_bytes`` what it had with the model loaded and nothing
+trained.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def trained(model: str, tokens: int, questions: int, steps: int, *, bounded: boo
             phases=(Phase(name="measured", steps=steps, learning_rate=6e-6, needles=needles, final_share=0.5),),
             precision="bf16",
             checkpoint_documents=bounded,
+            checkpoint_layers=bounded,
             log_every=steps,
             checkpoint_every=steps + 1,
         )
@@ -70,7 +72,7 @@ def main() -> None:
     """Measure each case in a process of its own, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4_000, 64_000], help="of documents in a step")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2_000, 64_000], help="of documents in a step")
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--case", choices=("bounded", "unbounded"), help="measure this one at --tokens, here")

@@ -40,11 +40,11 @@ def sft_8k(data: str, out: str, model: str = "runs/pretrain/model") -> TrainConf
 
 
 def sft_64k(data: str, out: str, model: str = "runs/sft-8k/model") -> TrainConfig:
-    """The same over about 64K tokens; documents are encoded again in the backward pass, which bounds memory."""
+    """The same over about 64K tokens; documents and layers are computed again in the backward pass, to bound memory."""
     whole = _config(
         data, out, model, "SFT 64K", 2000, 6e-6, LossWeights(routing=0.1), final=0.5, documents=DOCUMENTS_64K
     )
-    return replace(whole, checkpoint_documents=True)
+    return replace(whole, checkpoint_documents=True, checkpoint_layers=True)
 
 
 def chains(data: str, out: str, model: str = "runs/sft-64k/model") -> TrainConfig:
