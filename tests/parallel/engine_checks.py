@@ -78,6 +78,7 @@ def writes_ids() -> Any:
 
 OPTIONS = (
     AskOptions(retrieval="generative", max_rounds=2, max_new_tokens=4),
+    AskOptions(retrieval="generative", max_rounds=1, max_new_tokens=4, constrain_ids="weighed"),
     AskOptions(retrieval="routed", max_new_tokens=4, where={"half": 1}, sampling=Sampling(temperature=0.8, seed=5)),
 )
 RECORDS = [{"id": name, "text": text, "metadata": {"half": i % 2}} for i, (name, text) in enumerate(TEXTS.items())]
