@@ -143,6 +143,9 @@ class Report:
         adapter = self.benchmark("gpu_run", "recipes/gpu_evaluate.py")
         if adapter is not None:
             yield from _default_model(adapter)
+        ids = self.benchmark("written_ids", "benchmarks/written_ids.py --data DATA")
+        if ids is not None:
+            yield from _written_ids(ids)
         routers = self.benchmark("router_warmup", "recipes/router_warmup.py")
         if routers is not None:
             test = routers["test"]
@@ -307,6 +310,28 @@ def _default_model(measured: dict[str, Any]) -> Iterator[str]:
         shown = "" if pair is None else f"{pair['first alone']} against {pair['second alone']}, p = {pair['p']:.1g}"
         cells.append([name, f"{part['all']['contains']:.3f}", f"{part['all']['exact']:.3f}", shown])
     yield markdown_table(["who reads what", "contain it", "exactly it", "alone"], cells)
+
+
+def _written_ids(measured: dict[str, Any]) -> Iterator[str]:
+    """What benchmarks/written_ids.py found."""
+    shown = {
+        "existing": "of any document",
+        "none": "freely",
+        "selected": "of documents that a layer selected",
+        "weighed": "of these, weighed by routing scores",
+        "routed": "the routers' best, without writing",
+    }
+    made = measured["environment"]
+    rates, tests = measured["rates"], measured["p against the own"]
+    cells = []
+    for name, text in shown.items():
+        rate = next(rate for kind, rate in rates[name].items() if kind.endswith("right"))
+        p = f"p = {tests[name]:.1g}" if name in tests else ""
+        cells.append([text, f"{rate:.3f}", p])
+    yield "### Ids that the default model writes, by what it may write"
+    yield f"{_origin(made)}, {measured['questions']} test questions over {measured['documents']:,} real documents"
+    own = shown[measured["own"]]
+    yield markdown_table(["ids", "first one right", f"against those {own} (McNemar)"], cells)
 
 
 def write_report(results: Path, benchmarks: Path, out: Path) -> None:
