@@ -77,6 +77,7 @@ NOTES = (
     "these sources; BM25 and MiniLM are as they come, trained on none of them",
     "every row that reads texts, `full` among them, runs on that adapted model, whose training had at most 4 documents "
     "in a prompt",
+    "map-reduce's summaries, too, are written by that adapted model, which has learnt to answer and not to summarise",
 )
 
 

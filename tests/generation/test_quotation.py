@@ -42,7 +42,8 @@ def allowed(quoted, answer=None, texts=TEXTS):
         (" b", "anything"),
         ("yew", "anything"),
         (" for oak", " e.>"),  # "is", "en", and the oak of another text: a hop
-        (" for oak is: 4", "2>"),
+        (" for oak is: 4", ">"),  # said once, so it is the answer, and not quoted
+        (" for oak is:", " >"),  # as another text has it before an oak
         (" for elm is: oak", ". e>"),
         (" for beech", " #>"),  # only the question has it: it goes on with a space there
         (" for beech ", "#>"),
@@ -57,14 +58,14 @@ def test_a_quotation_is_made_of_spans_and_a_refusal_may_not_follow_words_that_we
     ("quoted", "answer", "expected"),
     [
         (" for oak is", "", " "),  # the colon is skipped, and an answer has at least one token
-        (" for oak is", " ", "4|"),
-        (" for oak is", " 4", "2|"),
+        (" for oak is", " ", "4"),
+        (" for oak is", " 4", "2"),  # it ends where a word does
         (" for oak is", " 42", ".|"),
-        (" for oaken is", " ", "7|"),
+        (" for oaken is", " ", "7"),
         (" for oaken is", " 7", " |"),
         (" for oaken is", " 7 (", "|"),  # the text ends here
-        (" for elm is: oak is", " ", "4|"),  # a hop: the longest end that stands in a text is " oak is"
-        (" for ash is", " 1", "39|"),  # both texts have it
+        (" for elm is: oak is", " ", "4"),  # a hop: the longest end that stands in a text is " oak is"
+        (" for ash is", " 1", "39"),  # both texts have it
         (" for ash is", " 13", ".|"),
         (" for ash is", " 5", "|"),  # nothing goes on so
         (" for beech #", "", "anything"),
@@ -75,6 +76,37 @@ def test_a_quotation_is_made_of_spans_and_a_refusal_may_not_follow_words_that_we
 )
 def test_an_answer_goes_on_from_its_quotation_in_a_text(quoted, answer, expected):
     assert sorted(allowed(quoted, answer)) == sorted(expected)
+
+
+CHAIN = (" for birch has: maple-tree. End", " So: for maple-tree eats: 5-6.1 so.")
+
+
+@pytest.mark.parametrize(
+    ("quoted", "expected"),
+    [
+        (" for birch", " >"),
+        (" for birch has", ":>"),  # a word that is said once, between two that are said twice
+        (" for birch has:", " >"),
+        (" for birch has: maple-tree", " .>"),
+        (" for birch has: maple-tree.", " >"),
+        (" for birch has: maple-tree eats", ":#>"),
+        (" for birch has: maple-tree eats:", ">"),  # here is the answer
+    ],
+)
+def test_a_quotation_is_a_chain_from_the_question_to_what_is_said_once(quoted, expected):
+    constraint = QuotedAnswer(
+        PROTOCOL, [PROTOCOL.plain_ids(text) for text in CHAIN], PROTOCOL.plain_ids("What is it for birch # here?")
+    )
+    shown = {END: ">", REFUSAL: "#"}
+    found = constraint.allowed(PROTOCOL.plain_ids(quoted))
+    assert sorted(shown.get(token) or PROTOCOL.decode([token]) for token in found) == sorted(expected)
+
+
+@pytest.mark.parametrize(("answer", "ends"), [(" 5", False), (" 5-6", False), (" 5-6.1", True), (" 5-6.1 so", True)])
+def test_an_answer_ends_where_a_word_does(answer, ends):
+    constraint = QuotedAnswer(PROTOCOL, [PROTOCOL.plain_ids(text) for text in CHAIN], [])
+    found = constraint.allowed([*PROTOCOL.plain_ids(" for maple-tree eats"), END, *PROTOCOL.plain_ids(answer)])
+    assert (STOP in found) == ends
 
 
 def test_without_texts_nothing_is_constrained():

@@ -169,6 +169,7 @@ class Protocol:
         self.answer_end_id = self._single(strings.answer_end)
         self.reference_end_id = self._single(strings.reference_end)
         self.quotation_end_id = self._single(strings.quotation_end) if strings.quotation_end else None
+        self._pieces: dict[int, str] = {}
         self.quotation_refusal_id = self._single(strings.quotation_refusal) if strings.quotation_refusal else None
 
     @cached_property
@@ -181,6 +182,12 @@ class Protocol:
     def num_ids(self) -> int:
         """One more than the largest token id."""
         return 1 + max(self.tokenizer.get_vocab().values())
+
+    def piece(self, index: int) -> str:
+        """Text of one token, with the space before it."""
+        if index not in self._pieces:
+            self._pieces[index] = self.tokenizer.decode([index], clean_up_tokenization_spaces=False)
+        return self._pieces[index]
 
     def _single(self, text: str) -> int:
         ids = self.template_ids(text)

@@ -8,11 +8,14 @@ them, the last ones, follow each other there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from msa.documents import Protocol
 
 _LEAST = 3
+_LONG = 4  # a word of so many tokens is the same wherever it stands; a shorter one together with its neighbour
 
 
 class QuotedAnswer:
@@ -20,9 +23,11 @@ class QuotedAnswer:
 
     * Quoting, what follows the end of the quotation wherever it stands in a text or in the question, so that it is made
       of spans of them; or the quotation's end. Anything, where its end stands nowhere.
+    * But of a text only words that are said elsewhere, too, in the question or another place, and between such at most
+      one other: a quotation is a chain that leads from the question to what is said once, the answer.
     * But not the word that makes a quotation a refusal (``quotation_refusal``), where all before it stands in a text.
     * Answering, what follows where the longest end of the quotation stands in a text, punctuation skipped; or the
-      answer's end. Anything, where it stands nowhere, and behind a refusal.
+      answer's end, where a word ends. Anything, where it stands nowhere, and behind a refusal.
 
     Args:
         protocol: with ``quotation_end`` and ``quotation_refusal``.
@@ -40,6 +45,8 @@ class QuotedAnswer:
         self._answer_end = protocol.answer_end_id
         self._punctuation = protocol.punctuation_ids
         self._num_ids = protocol.num_ids
+        self._piece = protocol.piece
+        self._shared = self._shared_places()
         self._starts: list[tuple[int, int]] | None = None  # (text, place) where the answer begins, once it is known
 
     def allowed(self, generated: Sequence[int]) -> list[int] | None:
@@ -57,22 +64,70 @@ class QuotedAnswer:
     def _quoting(self, quoted: list[int]) -> list[int] | None:
         places = self._places(quoted)
         is_read = any(size == len(quoted) and source != self._question for source, _, size in places)
-        following = {self._sources[source][place] for source, place, size in places if size >= _LEAST}
+        following = {
+            self._sources[source][place]
+            for source, place, size in places
+            if size >= _LEAST and self._links(source, place)
+        }
+        if not following and any(size >= _LEAST for _, _, size in places):
+            return [self._quotation_end]
         if not following:
             return [index for index in range(self._num_ids) if index != self._refusal] if is_read else None
         following = following - {self._refusal} if is_read else following | {self._refusal}
         return [*following, self._quotation_end]
 
+    def _links(self, source: int, place: int) -> bool:
+        """Whether a quotation may take up a token: its word is said elsewhere, too, or is the only other since one."""
+        tokens, shared, words = self._sources[source], self._shared[source], 0
+        while place >= 0 and not shared[place]:
+            words += self._piece(tokens[place])[:1].isspace()
+            place -= 1
+        return words <= 1
+
+    def _shared_places(self) -> list[list[bool]]:
+        """For each token of each source whether its word is said elsewhere, too; see :data:`_LONG`."""
+        words = [self._words(tokens) for tokens in self._sources]
+        long = Counter(word for of_source in words for *_, word in of_source if len(word) >= _LONG)
+        pairs = Counter(pair for of_source in words for pair in pairwise(word for *_, word in of_source))
+        shared = []
+        for source, of_source in enumerate(words):
+            places = [source == self._question] * len(self._sources[source])
+            said = [long[word] > 1 for *_, word in of_source]
+            for index, pair in enumerate(pairwise(word for *_, word in of_source)):
+                if pairs[pair] > 1:
+                    said[index] = said[index + 1] = True
+            for (start, end, _), known in zip(of_source, said, strict=True):
+                places[start:end] = [known or source == self._question] * (end - start)
+            shared.append(places)
+        return shared
+
+    def _words(self, tokens: list[int]) -> list[tuple[int, int, tuple[int, ...]]]:
+        """(start, end, its tokens without punctuation at the end) of every word; a space begins one."""
+        starts = [place for place, token in enumerate(tokens) if place == 0 or self._piece(token)[:1].isspace()]
+        words = []
+        for start, end in pairwise([*starts, len(tokens)]):
+            stop = end
+            while stop > start + 1 and tokens[stop - 1] in self._punctuation:
+                stop -= 1
+            words.append((start, end, tuple(tokens[start:stop])))
+        return words
+
     def _answering(self, answer: list[int]) -> list[int] | None:
         assert self._starts is not None
         if not self._starts:
             return None
-        size, following = len(answer), set()
+        size, following, ends = len(answer), set(), False
         for source, start in self._starts:
             text = self._sources[source]
             if text[start : start + size] == answer and start + size < len(text):
                 following.add(text[start + size])
-        return [*following, self._answer_end] if answer or not following else [*following]
+                ends = ends or self._word_ends(source, start + size)
+        return [*following, self._answer_end] if (answer and ends) or not following else [*following]
+
+    def _word_ends(self, source: int, place: int) -> bool:
+        """Whether a word ends before ``place``: a space, or the text's end, comes there or behind punctuation."""
+        tokens, place = self._sources[source], self._skipped(source, place)
+        return place == len(tokens) or not self._piece(tokens[place])[:1].isalnum()
 
     def _answers_after(self, quoted: list[int]) -> list[tuple[int, int]]:
         """Where the answer to a quotation may begin."""
