@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from msa.generation.constraint import IdConstraint, IdTrie, id_pieces
@@ -162,6 +162,7 @@ def test_trie(existing, probe):
     assert trie.continues(digits, some) == any(str(number).startswith(digits) for number in left)
 
 
+@example({7: 0.0, 12: -1.0}, 0)
 @given(st.dictionaries(st.integers(1, 3000), st.floats(-8, 0), min_size=1, max_size=12), st.integers(0, 4000))
 def test_weights_under_a_prefix_are_sums(scores, probe):
     trie = IdTrie(np.array([*scores]), np.array([*scores.values()]))

@@ -46,8 +46,6 @@ class IdTrie:
 
     def continues(self, digits: str, excluded: Collection[int] = ()) -> bool:
         """Whether some number that is not ``excluded`` starts with ``digits`` (or is it)."""
-        if digits.startswith("0"):
-            return False
         return any(self._any(low, high, excluded) for low, high in self._ranges(digits))
 
     def weight(self, digits: str, excluded: Collection[int] = ()) -> float:
@@ -62,6 +60,7 @@ class IdTrie:
         """Ranges of the numbers that start with ``digits``: one for each length."""
         if not digits:
             yield 0, 10**self._longest
+        if not digits or digits.startswith("0"):
             return
         low, high = int(digits), int(digits) + 1
         for _ in range(self._longest - len(digits) + 1):
