@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import msa
+from msa.documents.protocol import ANSWERS, CONSTRAINTS
 from msa.evaluation.environment import version_stamp
 from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds, keys_of
 from msa.training.data.samples import Sample, TrainingSet
@@ -64,10 +65,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64_000, 1_000_000])
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--max-filler", type=int, default=80, help="words around a needle, at most")
-    parser.add_argument(
-        "--constrain-ids", choices=("existing", "selected", "weighed", "none"), help="default: the checkpoint's own"
-    )
-    parser.add_argument("--constrain-answers", choices=("quoted", "none"), help="default: the checkpoint's own")
+    parser.add_argument("--constrain-ids", choices=CONSTRAINTS, help="default: the checkpoint's own")
+    parser.add_argument("--constrain-answers", choices=ANSWERS, help="default: the checkpoint's own")
     parser.add_argument(
         "--max-rounds", type=int, default=4, help="1: no interleave; 0: answer without reading any text"
     )

@@ -12,13 +12,13 @@ document by the routers alone. Paired: McNemar's test of each setting against th
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from real_documents import MADE_UP, read_lines
 from storing import show_and_store
 
 import msa
@@ -28,20 +28,13 @@ from msa.evaluation.statistics import mcnemar
 from msa.generation.types import Answer
 
 BATCH = 16
-MADE_UP = "biographies"
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON objects of a file of lines."""
-    with open(path, encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 def drawn(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Documents, and questions with the id of the right one."""
     rng = random.Random(args.seed)
-    corpus = {one["id"]: one["text"] for one in lines(args.data / "corpus.jsonl") if one["source"] != MADE_UP}
-    rows = [row for row in lines(args.data / f"{args.split}.jsonl") if len(row["positives"]) == 1]
+    corpus = {one["id"]: one["text"] for one in read_lines(args.data / "corpus.jsonl") if one["source"] != MADE_UP}
+    rows = [row for row in read_lines(args.data / f"{args.split}.jsonl") if len(row["positives"]) == 1]
     asked = [(row["query"], row["positives"][0]) for row in rows if row["positives"][0] in corpus]
     rng.shuffle(asked)
     asked = asked[: args.questions]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,13 @@ class IdTrie:
         order = order[np.diff(given[order], prepend=-1) != 0]
         self._numbers = given[order].astype(np.int64, copy=False)
         self._longest = len(str(self._numbers[-1])) if len(self._numbers) else 0
-        weights = np.ones(len(order))
-        if scores is not None and len(order):
-            weights = np.exp(np.maximum(scores[order].astype(np.float64) - scores.max(), _LEAST_SCORE))
-        self._sums = np.concatenate((np.zeros(1), np.cumsum(weights)))
+        self._scores = np.zeros(len(order)) if scores is None else scores[order].astype(np.float64)
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        """What all numbers before each weigh, and in the end what all of them do; only where weights are asked for."""
+        best = self._scores.max(initial=-np.inf)
+        return np.concatenate((np.zeros(1), np.exp(np.maximum(self._scores - best, _LEAST_SCORE)).cumsum()))
 
     def has(self, digits: str) -> bool:
         """Whether ``digits`` is one of the numbers."""

@@ -64,12 +64,9 @@ class QuotedAnswer:
     def _quoting(self, quoted: list[int]) -> list[int] | None:
         places = self._places(quoted)
         is_read = any(size == len(quoted) and source != self._question for source, _, size in places)
-        following = {
-            self._sources[source][place]
-            for source, place, size in places
-            if size >= _LEAST and self._links(source, place)
-        }
-        if not following and any(size >= _LEAST for _, _, size in places):
+        stands = [(source, place) for source, place, size in places if size >= _LEAST]
+        following = {self._sources[source][place] for source, place in stands if self._links(source, place)}
+        if stands and not following:
             return [self._quotation_end]
         if not following:
             return [index for index in range(self._num_ids) if index != self._refusal] if is_read else None
@@ -78,6 +75,8 @@ class QuotedAnswer:
 
     def _links(self, source: int, place: int) -> bool:
         """Whether a quotation may take up a token: its word is said elsewhere, too, or is the only other since one."""
+        if source == self._question:
+            return True
         tokens, shared, words = self._sources[source], self._shared[source], 0
         while place >= 0 and not shared[place]:
             words += self._piece(tokens[place])[:1].isspace()
@@ -90,15 +89,12 @@ class QuotedAnswer:
         long = Counter(word for of_source in words for *_, word in of_source if len(word) >= _LONG)
         pairs = Counter(pair for of_source in words for pair in pairwise(word for *_, word in of_source))
         shared = []
-        for source, of_source in enumerate(words):
-            places = [source == self._question] * len(self._sources[source])
+        for of_source in words:
             said = [long[word] > 1 for *_, word in of_source]
             for index, pair in enumerate(pairwise(word for *_, word in of_source)):
                 if pairs[pair] > 1:
                     said[index] = said[index + 1] = True
-            for (start, end, _), known in zip(of_source, said, strict=True):
-                places[start:end] = [known or source == self._question] * (end - start)
-            shared.append(places)
+            shared.append([known for word, known in zip(of_source, said, strict=True) for _ in range(*word[:2])])
         return shared
 
     def _words(self, tokens: list[int]) -> list[tuple[int, int, tuple[int, ...]]]:
