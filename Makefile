@@ -9,6 +9,7 @@ TESTS-client-tests := tests/serving/test_clients.py -k 'langchain or llama'
 TESTS-fuzz-tests := tests/serving/test_openapi.py
 TESTS-lm-eval := tests/evaluation/test_lm_eval_model.py tests/evaluation/test_ruler_public.py tests/serving/test_clients.py \
 	-k 'not langchain and not llama and not openai'
+TESTS-browser-tests := tests/serving/test_page_in_browser.py
 TESTS-ray := tests/test_deploy.py -k ray
 
 .PHONY: demo test test-extra lint report clean
@@ -29,9 +30,10 @@ $(VENV)-$(EXTRA)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-$(EXTRA)
 	$(VENV)-$(EXTRA)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[tests,train,eval,serve,mcp,$(EXTRA)]'
+	$(if $(filter browser-tests,$(EXTRA)),command -v chromium || $(VENV)-$(EXTRA)/bin/python -m playwright install chromium)
 	@touch $@
 
-test-extra: $(VENV)-$(EXTRA)/.installed  ## EXTRA=client-tests, fuzz-tests, lm-eval or ray: what `make test` skips of it
+test-extra: $(VENV)-$(EXTRA)/.installed  ## EXTRA=client-tests, fuzz-tests, browser-tests, lm-eval or ray: what `make test` skips of it
 	$(VENV)-$(EXTRA)/bin/python -m pytest --nothing-missing $(TESTS-$(EXTRA))
 
 lint: $(VENV)/.installed  ## style and types

@@ -79,6 +79,8 @@ def test_parts_come_in_the_order_asked(bank: MemoryBank) -> None:
     assert found[1].metadata == {"k": 1}
     with pytest.raises(KeyError):
         bank.parts([1, 99])
+    assert bank.state().ids_of([5, 3, 3, 99, 0]) == {3: "a", 5: "b"}
+    assert bank.state().ids_of([]) == {}
 
 
 def test_update_delete_compact_never_reuse_numbers(bank: MemoryBank) -> None:

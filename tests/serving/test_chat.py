@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 
 import openai
@@ -30,6 +31,10 @@ def test_an_answer_with_its_sources(client, server):
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", ANSWER, "stop")
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.completion_tokens > len(ANSWER)
+    # the id, the end of each round, and the quotation; the rest are the answer's digits and its end
+    assert answer.usage.completion_tokens_details.reasoning_tokens > 8
+    said = answer.usage.completion_tokens - answer.usage.completion_tokens_details.reasoning_tokens
+    assert len(ANSWER) <= said <= len(ANSWER) + 2
     assert (answer.object, answer.model, answer.id[:9]) == ("chat.completion", MODEL, "chatcmpl-")
     (annotation,) = choice.message.annotations
     cited = annotation.url_citation
@@ -39,6 +44,9 @@ def test_an_answer_with_its_sources(client, server):
     (source,) = answer.sources
     assert (source["id"], source["text"], source["read"]) == ("notes/ages.md", NEEDLE, True)
     assert [found["retrieved"] for found in answer.msa["rounds"]] == [["notes/ages.md"], []]
+    votes = answer.msa["votes"]
+    assert all(ids[0] == "notes/ages.md" for ids in votes.values())
+    assert len({doc_id for ids in votes.values() for doc_id in ids}) > 1  # those that were not retrieved, too
     assert answer.msa["timings"]["total"] > 0
     assert answer._request_id.startswith("req_")
 
@@ -207,13 +215,17 @@ def test_models_are_listed(client):
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("msa-tiny@nothing")
     assert error.value.code == "memory_not_found"
+    with pytest.raises(openai.BadRequestError, match="Write model as 'msa-tiny@<memory>'"):
+        client.models.retrieve("msa-tiny")
 
 
 def test_unknown_targets(client):
     for model, code in (
         ("msa-tiny@nothing", "memory_not_found"),
         ("gpt-9@known", "model_not_found"),
-        ("known", "memory_required"),
+        ("known", "model_not_found"),
+        ("msa-tiny", "memory_required"),
+        ("msa-tiny@", "memory_required"),
         ("msa-tiny@../known", "memory_not_found"),
         ("msa-tiny@KNOWN", "memory_not_found"),
         ("msa-tiny@.msa-server", "memory_not_found"),
@@ -260,6 +272,13 @@ def test_unknown_targets(client):
         ({"audio": {"voice": "x"}}, "audio"),
         ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
+        ({"tools": "all", "tool_choice": "none"}, "tools"),
+        ({"top_k": -2}, "top_k"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0]"),
         ({"memory": "other"}, "memory"),
         ({"where": ["a"]}, "where"),
         ({"where": {"": 1}}, "where"),
@@ -276,9 +295,17 @@ def test_what_asks_for_nothing_and_what_is_unknown_are_ignored(http):
     ignored = {
         "n": 1, "tools": [], "tool_choice": "auto", "logprobs": False, "presence_penalty": 0, "user": "me",
         "response_format": {"type": "text"}, "modalities": ["text"], "store": True, "metadata": {"a": "b"},
-        "parallel_tool_calls": True, "stop": [], "no_such_field": {"deep": [1]}, "seed": None, "temperature": None,
+        "repetition_penalty": 1.0, "min_p": 0, "top_k": -1, "parallel_tool_calls": True, "stop": [], "no_such_field": {"deep": [1]}, "seed": None, "temperature": None,
     }  # fmt: skip
     assert post(http, **ignored).json()["choices"][0]["message"]["content"] == ANSWER
+    uncalled = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}
+    assert post(http, **uncalled).json()["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_instructions_may_stand_behind_the_question():
+    turns = [{"role": "user", "content": QUESTION}, {"role": "developer", "content": "Be brief."}]
+    asked = wanted(ChatRequest(model=MODEL, messages=turns), default_tokens=1, max_tokens=1)
+    assert [turn.role for turn in asked.turns] == ["developer", "user"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -301,8 +328,9 @@ def test_a_filter_that_matches_no_document(http, stream):
     assert '{"lang": "zz"}' in error["message"]
 
 
-def test_a_failure_inside_a_stream_is_told_in_the_stream(start, tmp_path, server):
+def test_a_failure_inside_a_stream_is_told_in_the_stream(start, tmp_path, caplog):
     """The server is stopped while it answers, and may not wait."""
+    caplog.set_level(logging.INFO, "msa.serving")
     with start(tmp_path, drain_s=0.2) as stopped, stopped.http() as http, stopped.openai() as client:
         http.put("/v1/memories/m", json={})
         http.post("/v1/memories/m/documents", json={"text": NEEDLE, "id": "a"})
@@ -313,6 +341,8 @@ def test_a_failure_inside_a_stream_is_told_in_the_stream(start, tmp_path, server
             list(answer)
         assert error.value.code == "shutting_down"
         assert error.value.type == "server_error"
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "msa.serving.access"]
+    assert [(line["status"], line["failure"]) for line in lines if "failure" in line] == [(200, "shutting_down")]
 
 
 def test_what_openai_offers_and_this_does_not(client, http):

@@ -6,8 +6,8 @@ from msa.generation.types import Hit
 from msa.serving.citations import citations_of, document_url
 
 
-def hit(doc_id, title=None, read=True, **metadata):
-    return Hit(id=doc_id, text="t", score=0.5, metadata={**({"title": title} if title else {}), **metadata}, read=read)
+def hit(doc_id, title=None, read=True, text="t", **metadata):
+    return Hit(id=doc_id, text=text, score=0.5, metadata={**({"title": title} if title else {}), **metadata}, read=read)
 
 
 def spans(content, *hits):
@@ -21,6 +21,12 @@ def test_the_title_is_cited_where_it_stands():
 
 def test_without_its_title_a_document_stands_for_the_whole_answer():
     assert spans("4216093", hit("a", "Ages"), hit("b", "Zoo")) == [("u/a", "4216093"), ("u/b", "4216093")]
+
+
+def test_where_the_answer_stands_in_some_texts_the_others_are_not_cited():
+    hits = [hit("a", "Ages"), hit("b", text="It is said to be 42."), hit("c", "Zoo"), hit("c", "Zoo", text="forty, 42")]
+    assert spans("42.", *hits) == [("u/b", "42."), ("u/c", "42.")]
+    assert spans("Ages: 43", *hits) == [("u/a", "Ages"), ("u/b", "Ages: 43"), ("u/c", "Ages: 43")]
 
 
 def test_what_was_not_read_is_not_cited_and_an_empty_answer_cites_nothing():

@@ -56,7 +56,10 @@ def test_a_turn_too_long_keeps_its_end_and_a_system_message_its_beginning():
     composed = compose(turns, 20, words)
     assert composed.context.startswith("Instructions: first rule")
     assert words(composed.context) <= 20 + len(["…", "Conversation", "so", "far:"]) + 2
-    assert composed.notes
+    assert [note.split(" was")[0] for note in composed.notes] == [
+        "the end of the system message", "the beginning of the conversation",
+    ]  # fmt: skip
+    assert compose(turns, 0, words).context == ""
     composed = compose(turns[1:], 20, words)
     assert "… " in composed.context
     assert "newest" in composed.context

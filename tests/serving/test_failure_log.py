@@ -13,6 +13,7 @@ from msa.errors import BankCorruptError, BankError, ParallelError
 from msa.memory import Memory
 from msa.serving.errors import to_api_error
 from msa.serving.failure_log import log_failure
+from msa.serving.log_lines import JsonLines, log_line
 
 SECRET = "the secret of page 7"
 
@@ -115,6 +116,20 @@ def test_the_message_is_shown_where_somebody_debugs(caplog):
         caplog.clear()
         to_api_error(BankCorruptError(f"document {SECRET!r} is damaged"))
         assert SECRET in caplog.text
+
+
+def test_lines_of_json_alone(capsys):
+    """With ``--log-format json``; what is one already stays, and a traceback that is asked for is a line too."""
+    handler, logger = JsonLines(), logging.Logger("msa.serving.x")
+    logger.addHandler(handler)
+    logger.info("serving %s", "here\nand there")
+    logger.info("%s", log_line("request", id="mine"))
+    log_failure(logger, "while trying", raised(fail))
+    first, second, third, fourth = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["event"], first["level"], first["message"]) == ("message", "info", "serving here\nand there")
+    assert second == {"time": second["time"], "event": "request", "id": "mine"}
+    assert (third["event"], fourth["level"]) == ("error", "error")
+    assert fourth["traceback"][-1].startswith("RuntimeError")
 
 
 def raised(function):

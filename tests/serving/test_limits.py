@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -38,6 +39,14 @@ def _idle(server):
     """Each test begins and ends with a server that does nothing."""
     yield
     until(lambda: running(server) == 0 and server.services.scheduler.waiting(Lane.ASK) == 0)
+
+
+def failures(http, code):
+    """How many questions failed by this code, as the metrics say."""
+    found = re.search(
+        rf'^msa:request_failures_total{{code="{code}",.*}} (.*)$', http.get("/metrics").text, re.MULTILINE
+    )
+    return float(found[1]) if found else 0.0
 
 
 def running(server):
@@ -101,10 +110,12 @@ def test_a_client_that_goes_away_frees_its_place(server, http, stream):
     until(lambda: running(server) == 1)
     if stream:
         until(lambda: asking.response is not None)
+    before = failures(http, "cancelled")
     asking.hang_up()
     started = time.monotonic()
     until(lambda: running(server) == 0)
     assert time.monotonic() - started < 2
+    until(lambda: failures(http, "cancelled") == before + 1)
     assert http.post("/v1/chat/completions", json=ASK).status_code == 200
 
 
@@ -258,6 +269,7 @@ def test_the_log_says_what_happened_and_nothing_of_the_texts(http, caplog):
     http.delete("/v1/memories/known/documents/secret-id")
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "msa.serving.access"]
     assert "secret" not in caplog.text
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ", lines[0].pop("time"))
     assert lines[0] | {"ms": 0} == {
         "event": "request", "id": "mine.1", "method": "POST", "route": "/v1/memories/{name}/documents",
         "status": 200, "ms": 0,

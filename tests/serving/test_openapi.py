@@ -1,6 +1,7 @@
 """``/openapi.json`` says what really comes: its shapes, statuses and headers, against a server on a socket."""
 
 import json
+import os
 import re
 
 import pytest
@@ -10,7 +11,8 @@ from serving_helpers import DOCUMENTS, QUESTION
 from msa.serving import schemas
 from msa.serving.keys import ApiKey, key_digest
 
-EXAMPLES = 4  # of each operation and kind; a long run: schemathesis run http://…/openapi.json
+# of each operation and kind; a long run has more, or is: schemathesis run http://…/openapi.json
+EXAMPLES = int(os.environ.get("MSA_FUZZ_EXAMPLES", "4"))
 CHECKS = [
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
     "response_schema_conformance", "negative_data_rejection",

@@ -97,6 +97,15 @@ def test_one_that_runs_and_was_called_off_does_not_go_on_after_a_kill(session, m
     first.let_go.set()
 
 
+def test_pages_of_them(session):
+    one = session()
+    made = [one.start(memory) for memory in ("a", "b", "a", "a")]
+    assert one.operations.list(None, 2) == [made[3], made[2]]
+    assert one.operations.list(None, 9, after=made[2].id) == [made[1], made[0]]
+    assert one.operations.list(["a"], 9, after=made[3].id) == [made[2], made[0]]
+    one.let_go.set()
+
+
 def test_those_of_a_memory_that_is_held_go_on_when_it_is_released(session):
     here = session()
     runs, waits, other = here.start("m"), here.start("m"), here.start("n")

@@ -43,6 +43,11 @@ def test_arguments(tmp_path, monkeypatch):
     assert (given.cors_origins, given.tiers.routing_keys, given.allowed_hosts) == (("https://a",), "int8", ())
 
 
+def test_names_of_a_proxy_are_added_to_this_machine_s(tmp_path):
+    given = settings(tmp_path, "--allowed-host", "memories.example", "--allowed-host", "other")
+    assert given.allowed_hosts == ("127.0.0.1", "::1", "localhost", "memories.example", "other")
+
+
 @pytest.mark.parametrize(
     "arguments", [("--port", "70000"), ("--port", "x"), ("--timeout", "0"), ("--max-size", "much")]
 )

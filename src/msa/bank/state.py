@@ -182,6 +182,19 @@ class State:
         documents = dict(zip(distinct, self.documents(distinct), strict=True))
         return [_part(documents[place], number) for place, number in zip(places, asked.tolist(), strict=True)]
 
+    def ids_of(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Part number → id of its document, for the present and readable ones among ``numbers``; no text is read."""
+        asked = np.unique(np.fromiter(numbers, np.int64))
+        rows = np.searchsorted(self.numbers, asked)
+        present = rows < len(self.numbers)
+        present[present] = self.numbers[rows[present]] == asked[present]
+        places = dict(zip(asked[present].tolist(), self.part_places[rows[present]].tolist(), strict=True))
+        names: dict[int, str] = {}
+        for index, own in self._by_segment(places.values()).items():
+            with contextlib.suppress(BankCorruptError):
+                names |= self.segments[index].documents.ids(own)
+        return {number: names[place] for number, place in places.items() if place in names}
+
     def matching_numbers(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
         """Numbers of the parts whose document fulfils every condition of ``where``, ascending ``[n]``."""
         conditions = filter_terms(where)

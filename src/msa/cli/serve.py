@@ -24,6 +24,8 @@ from msa.cli.options import (
 if TYPE_CHECKING:
     from msa.serving import ServerSettings
 
+_LOCAL_NAMES = ("127.0.0.1", "::1", "localhost")
+
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
     """Add the command."""
@@ -57,6 +59,19 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
     group.add_argument("--keys", metavar="FILE", help="API keys, one a line; those of $MSA_API_KEYS count too")
     group.add_argument(
         "--cors-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this origin call the server"
+    )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this host name too, such as a proxy's (needed without keys, where only this machine's are)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="requests and failures are JSON lines on standard error; json: everything else too (default: text)",
     )
     _add_limits(parser)
     add_tier_options(parser)
@@ -133,7 +148,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> None:
     quiet_libraries(args)
-    logging.getLogger("msa.serving").setLevel(logging.INFO)
+    logging.getLogger("msa.serving").setLevel(logging.DEBUG if args.debug else logging.INFO)
+    if args.log_format == "json":
+        from msa.serving.log_lines import JsonLines
+
+        logging.getLogger("msa").handlers[:] = [JsonLines()]
 
 
 def device_of_ranks(device: str) -> str | None:
@@ -164,7 +183,8 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     if not args.root:
         raise UsageError("the folder to serve is empty; name a folder, '.' for the current one")
     keys = keys_from_environment() + (read_keys(args.keys) if args.keys else ())
-    on_this_machine = args.host in ("127.0.0.1", "::1", "localhost")
+    # without keys, a foreign page whose name leads to this machine must not get in
+    names_matter = bool(args.allowed_host) or (args.host in _LOCAL_NAMES and not keys)
     given = {
         "max_concurrent": args.max_concurrent,
         "history_tokens": args.history,
@@ -185,8 +205,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         keys=keys,
         public_url=args.public_url,
         cors_origins=tuple(args.cors_origin),
-        # without keys, a foreign page whose name leads to this machine must not get in
-        allowed_hosts=("127.0.0.1", "::1", "localhost") if on_this_machine and not keys else (),
+        allowed_hosts=(*_LOCAL_NAMES, *args.allowed_host) if names_matter else (),
         max_waiting=args.max_waiting,
         request_timeout_s=args.timeout,
         drain_s=args.drain,

@@ -113,7 +113,7 @@ class Engine:
             yield item if isinstance(item, Decoding) else item[1]
 
     def ask(self, questions: Sequence[str], options: AskOptions | None = None) -> list[Answer]:
-        """Answer a batch of questions; each gets the answer it would get alone.
+        """Answer a batch of questions; each gets the answer it would get alone, up to rounding in 16 bits.
 
         Raises:
             ValueError, TypeError, ContextLengthError, BankCorruptError: as for :meth:`search`.

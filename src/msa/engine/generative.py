@@ -68,6 +68,7 @@ class GenerativeMode:
                 session.state.retrieved(generated, fitted)
                 session.route_s += time.perf_counter() - started
                 session.completion_tokens += len(generated)
+                session.id_tokens += len(generated)
                 yield from ((i, event) for event in session.end_round(hits, fitted, votes))
         return decoding
 

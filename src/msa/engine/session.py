@@ -27,6 +27,7 @@ class Session:
     first_token_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    id_tokens: int = 0
 
     def end_round(self, hits: list[Hit], fitted: Fitted, votes: dict[int, list[int]]) -> Iterator[Event]:
         """Note what a finished round brought, and what each router layer had selected."""
@@ -51,7 +52,11 @@ class Session:
             sources=self.sources,
             rounds=self.rounds,
             finish_reason=finish_reason,
-            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens),
+            usage=Usage(
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.completion_tokens,
+                hidden_tokens=self.id_tokens + self.stream.quoted_tokens,
+            ),
             timings={
                 "route": self.route_s,
                 "first_token": self.first_token_s or 0.0,

@@ -22,7 +22,7 @@ class TextStream:
 
     Attributes:
         text: everything shown so far; an opening that is not the model's may be put here before the first token.
-        quotation: what the model quoted.
+        quotation: what the model quoted; quoted_tokens: how many tokens that took, its end among them.
         stopped: whether a stop string was met.
     """
 
@@ -38,6 +38,7 @@ class TextStream:
         self._follows_opening = False
         self.text = ""
         self.quotation = ""
+        self.quoted_tokens = 0
         self.stopped = False
 
     def push(self, token: int) -> str:
@@ -46,6 +47,7 @@ class TextStream:
             return ""
         if self._quotation_end is not None:
             if token == self._quotation_end:
+                self.quoted_tokens = len(self._tokens) + 1
                 self.quotation, self._tokens = self._protocol.decode(self._tokens).strip(), []
                 self._quotation_end = None
                 return ""
@@ -65,6 +67,7 @@ class TextStream:
         A quotation that was cut shows nothing; one that never ended, or grew too long to be one, is the answer.
         """
         if self._quotation_end is not None and cut:
+            self.quoted_tokens = len(self._tokens)
             return ""
         self._quotation_end = None
         return "" if self.stopped else self._advance(final=True, cut=cut)

@@ -54,10 +54,17 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens of one question: ``prompt_tokens`` of the last prefill, ``completion_tokens`` written in all."""
+    """Tokens of one question.
+
+    Attributes:
+        prompt_tokens: of the last prefill.
+        completion_tokens: written in all.
+        hidden_tokens: of these, the ids of documents and what was quoted of their texts before the answer.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    hidden_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -25,6 +26,8 @@ from msa.serving.routes import chat, documents, memories, operations, system
 from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
 
+_SHOWN_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry", "location", "idempotency-replayed")
+_DISK_THREADS = 32  # what waits for a slow disk must not keep questions from being begun
 _DESCRIPTION = "OpenAI-compatible chat completions over memories, and the memories' own API."
 
 
@@ -38,6 +41,7 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_DISK_THREADS, "msa-disk"))
         services = opened if isinstance(opened, Services) else await asyncio.to_thread(Services, settings, opened)
         app.state.services = services
         trimming = asyncio.create_task(keep_trimming())
@@ -56,7 +60,7 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
                 allow_origins=origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=[REQUEST_ID, "retry-after", "location"],
+                expose_headers=[REQUEST_ID, *_SHOWN_HEADERS],
             )
         )
     app = Application(

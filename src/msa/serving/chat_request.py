@@ -10,18 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from msa.documents.formats import clean_text
 from msa.generation.options import AskOptions
-from msa.serving.conversation import Turn
+from msa.serving.conversation import INSTRUCTING, Turn
 from msa.serving.errors import invalid
 from msa.serving.queries import check_where
 
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_STOPS = 4
-_LEAST_TOP_P = 1e-6  # for 0, which OpenAI allows: the most probable token alone
+# top_p 0, which OpenAI allows, is the most probable token alone; top_k −1 is how vLLM's clients say "all"
+_LEAST_OF = {"top_p": 1e-6, "top_k": 0}
 _SEEDS = {"ge": -(2**63), "le": 2**63 - 1}
 # fields that change what is answered and cannot be obeyed → values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
+    "web_search_options": (None,),
     "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
@@ -32,7 +34,17 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
+    # of other servers that speak this protocol
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
 }
+_CHOICES = {"tools": "tool_choice", "functions": "function_call"}  # "none": they may not be called
 
 
 def _part(kind: str) -> dict[str, Any]:
@@ -85,7 +97,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
     top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=0)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
     seed: Annotated[StrictInt, Field(**_SEEDS)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
     n: StrictInt | None = None
@@ -102,8 +114,8 @@ class Wanted:
 
     Attributes:
         model: the model asked for, without the memory.
-        memory: the memory asked for.
-        turns: the messages.
+        memory: the memory asked for; empty: none is named.
+        turns: the messages; the last one is the question.
         options: for :meth:`msa.Memory.stream`.
         stream, include_usage, stream_events: how it is answered.
     """
@@ -138,7 +150,7 @@ def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wan
     for name in ("temperature", "top_p", "top_k", "seed", "where", "hybrid", "retrieval", "max_rounds"):
         value = getattr(request, name)
         if value is not None:
-            options[name] = max(value, _LEAST_TOP_P) if name == "top_p" else value
+            options[name] = max(value, _LEAST_OF[name]) if name in _LEAST_OF else value
     if request.max_documents is not None:
         options["max_documents"] = request.max_documents
     try:
@@ -158,32 +170,34 @@ def wanted(request: ChatRequest, *, default_tokens: int, max_tokens: int) -> Wan
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:
+    extra = request.model_extra or {}
     for name, nothing in _UNSUPPORTED.items():
-        value = (request.model_extra or {}).get(name)
+        value = extra.get(name)
+        if extra.get(_CHOICES.get(name, "")) == "none" and isinstance(value, list):
+            continue
         if not any(value == harmless and isinstance(value, bool) == isinstance(harmless, bool) for harmless in nothing):
             raise invalid(f"{name!r} is not supported by this server; leave it out", name, "unsupported_parameter")
     if request.n not in (None, 1):
-        raise invalid(f"only n=1 is supported, got {request.n}; send the request several times", param="n")
+        message = f"only n=1 is supported, got {request.n}; send the request several times"
+        raise invalid(message, "n", "unsupported_value")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options needs stream: true", param="stream_options")
 
 
+def split_model(name: str) -> tuple[str, str]:
+    """``<model>@<memory>`` → both; the memory is empty where none is named."""
+    model, at, memory = name.rpartition("@")
+    return (model, memory) if at else (name, "")
+
+
 def _target(request: ChatRequest) -> tuple[str, str]:
-    model, at, memory = request.model.rpartition("@")
-    if not at:
-        model, memory = request.model, ""
+    """The model and the memory; the memory is empty where none is named."""
+    model, memory = split_model(request.model)
     if request.memory is not None and memory and request.memory != memory:
         raise invalid(
             f"the model names memory {memory!r} and the field memory {request.memory!r}; name one", param="memory"
         )
-    memory = request.memory or memory
-    if not memory:
-        raise invalid(
-            "which memory? Write model as '<model>@<memory>', or add the field 'memory'; GET /v1/models lists them",
-            param="model",
-            code="memory_required",
-        )
-    return model, memory
+    return model, request.memory or memory
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -208,11 +222,14 @@ def _turns(messages: list[Any]) -> list[Turn]:
             raise invalid(f"{where}: tools are not supported", f"{where}.tool_calls", "unsupported_parameter")
         # half a character or a NUL would stop the tokenizer
         turns.append(Turn(role, clean_text(_text(message.get("content"), role, f"{where}.content"))))
-    if turns[-1].role != "user":
-        raise invalid("the last message must be the user's: it is the question", param=f"messages[{len(turns) - 1}]")
-    if not turns[-1].text.strip():
-        raise invalid("the question is empty; ask something", param=f"messages[{len(turns) - 1}].content")
-    return turns
+    # instructions may stand behind the question, too
+    last = max((index for index, turn in enumerate(turns) if turn.role not in INSTRUCTING), default=len(turns) - 1)
+    question = turns.pop(last)
+    if question.role != "user":
+        raise invalid("the last message must be the user's: it is the question", param=f"messages[{last}]")
+    if not question.text.strip():
+        raise invalid("the question is empty; ask something", param=f"messages[{last}].content")
+    return [*turns, question]
 
 
 def _text(content: Any, role: str, where: str) -> str:

@@ -30,9 +30,10 @@ def source_to_json(hit: Hit, url: str) -> dict[str, Any]:
 def citations_of(content: str, sources: Sequence[Hit], url_of: Callable[[Hit], str]) -> list[dict[str, Any]]:
     """Where an answer rests on which document.
 
-    A document that the model was given to read is cited where its title stands in the answer, first occurrence; where
-    the title does not stand in it, the document is cited for the whole answer. Documents that were found but not read
-    are not cited. Nothing is added to the answer, so the indices, in characters, always point into it.
+    A document that the model was given to read is cited where its title stands in the answer, first occurrence. Where
+    the title does not stand in it, the document is cited for the whole answer; but where the whole answer stands in the
+    text of some of them, only those are. Documents that were found but not read are not cited. Nothing is added to the
+    answer, so the indices, in characters, always point into it.
 
     Args:
         content: the answer as the client has it.
@@ -52,8 +53,12 @@ def citations_of(content: str, sources: Sequence[Hit], url_of: Callable[[Hit], s
         if span:
             taken.append(span)
             spans[hit.id] = span
+    said = content.strip().rstrip(".").casefold()
+    saying = {hit.id for hit in sources if hit.read and said and said in hit.text.casefold()} or read.keys()
     found = []
     for hit in read.values():
+        if hit.id not in spans and hit.id not in saying:
+            continue
         start, end = spans.get(hit.id, (0, len(content)))
         citation = {"start_index": start, "end_index": end, "title": hit.title, "url": url_of(hit)}
         found.append({"type": "url_citation", "url_citation": citation})

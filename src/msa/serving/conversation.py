@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LABELS = {"system": "Instructions", "developer": "Instructions", "user": "User", "assistant": "Assistant"}
+INSTRUCTING = ("system", "developer")
 _INDENT = "\n  "
 _CUT = "… "
 _CHARACTERS_PER_TOKEN = 32  # more than any text has: what is longer surely does not fit, and need not be counted
@@ -58,19 +59,21 @@ def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], in
         window_tokens: of the earlier turns so many tokens, the last ones, route with the question.
     """
     question = turns[-1].text
-    system = [turn for turn in turns[:-1] if turn.role in ("system", "developer") and turn.text.strip()]
+    system = [turn for turn in turns[:-1] if turn.role in INSTRUCTING and turn.text.strip()]
     earlier = [turn for turn in turns[:-1] if turn.role in ("user", "assistant") and turn.text.strip()]
     if not system and not earlier:
         return Composed(question)
     blocks: list[str] = []
-    shortened = False
+    notes: list[str] = []
     for turn in system:
         line, cut = _fitted(_line(turn), budget_tokens, count, from_end=False)
-        shortened |= cut
+        if cut and not notes:
+            notes.append("the end of the system message was left out to fit what may stand before a question")
         if line:
             blocks.append(line)
             budget_tokens -= count(line)
     kept: list[str] = []
+    shortened = False
     for turn in reversed(earlier):
         line = _line(turn)
         line, cut = _fitted(line, budget_tokens, count, from_end=True)
@@ -84,9 +87,10 @@ def compose(turns: Sequence[Turn], budget_tokens: int, count: Callable[[str], in
     conversation = "\n".join(reversed(kept))
     if kept:
         blocks.append(f"Conversation so far:\n{conversation}")
-    notes = ("the beginning of the conversation was left out to fit the model's context",) if shortened else ()
+    if shortened:
+        notes.append("the beginning of the conversation was left out to fit what may stand before a question")
     routed = min(window_tokens, count(conversation)) if kept else 0
-    return Composed(question, "\n\n".join(blocks), routed, notes)
+    return Composed(question, "\n\n".join(blocks), routed, tuple(notes))
 
 
 def _line(turn: Turn) -> str:
@@ -97,6 +101,8 @@ def _fitted(line: str, budget_tokens: int, count: Callable[[str], int], *, from_
     """The line cut to the budget, at its end or (``from_end``) behind its label; and whether it was."""
     if len(line) <= _CHARACTERS_PER_TOKEN * budget_tokens and count(line) <= budget_tokens:
         return line, False
+    if budget_tokens <= 0:
+        return "", True
     label, _, text = line.partition(": ")
     most = _CHARACTERS_PER_TOKEN * budget_tokens
     text = text[-most:] if from_end else text[:most]

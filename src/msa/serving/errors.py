@@ -135,6 +135,21 @@ _UNSHOWN = {
 }
 
 
+def code_of(error: BaseException) -> str:
+    """For metrics and the log: the code that an exception is answered with; nothing is logged."""
+    if isinstance(error, ApiError):
+        return error.code or "invalid"
+    row = _row_of(error)
+    return "internal_error" if row is None else row.code
+
+
+def _row_of(error: BaseException) -> _Row | None:
+    row = next((row for row in _TABLE if isinstance(error, row.error)), None)
+    if row is None and type(error).__name__ == "OutOfMemoryError":  # torch's, which has no base of its own
+        row = next(row for row in _TABLE if row.error is MemoryError)
+    return row
+
+
 def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
     """The answer for an exception; ``root`` is left out of messages, since paths are nobody's business.
 
@@ -143,9 +158,7 @@ def to_api_error(error: BaseException, root: Path | None = None) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
-    row = next((row for row in _TABLE if isinstance(error, row.error)), None)
-    if row is None and type(error).__name__ == "OutOfMemoryError":  # torch's, which has no base of its own
-        row = next(row for row in _TABLE if row.error is MemoryError)
+    row = _row_of(error)
     if row is None:
         log_failure(logger, "while answering a request", error)
         return ApiError(500, "an unexpected error; the server's log has the details", "internal_error")

@@ -5,7 +5,6 @@ An exception's message may quote what was being worked on, so it is left out; at
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
@@ -13,6 +12,8 @@ import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+
+from msa.serving.log_lines import log_line
 
 WORK_ID: ContextVar[str] = ContextVar("msa_work_id", default="")  # the request or operation at hand
 _PACKAGES = Path(__file__).parents[2]  # where msa lies; names of files are told from there
@@ -28,7 +29,7 @@ def log_failure(logger: logging.Logger, what: str, error: BaseException, code: s
         error: the exception.
         code: the error's ``code`` in the API; None: nobody expected it.
     """
-    line = {"event": "error", "message": f"{'' if code else 'unexpected '}{type(error).__name__} {what}"}
+    line = {"message": f"{'' if code else 'unexpected '}{type(error).__name__} {what}"}
     if code:
         line["code"] = code
     if WORK_ID.get():
@@ -36,7 +37,7 @@ def log_failure(logger: logging.Logger, what: str, error: BaseException, code: s
     causes = [{"error": type(cause).__name__, **_reason(cause), "traceback": _frames(cause)} for cause in _chain(error)]
     # the error itself first, as in the message
     shown = error if logger.isEnabledFor(logging.DEBUG) else None
-    logger.error("%s", json.dumps({**line, "errors": causes}), exc_info=shown)
+    logger.error("%s", log_line("error", **line, errors=causes), exc_info=shown)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -272,12 +272,18 @@ class Ledger:
         """Operations that have not ended, oldest first."""
         return self._operations("WHERE state IN ('queued', 'running') ORDER BY sequence")
 
-    def operations(self, memories: list[str] | None, limit: int) -> list[dict[str, Any]]:
-        """The newest operations, newest first; of these memories, None: of all."""
-        if memories is None:
-            return self._operations("ORDER BY sequence DESC LIMIT ?", limit)
-        marks = ", ".join("?" * len(memories))
-        return self._operations(f"WHERE memory IN ({marks}) ORDER BY sequence DESC LIMIT ?", *memories, limit)
+    def operations(self, memories: list[str] | None, limit: int, after: str | None = None) -> list[dict[str, Any]]:
+        """The newest operations, newest first; of these memories, None: of all; older than the one ``after``."""
+        conditions: list[str] = []
+        values: list[Any] = []
+        if memories is not None:
+            conditions.append(f"memory IN ({', '.join('?' * len(memories))})")
+            values += memories
+        if after is not None:
+            conditions.append("sequence < (SELECT sequence FROM operations WHERE id = ?)")
+            values.append(after)
+        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+        return self._operations(f"{where}ORDER BY sequence DESC LIMIT ?", *values, limit)
 
     def _operations(self, rest: str, *values: Any) -> list[dict[str, Any]]:
         with self._lock:

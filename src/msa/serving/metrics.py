@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _ROUNDS = (0, 1, 2, 3, 4, 6, 8, 16)
 _MEMORY_GAUGES = {
@@ -71,7 +72,12 @@ class Metrics:
         self._success = Counter("msa:request_success", "answers", ("model_name", "finished_reason"), registry=registry)
         self._model_id = model_id
         self._first_token = histogram("time_to_first_token_seconds", "from arrival to the first token of the answer")
-        self._inter_token = histogram("inter_token_latency_seconds", "mean time between tokens of an answer")
+        self._failures = Counter(
+            "msa:request_failures", "questions that got no whole answer", ("model_name", "code"), registry=registry
+        )
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds", "mean time between tokens of an answer", _TOKEN_SECONDS
+        )
         self._whole = histogram("e2e_request_latency_seconds", "from arrival to the end of the answer")
         self._queue = histogram("request_queue_time_seconds", "waiting for the model")
         self._prefill = histogram("request_prefill_time_seconds", "from the model's start to the first token")
@@ -108,7 +114,11 @@ class Metrics:
             self._prefill.observe(first)
             self._decode.observe(decode)
             if tokens > 1:
-                self._inter_token.observe(decode / (tokens - 1))
+                self._per_token.observe(decode / (tokens - 1))
+
+    def failed(self, code: str) -> None:
+        """Count one question that got no whole answer, a stream that broke off among them; ``code``: of the error."""
+        self._failures.labels(self._model_id, code).inc()
 
     def encoded(self, tokens: int) -> None:
         """Count tokens of documents."""

@@ -5,7 +5,6 @@ Plain ASGI, since a wrapper that reads or buffers would hide from the routes tha
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msa.serving.errors import CLIENT_GONE, ApiError, to_api_error
 from msa.serving.failure_log import WORK_ID
+from msa.serving.log_lines import log_line
 from msa.serving.services import Services
 from msa.serving.settings import ServerSettings
 from msa.serving.tracing import Tracing
@@ -27,6 +27,7 @@ access_log = logging.getLogger("msa.serving.access")
 
 REQUEST_ID = "x-request-id"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NOTED = {"key_name": "key", "failure": "failure"}  # what routes note of a request → its name in the line
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -100,7 +101,7 @@ class Envelope:
         host = headers.get("host", "")
         allowed = self._settings.allowed_hosts
         if allowed and _host_name(host) not in allowed:
-            return ApiError(421, "this server does not answer to this host name; see allowed_hosts", "wrong_host")
+            return ApiError(421, "this server does not answer to this host name; --allowed-host adds one", "wrong_host")
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE_METHODS or self._settings.keys:
             return None  # with keys, a page that has none can do nothing
@@ -113,17 +114,14 @@ class Envelope:
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         path = _route_of(scope)
         line: dict[str, Any] = {
-            "event": "request",
             "id": request_id,
             "method": scope["method"],
             "route": path,
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
-        key_name = scope["state"].get("key_name")
-        if key_name:
-            line["key"] = key_name
-        access_log.info("%s", json.dumps(line))
+        line |= {shown: scope["state"][name] for name, shown in _NOTED.items() if scope["state"].get(name)}
+        access_log.info("%s", log_line("request", **line))
         services = _services_of(scope)
         if services is not None:
             services.metrics.responded(path, _method_of(scope), status, seconds)

@@ -209,9 +209,9 @@ class Operations:
         fields = self._ledger.operation(operation_id)
         return None if fields is None else Operation.of(fields)
 
-    def list(self, memories: list[str] | None, limit: int) -> list[Operation]:
-        """The newest operations, of these memories; None: of all."""
-        found = self._ledger.operations(memories, limit)
+    def list(self, memories: list[str] | None, limit: int, after: str | None = None) -> list[Operation]:
+        """The newest operations, of these memories (None: of all), older than the one ``after``."""
+        found = self._ledger.operations(memories, limit, after)
         return [self._live.get(fields["id"]) or Operation.of(fields) for fields in found]
 
     def unfinished(self) -> int:

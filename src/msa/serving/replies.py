@@ -29,6 +29,7 @@ class Reply:
         include_usage: whether a stream is to end with token counts.
         notes: what the server has to say beside the engine.
         fetched: counts the bytes of selected documents' content that were read for it.
+        names: number → id of the documents that router layers selected for it.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Reply:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     fetched: ByteCounter = field(default_factory=ByteCounter)
+    names: dict[int, str] = field(default_factory=dict)
 
     def _url(self, hit: Hit) -> str:
         return document_url(self.base_url, self.memory, hit)
@@ -56,7 +58,7 @@ class Reply:
                     {"retrieved": found.retrieved, "numbers": found.numbers, "selected": found.votes}
                     for found in answer.rounds
                 ],
-                "votes": votes_for(answer),
+                "votes": votes_for(answer, self.names),
                 "timings": {name: round(seconds, 6) for name, seconds in answer.timings.items()},
                 "fetched_bytes": self.fetched.total,
                 "notes": [*self.notes, *answer.notes],
@@ -112,9 +114,8 @@ class Reply:
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage_to_json(answer.usage)})
 
 
-def votes_for(answer: Answer) -> dict[str, list[str]]:
-    """Per router layer the ids of those of the answer's documents that it selected in any round, best first."""
-    names = {hit.number: hit.id for hit in answer.sources}
+def votes_for(answer: Answer, names: Mapping[int, str]) -> dict[str, list[str]]:
+    """Per router layer the ids of the documents that it selected in any round, best first; ``names`` knows them."""
     votes: dict[str, dict[str, None]] = {}
     for found in answer.rounds:
         for layer, numbers in found.votes.items():
@@ -123,12 +124,13 @@ def votes_for(answer: Answer) -> dict[str, list[str]]:
     return {layer: list(chosen) for layer, chosen in votes.items()}
 
 
-def usage_to_json(usage: Usage) -> dict[str, int]:
-    """Token counts."""
+def usage_to_json(usage: Usage) -> dict[str, Any]:
+    """Token counts; what was written and is no part of the answer's text counts as reasoning, as OpenAI's does."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
+        "completion_tokens_details": {"reasoning_tokens": usage.hidden_tokens},
     }
 
 

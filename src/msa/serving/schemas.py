@@ -86,12 +86,19 @@ class Choice(BaseModel):
     logprobs: None
 
 
+class CompletionDetails(BaseModel):
+    """Of the completion's tokens those that are not in the text: ids of documents, and what was quoted."""
+
+    reasoning_tokens: int
+
+
 class UsageCounts(BaseModel):
     """Tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails
 
 
 class Source(BaseModel):
@@ -276,6 +283,7 @@ class OperationList(BaseModel):
 
     object: Literal["list"]
     data: list[OperationInfo]
+    has_more: bool
 
 
 class DocumentInfo(BaseModel):

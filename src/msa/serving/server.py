@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import resource
@@ -277,6 +278,9 @@ def run(settings: ServerSettings, model: MSAModel | None = None, leader: Leader 
             leader.on_lost = server.stop
             if leader.lost is not None:  # while the model was loaded
                 raise leader.lost
+        # model and libraries stay: looking for garbage among their objects would hold all requests up
+        gc.collect()
+        gc.freeze()
         logger.info("serving %s on http://%s", settings.folder, address_of(listening))
         server.run(sockets=[listening])
     if leader is not None and leader.lost is not None:

@@ -223,7 +223,8 @@ class Services:
                 operation.progress[key] += getattr(done, key)
             if done.encoded or done.updated:
                 self.operations.got_on(operation)
-        return {**{key: operation.progress[key] for key in _COUNTS}, "ids": ids}
+        counts = {key: operation.progress[key] for key in _COUNTS}
+        return {**counts, "ids": ids, "ids_truncated": len(ids) < counts["documents"]}
 
     def run_compact(self, operation: Operation) -> dict[str, Any]:
         """In an operation's thread: have a memory rewritten, answering questions between two blocks."""

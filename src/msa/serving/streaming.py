@@ -119,15 +119,15 @@ async def reply_events(
             elif isinstance(item, RoundStarted | DocumentRetrieved) and stream_events:
                 yield reply.retrieval(item)
         answer: Answer = job.future.result()  # done: the events have ended
+        ending = [reply.closing("".join(said), answer), *([reply.usage(answer)] if reply.include_usage else [])]
     # any failure must be told inside the stream: its status line is long gone
     except Exception as error:
         failure = to_api_error(error, services.root)
         yield event(failure.body)
         yield DONE
         return
-    yield reply.closing("".join(said), answer)
-    if reply.include_usage:
-        yield reply.usage(answer)
+    for text in ending:
+        yield text
     yield DONE
 
 

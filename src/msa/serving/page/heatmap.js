@@ -2,10 +2,13 @@
 
 import { el, titleOf } from "./dom.js";
 
+const MOST_ROWS = 24;
+
 /**
  * The table; null where there are no votes.
  *
- * `votes` maps each router layer to the ids it chose, best first; `sources` give the titles.
+ * `votes` maps each router layer to the ids it chose, best first; `sources`, the retrieved ones, give the titles. Of
+ * more documents than fit, those that fewest layers chose are left out, but never a retrieved one.
  */
 export function heatmap(votes, sources) {
   const layers = Object.keys(votes ?? {}).sort((a, b) => Number(a) - Number(b));
@@ -18,7 +21,8 @@ export function heatmap(votes, sources) {
   }
   if (!chosen.size) return null;
   const titles = new Map(sources.map((source) => [source.id, titleOf(source)]));
-  const rows = [...chosen].sort(([, a], [, b]) => b.size - a.size || sumOf(a) - sumOf(b));
+  const all = [...chosen].sort(([, a], [, b]) => b.size - a.size || sumOf(a) - sumOf(b));
+  const rows = all.filter(([id], place) => place < MOST_ROWS || titles.has(id));
   const head = el(
     "tr",
     {},
@@ -29,7 +33,7 @@ export function heatmap(votes, sources) {
   const body = rows.map(([id, ranks]) =>
     el(
       "tr",
-      {},
+      titles.has(id) ? { class: "retrieved" } : {},
       el("th", { scope: "row", text: titles.get(id) ?? id, title: id }),
       ...layers.map((layer) => cell(ranks.get(layer))),
       el("td", { class: "sum", text: `${ranks.size}/${layers.length}` }),
@@ -41,9 +45,13 @@ export function heatmap(votes, sources) {
     { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Choices of each router layer" },
     table,
   );
+  const left = all.length - rows.length;
   const legend = el("p", {
     class: "muted",
-    text: "Columns are router layers. A cell holds the document’s rank among those that the layer chose.",
+    text:
+      "Columns are router layers. A cell holds the document’s rank among those that the layer chose; " +
+      "documents in bold were retrieved." +
+      (left ? ` ${left} more were chosen by fewer layers.` : ""),
   });
   return el(
     "details",

@@ -14,9 +14,9 @@ from msa.bank import ByteCounter
 from msa.errors import ContextLengthError, NoDocumentsError
 from msa.generation.decoding import Decoding
 from msa.generation.types import Answer, Done, Event
-from msa.serving.chat_request import ChatRequest, Wanted, wanted
+from msa.serving.chat_request import ChatRequest, Wanted, split_model, wanted
 from msa.serving.conversation import Composed, compose
-from msa.serving.errors import ApiError, invalid, memory_not_found
+from msa.serving.errors import ApiError, code_of, invalid, memory_not_found
 from msa.serving.http import KeyOf, ServicesOf, deadline_of, read_model, result_of
 from msa.serving.keys import ApiKey
 from msa.serving.openapi import described
@@ -62,18 +62,23 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
             events.put(event)
 
     job = services.scheduler.submit(
-        lambda job: _answer(job, asked, composed, services, reply.fetched), deadline=deadline, on_event=on_event
+        lambda job: _answer(job, asked, composed, services, reply), deadline=deadline, on_event=on_event
     )
-    job.future.add_done_callback(lambda _: _finished(job, trace, services))
+    job.future.add_done_callback(lambda _: _finished(job, trace, services, request.scope["state"]))
     if not asked.stream:
         answer: Answer = await result_of(job, request, services)
         return JSONResponse(reply.whole(answer))
     job.future.add_done_callback(lambda _: events.put(None))
-    gone = cancel_for(job, services)
+    cancel = cancel_for(job, services)
+
+    def gone() -> None:
+        request.scope["state"]["failure"] = "cancelled"  # before the line of log, which does not wait for the job
+        cancel()
+
     try:
         await first_event(events, job, request)
     except BaseException:
-        gone()
+        cancel()
         raise
     stream = reply_events(events, job, reply, services, stream_events=asked.stream_events)
     return EventStream(stream, gone, settings.body_timeout_s)
@@ -83,22 +88,28 @@ def check_target(model: str, memory: str, key: ApiKey, services: Services) -> No
     """Make sure that the model is served and the memory there.
 
     Raises:
-        ApiError: one is not: 404.
+        ApiError: one is not: 404. No memory is named: 400.
     """
     if model != services.model_id:
         raise ApiError(
             404,
             f"the model {model[:120]!r} is not served here, {services.model_id!r} is; write '{services.model_id}@"
-            f"{memory[:64]}'",
+            f"{memory[:64] or '<memory>'}'; GET /v1/models lists what there is",
             "model_not_found",
             param="model",
+        )
+    if not memory:
+        raise invalid(
+            f"which memory? Write model as '{model}@<memory>', or add the field 'memory'; GET /v1/models lists them",
+            param="model",
+            code="memory_required",
         )
     if not key.opens(memory) or not services.memories.exists(memory):
         raise memory_not_found(memory)
 
 
 def _answer(
-    job: Job, asked: Wanted, composed: Composed, services: Services, fetched: ByteCounter
+    job: Job, asked: Wanted, composed: Composed, services: Services, reply: Reply
 ) -> Generator[Decoding, None, Answer]:
     """In the worker thread: answer, event by event; what is yielded waits for a pass, made for all that run."""
     with services.memories.lease(asked.memory) as memory:
@@ -107,7 +118,10 @@ def _answer(
         try:
             options = {**asked.options, **composed.options}
             steps = memory.steps(composed.question, cancelled=job.should_stop, **options)
-            return (yield from _last(_counted(steps, memory.bank.fetched, fetched), job))
+            answer = yield from _last(_counted(steps, memory.bank.fetched, reply.fetched), job)
+            selected = (number for found in answer.rounds for layer in found.votes.values() for number in layer)
+            reply.names.update(memory.bank.state().ids_of(selected))
+            return answer
         except NoDocumentsError as error:
             raise invalid(str(error), "where", "no_documents") from error
         except ContextLengthError as error:
@@ -151,10 +165,15 @@ def _last(events: Generator[Event | Decoding, None, None], job: Job) -> Generato
     raise RuntimeError("the engine ended an answer without its last event")
 
 
-def _finished(job: Job, trace: WorkTrace, services: Services) -> None:
+def _finished(job: Job, trace: WorkTrace, services: Services, state: dict[str, Any]) -> None:
+    """The question is answered, or it failed: a stream's status line said nothing of that."""
     trace.ended(job)
-    if job.future.exception() is None:
+    error = job.future.exception()
+    if error is None:
         services.metrics.answered(job, job.future.result())
+    else:
+        state["failure"] = code = code_of(error)
+        services.metrics.failed(code)
 
 
 @router.get("/models", **described({200: ModelList}))
@@ -168,7 +187,7 @@ def models(key: KeyOf, services: ServicesOf) -> dict[str, Any]:
 @router.get("/models/{model:path}", **described({200: ModelInfo}))
 def model(model: str, key: KeyOf, services: ServicesOf) -> dict[str, Any]:
     """One of them."""
-    name, _, memory = model.rpartition("@")
+    name, memory = split_model(model)
     check_target(name, memory, key, services)
     return _model(memory, services)
 

@@ -25,13 +25,21 @@ def list_operations(
     operations: OperationsOf,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     memory: str | None = None,
+    after: str | None = None,
 ) -> dict[str, Any]:
-    """The newest operations first."""
+    """The newest operations first, of those older than operation ``after``."""
     names = None if memory is None else [memory]
     if not key.is_unrestricted:
         mine = [name for name in services.memories.names() if key.opens(name)]
         names = mine if names is None else [name for name in names if key.opens(name)]
-    return {"object": "list", "data": [operation.to_json() for operation in operations.list(names, limit)]}
+    if after is not None:
+        _found(after, key, operations)
+    found = operations.list(names, limit + 1, after)
+    return {
+        "object": "list",
+        "data": [operation.to_json() for operation in found[:limit]],
+        "has_more": len(found) > limit,
+    }
 
 
 @router.get("/{operation_id}", **described({200: OperationInfo}))
