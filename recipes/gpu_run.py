@@ -34,14 +34,15 @@ import msa
 from msa.documents import Protocol
 from msa.errors import TrainingDataError
 from msa.model import MSAForCausalLM
-from msa.model.adapter import apply_adapter
+from msa.model.adapter import apply_adapter, file_checksum
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import FileSource, NeedleSource, SampleSource
+from msa.training.batches import FileSource, NeedleSource, SampleSource, questions_before
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleConfig, NeedleWorlds
 from msa.training.data.samples import TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
+from msa.training.files import replace_file
 from msa.training.log import draw_curves, read_log
 from msa.training.objective import LossWeights
 from msa.training.parameters import has_lora, load_trained, save_trained
@@ -149,6 +150,7 @@ def config(args: argparse.Namespace, steps: list[int], seconds: float) -> TrainC
         out=str(args.out / "run"),
         model=str(args.backbone),
         phases=phases,
+        seed=args.seed,
         precision="bf16" if on_gpu else "no",
         trainable="lora",
         lora=LoraConfig(rank=args.rank, alpha=2 * args.rank, merged=not args.peft),
@@ -193,15 +195,17 @@ def read_sources(
     def sources(real: TrainingSet, *, hold_out: bool) -> list[SampleSource | None]:
         worlds = NeedleWorlds(*needle_words(held_out=hold_out), haystack_sentences((), held_out=hold_out))
         return [
-            NeedleSource(worlds, each.needles) if each.needles else file_source(real, each, settings.seed)
-            for each in settings.phases
+            NeedleSource(worlds, each.needles)
+            if each.needles
+            else file_source(real, each, settings.seed, 0 if hold_out else questions_before(settings, index))
+            for index, each in enumerate(settings.phases)
             if each.needles or each.files
         ]
 
     return sources(seen, hold_out=False), sources(held_out, hold_out=True)
 
 
-def file_source(whole: TrainingSet, phase: Phase, seed: int) -> FileSource:
+def file_source(whole: TrainingSet, phase: Phase, seed: int, first: int = 0) -> FileSource:
     """Those of the questions that have as many retrieval steps as a phase asks for.
 
     Raises:
@@ -211,7 +215,7 @@ def file_source(whole: TrainingSet, phase: Phase, seed: int) -> FileSource:
     kept = [sample for sample in whole.samples if len(sample.steps) >= phase.files.min_hops]
     if not kept:
         raise TrainingDataError(f"no question has {phase.files.min_hops} retrieval steps; {phase.name!r} needs some")
-    return FileSource(replace(whole, samples=kept), phase.files, seed)
+    return FileSource(replace(whole, samples=kept), phase.files, seed, first)
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,8 @@ def run(args: argparse.Namespace) -> bool:
     shares = {stage.name: share for stage, share in zip(args.stages, args.shares, strict=True)}
     steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds, shares))
     if measured and not args.steps and "steps" not in measured:
-        plan.write_text(json.dumps(measured | {"steps": steps}, indent=1))  # a later stretch has the same schedule
+        whole = json.dumps(measured | {"steps": steps}, indent=1)  # a later stretch has the same schedule
+        replace_file(plan, lambda path: path.write_text(whole))
     settings = config(args, steps, sum(measured.get(name, 1.0) for name in shares) / len(shares))
     log.info("steps of the phases: %s", steps)
     stretch = prepared(args, settings)
@@ -299,7 +304,8 @@ def export(model: MSAModel, settings: TrainConfig, backbone: str, result: Path) 
     """The adapter as it is now, whole and in parts."""
     adapter = Path(settings.out) / "adapter.safetensors"
     metadata = {"name": "smollm2-135m-gpu", "backbone": backbone, "config": settings.to_yaml()}
-    save_trained(model.lm, adapter, lora_scale=settings.lora.alpha / settings.lora.rank, metadata=metadata)
+    scale = settings.lora.alpha / settings.lora.rank
+    replace_file(adapter, lambda path: save_trained(model.lm, path, lora_scale=scale, metadata=metadata))
     log.info("wrote %s, %.1f MB, in %d parts", adapter, adapter.stat().st_size / 1e6, len(cut(adapter, result)))
 
 
@@ -357,6 +363,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of LoRA")
     parser.add_argument("--router-rate", type=float, default=3.0, help="the routers' learning rate in multiples of it")
     parser.add_argument("--rank", type=int, default=24)
+    parser.add_argument("--seed", type=int, help="of data and order (default: 0, or by the adapter that --start names)")
     parser.add_argument("--peft", action="store_true", help="LoRA beside every layer, under autocast, not merged")
     parser.add_argument("--bucket-tokens", type=int, default=49152 if on_gpu else 4096)
     parser.add_argument("--checkpoint-documents", action="store_true", help="less memory, a third more time")
@@ -365,6 +372,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not args.join and (args.backbone is None or args.data is None):
         parser.error("--backbone and --data are needed to train")
+    if args.seed is None:  # a stretch over an adapter draws other questions and ids than the one that made it
+        started_from = args.start if args.start is not None and args.start.is_file() else None
+        args.seed = 0 if started_from is None else int(file_checksum(started_from)[:8], 16)
     args.stages = PLANS[args.plan]
     args.shares = args.shares or [stage.share for stage in args.stages]
     for name in ("steps", "shares"):

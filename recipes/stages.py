@@ -77,6 +77,7 @@ def _config(
     files = FileData(
         paths=(str(Path(data) / "train.jsonl"),),
         held_out_paths=(str(Path(data) / "validation.jsonl"),),
+        hidden_paths=(str(Path(data) / "test.jsonl"),),
         corpus=(str(Path(data) / "corpus.jsonl"),),
         documents=documents,
         questions=32,

@@ -83,13 +83,16 @@ def test_another_model_may_be_named_on_the_command_line(msa, write, tmp_path, mo
 
 
 def test_routers_alone_become_an_adapter_to_ask_with(msa, write, tmp_path, model_folder):
-    result = msa("train", write(trainable="routers"), "--device", "cpu")
+    result = msa("train", write(trainable="routers", routing_bias=2.0, routing_temperature=0.03), "--device", "cpu")
     assert (result.code, result.out) == (0, f"trained: {tmp_path / 'out' / 'adapter.safetensors'}\n")
     assert not (tmp_path / "out" / "model").exists()
     memory, question = tmp_path / "memory", ("Who?", "--max-new-tokens", 2)
     added = msa("add", memory, tmp_path / "corpus.jsonl", "--model", tmp_path / "out" / "adapter.safetensors")
     assert added.code == 0
     assert msa("ask", memory, *question).code == 0  # the memory names the file
+    assert float(package.load(tmp_path / "out" / "adapter.safetensors").lm.temperature) == pytest.approx(0.03, rel=1e-2)
+    alphas = package.model.adapter.read_adapter(tmp_path / "out" / "adapter.safetensors")[1]
+    assert any("routing_alpha" in name and 1.5 < float(value) < 2.5 for name, value in alphas.items())
     refused = msa("ask", memory, *question, "--model", model_folder)
     assert refused.code == 1
     assert "was made by model" in refused.err
@@ -121,6 +124,8 @@ def test_other_settings_in_the_same_folder_are_refused(msa, write):
     result = msa("train", write(seed=5), "--device", "cpu")
     assert (result.code, len(result.err.splitlines())) == (1, 1)
     assert "made with other settings (seed)" in result.err
+    result = msa("train", write([{**SAMPLES[0], "query": "Another one?"}, *SAMPLES[1:]]), "--device", "cpu")
+    assert "made with other settings (data)" in result.err, "the files say something else now"
 
 
 @pytest.mark.parametrize("minutes", ["-1", "nan", "inf", "soon"])

@@ -191,7 +191,16 @@ def test_parts_are_joined_only_if_all_are_there(tmp_path, monkeypatch):
     assert len(gpu_run.cut(file, parts)) == 3
     assert [path.read_bytes() for path in gpu_run.join(parts)] == [b"y" * 25]
     (parts / "file.part-001").unlink()
-    with pytest.raises(ValueError, match=r"a part of file is missing .*found file\.part-000, file\.part-002"):
+    with pytest.raises(ValueError, match=r"a part of file is missing .*: file\.part-001"):
+        gpu_run.join(parts)
+    (parts / "file.part-001").write_bytes(b"y" * 9 + b"x")
+    with pytest.raises(ValueError, match="do not belong together"):
+        gpu_run.join(parts)
+    (parts / "file.part-002").unlink()
+    with pytest.raises(ValueError, match=r"a part of file is missing .*: file\.part-001|file\.part-002"):
+        gpu_run.join(parts)
+    (parts / "file.parts.json").unlink()
+    with pytest.raises(ValueError, match="were not all written"):
         gpu_run.join(parts)
 
 

@@ -47,8 +47,10 @@ def round_to_bfloat16(lm):
 
 def test_all_weights_but_the_temperature_are_trained(tmp_path):
     model = learner(routing_bias=True)
+    model.lm.temperature.requires_grad_(True)  # as loading leaves it
     before = weights(model.lm)
     trained(tmp_path, model)
+    assert not model.lm.temperature.requires_grad
     assert [name for name, value in weights(model.lm).items() if torch.equal(value, before[name])] == ["temperature"]
 
 
@@ -68,6 +70,7 @@ def test_routers_alone_leave_everything_else_unchanged(tmp_path):
 @pytest.mark.parametrize("trainable", ["routers", "lora"])
 def test_the_saved_adapter_over_the_untouched_backbone_is_the_trained_network(tmp_path, trainable):
     model = learner(routing_bias=True)
+    model.lm.temperature.data.fill_(0.05)
     run = trained(tmp_path, model, trainable=trainable, lora=LORA)
     round_to_bfloat16(model.lm)
     model.lm.eval()
@@ -76,12 +79,13 @@ def test_the_saved_adapter_over_the_untouched_backbone_is_the_trained_network(tm
     names = save_trained(model.lm, tmp_path / "adapter.safetensors", lora_scale=scale, metadata={"backbone": "b"})
     with safe_open(tmp_path / "adapter.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == names
-        assert file.metadata() == {"backbone": "b", "lora_scale": "4.0"}
+        assert file.metadata() == {"backbone": "b", "lora_scale": "4.0", "routing_temperature": "0.05"}
         assert {file.get_tensor(name).dtype for name in names} == {torch.bfloat16}
     assert any("lora_" in name for name in names) == (trainable == "lora")
     plain = learner(routing_bias=True).lm
     before = outputs(plain)
     apply_adapter(plain, tmp_path / "adapter.safetensors", backbone="b")
+    assert float(plain.temperature) == pytest.approx(0.05), "what ids are weighed by, too"
     for got, wanted, first in zip(outputs(plain), expected, before, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
         assert (wanted - first).abs().max() > 1e-3  # training did change what the network says

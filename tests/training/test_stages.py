@@ -41,7 +41,7 @@ def test_chains_train_on_questions_of_several_hops_alone(tmp_path):
         {"query": "one?", "positives": ["a"], "answer": "x"},
         {"query": "two?", "positives": ["a", "b"], "hops": [["a"], ["b"]], "answer": "y"},
     ]
-    for name, records in (("corpus", corpus), ("train", samples), ("validation", samples)):
+    for name, records in (("corpus", corpus), ("train", samples), ("validation", samples), ("test", samples[:1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     stage = recipe("stages").STAGES["chains"](str(tmp_path), "out")
     for sources in sources_of(learner(), stage):

@@ -129,6 +129,8 @@ def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path, written, value)
         (changed_phase(steps=0), "phase 'only': steps must be a number 1 or more, got 0"),
         (changed_phase(final_share=1.5), "final_share"),
         (changed_phase(id_digits=0), "id_digits"),
+        (changed_phase(id_digits=1), "documents need longer ids than id_digits 1"),
+        (changed(routing_bias=0.0), "routing_bias must be a number above 0, got 0.0"),
         (changed_phase(needles={"questions": 0}), "phase 'only': questions must be a number 1 or more, got 0"),
         (changed_phase(learning_rate=math.nan), "phase 'only': learning_rate must be a number above 0, got nan"),
         (changed_phase(weights={"answer": -1}), "phases[0]: weights: answer must be a number 0 or more, got -1.0"),

@@ -65,7 +65,7 @@ def test_the_example_trains(tmp_path, monkeypatch, plain_log):
     Path("data").mkdir()
     samples = [{"query": s.query, "positives": s.positives, "answer": s.answer} for s in (ONE_HOP, TWO_HOPS)]
     corpus = [{"id": name, "text": text} for name, text in CORPUS.items()]
-    for name, records in (("corpus", corpus), ("train", samples), ("validation", samples)):
+    for name, records in (("corpus", corpus), ("train", samples), ("validation", samples), ("test", samples)):
         Path(f"data/{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     Path("config.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
     whole = TrainConfig.from_yaml("config.yaml")

@@ -2,7 +2,8 @@
 
 The file holds whole tensors under the model's own names (routers, routing bias) and LoRA pairs
 ``<module>.lora_A.weight`` ``[r, in]`` and ``<module>.lora_B.weight`` ``[out, r]``, and in its metadata ``lora_scale``,
-``backbone``, the fingerprint of the weights it was trained over, and ``model``, what these load as.
+``backbone``, the fingerprint of the weights it was trained over, ``model``, what these load as, and
+``routing_temperature``, if it was trained with another than theirs.
 """
 
 from __future__ import annotations
@@ -69,16 +70,24 @@ def apply_adapter(
     """
     path = Path(path)
     metadata, tensors = read_adapter(path, checksum=checksum, backbone=backbone)
-    try:
-        scale = float(metadata.get("lora_scale", 1.0))
-    except ValueError as error:
-        raise CheckpointError(f"adapter {path}: lora_scale {metadata['lora_scale']!r} is not a number") from error
+    scale = _number(metadata, "lora_scale", path) or 1.0
+    temperature = _number(metadata, "routing_temperature", path)
     added = _added_bias(model, tensors, path)
     updates = _updates({**dict(model.named_parameters()), **added}, tensors, scale, path)
     if added and isinstance(model, MSAForCausalLM):
         model.add_routing_bias()
     for name, value in updates.items():
         model.get_parameter(name).copy_(value)
+    if temperature is not None and isinstance(model, MSAForCausalLM):
+        model.temperature.fill_(temperature)
+
+
+def _number(metadata: dict[str, str], name: str, path: Path) -> float | None:
+    """A number of an adapter's metadata; None: it has none."""
+    try:
+        return float(metadata[name]) if name in metadata else None
+    except ValueError as error:
+        raise CheckpointError(f"adapter {path}: {name} {metadata[name]!r} is not a number") from error
 
 
 def read_adapter(

@@ -5,6 +5,7 @@ So the order of the data needs no state of its own: a resumed run asks for the n
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,15 +63,16 @@ class FileSource:
         training_set: what was read.
         config: how many questions and documents a batch has.
         seed: of the order.
+        first: the question to begin with, counted over all epochs: what earlier phases have asked is not asked again.
 
     Raises:
         TrainingDataError: no samples.
     """
 
-    def __init__(self, training_set: TrainingSet, config: FileData, seed: int) -> None:
+    def __init__(self, training_set: TrainingSet, config: FileData, seed: int, first: int = 0) -> None:
         if not training_set.samples:
             raise TrainingDataError(f"no samples to train on in {', '.join(config.paths)}")
-        self._set, self._config, self._seed = training_set, config, seed
+        self._set, self._config, self._seed, self._first = training_set, config, seed, first
         self._names = list(training_set.corpus)
         self.snapshot: Snapshot | None = None
         self._epoch, self._order = -1, list(range(len(training_set.samples)))
@@ -116,9 +118,19 @@ class FileSource:
         """Documents of the corpus."""
         return len(self._names)
 
+    @cached_property
+    def digest(self) -> str:
+        """What is trained on, hashed."""
+        digest = hashlib.sha256()
+        for name, text in self._set.corpus.items():
+            digest.update(f"{len(name)} {len(text)} {name}{text}".encode())
+        for sample in self._set.samples:
+            digest.update(repr(sample).encode())
+        return digest.hexdigest()[:16]
+
     def _place(self, number: int) -> int:
-        """Which sample of the set question ``number``, counted over all epochs, is."""
-        epoch, within = divmod(number, len(self._set.samples))
+        """Which sample of the set question ``number`` of this phase is."""
+        epoch, within = divmod(self._first + number, len(self._set.samples))
         if epoch != self._epoch:
             self._order = list(range(len(self._set.samples)))
             random.Random(f"{self._seed} epoch {epoch}").shuffle(self._order)
@@ -133,6 +145,17 @@ class FileSource:
         sample = self._set.samples[place]
         mined = self.snapshot.mined.get(place, ()) if self.snapshot is not None else ()
         return replace(sample, documents=tuple(dict.fromkeys((*sample.documents, *mined)))) if mined else sample
+
+
+def questions_before(config: TrainConfig, index: int) -> int:
+    """How many questions earlier phases take from the same files as the phase at ``index``."""
+    files = config.phases[index].files
+
+    def told(one: FileData) -> tuple[object, ...]:
+        return one.paths, one.corpus, one.min_hops, one.skip_bad
+
+    same = [one for one in config.phases[:index] if one.files and files and told(one.files) == told(files)]
+    return sum(one.steps * config.micro_batches * one.files.questions for one in same if one.files)
 
 
 class Batches:
@@ -155,6 +178,12 @@ class Batches:
     def sources(self) -> list[SampleSource | None]:
         """One per phase."""
         return self._sources
+
+    @property
+    def digest(self) -> str | None:
+        """What files say that is trained on, hashed; None: there are none."""
+        digests = [source.digest for source in self.sources if isinstance(source, FileSource)]
+        return " ".join(digests) or None
 
     def batch(self, step: int, micro: int) -> TrainingBatch:
         """Micro-batch ``micro`` of optimiser step ``step``, both counted from 0."""
@@ -196,7 +225,7 @@ class Batches:
             self._protocol,
             due,
             range((due - first) * config.micro_batches, (stop - first) * config.micro_batches),
-            numbers=draw_numbers(source.num_documents, phase.id_digits, rng),
+            numbers=self._snapshot_numbers(source.num_documents, phase, rng),
             bucket_tokens=config.bucket_tokens,
             keep_latents=config.freeze_documents,
         )
@@ -206,6 +235,11 @@ class Batches:
             for old in folder.glob("step-*.safetensors"):
                 if int(old.stem.removeprefix("step-")) < oldest:
                     old.unlink()
+
+    def _snapshot_numbers(self, count: int, phase: Phase, rng: random.Random) -> list[int]:
+        """Numbers of the whole corpus; only where its latents are trained on must they be as short as the phase's."""
+        digits = phase.id_digits if self._config.freeze_documents else max(phase.id_digits, len(str(count)))
+        return draw_numbers(count, digits, rng, phase.full_ids)
 
     def held_out(self, source: SampleSource | None, phase: Phase, number: int) -> TrainingBatch:
         """A batch of another source under a phase's settings, for evaluation."""

@@ -43,6 +43,8 @@ class FileData:
         questions: rows of each step.
         mined_negatives: documents per question that the network mistook for the answer when the corpus was last encoded
             (``refresh_every``); they are in the step's memory, and second tries read them. 0: none.
+        hidden_paths: samples whose answering documents no step may show, as distractors either, such as a test's; what
+            ``paths`` ask about themselves stays. Those of ``held_out_paths`` are hidden without being named here.
         min_hops: leave out samples of fewer retrieval steps: 2 trains on chains alone.
         skip_bad: leave out what cannot be read, with a warning, instead of stopping.
     """
@@ -50,6 +52,7 @@ class FileData:
     paths: tuple[str, ...]
     corpus: tuple[str, ...] = ()
     held_out_paths: tuple[str, ...] = ()
+    hidden_paths: tuple[str, ...] = ()
     documents: int = 64
     questions: int = 32
     mined_negatives: int = 0
@@ -119,6 +122,12 @@ class Phase:
             positive=("learning_rate",),
             shares=("full_ids", "final_share", "second_tries"),
         )
+        most = max((data.documents for data in given), default=0)
+        if not self.repeat_ids and most > 10**self.id_digits - 1:
+            raise ValueError(
+                f"phase {self.name!r}: {most} documents need longer ids than id_digits {self.id_digits}; raise it, or "
+                "set repeat_ids"
+            )
         if self.weights.id_probe and self.id_digits > PLACES:
             raise ValueError(f"phase {self.name!r}: the id probe reads {PLACES} digits, id_digits is {self.id_digits}")
         if self.past_documents and self.files:
@@ -168,6 +177,9 @@ class TrainConfig:
         precision: ``'no'`` (float32; in quotes, or YAML reads it as false), ``bf16`` or ``fp16`` mixed precision.
         sharded: of several processes (torchrun), each holds its part of weights, gradients and optimiser state (FSDP2,
             see training/sharding.py); else all of them.
+        routing_bias: strength of the routing bias that routers begin with where the model has none; none: as the model
+            is.
+        routing_temperature: τ of the routing loss; none: the model's.
         trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
         lora: the settings of LoRA, with ``trainable: lora``.
         freeze_documents: encode documents without gradients (the document side is not trained).
@@ -199,6 +211,8 @@ class TrainConfig:
     micro_batches: int = 1
     precision: str = "no"
     sharded: bool = False
+    routing_bias: float | None = None
+    routing_temperature: float | None = None
     trainable: str = "all"
     lora: LoraConfig = field(default_factory=LoraConfig)
     freeze_documents: bool = False
@@ -233,7 +247,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         sizes = ("micro_batches", "max_document_tokens", "bucket_tokens")
         intervals = ("checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every")
-        positive, shares = ("router_rate", "max_grad_norm"), ("min_learning_rate",)
+        positive = ("routing_bias", "routing_temperature", "router_rate", "max_grad_norm")
+        shares = ("min_learning_rate",)
         check_numbers(self, from_one=(*sizes, *intervals), positive=positive, shares=shares)
         if self.seed > _MAX_SEED:
             raise ValueError(f"seed must be at most {_MAX_SEED}, got {self.seed}")

@@ -24,8 +24,9 @@ def choose_trainable(lm: MSAForCausalLM, config: TrainConfig) -> MSAForCausalLM:
     if config.trainable == "lora":
         _add_lora(lm, config)
     for name, parameter in lm.named_parameters():
-        if name == "temperature":
-            continue  # a setting of the routing loss, never trained
+        if name == "temperature":  # a setting of the routing loss, never trained; loading had made it a weight
+            parameter.requires_grad_(False)
+            continue
         wanted = config.trainable == "all" or is_router(name) or (config.trainable == "lora" and "lora_" in name)
         parameter.requires_grad_(wanted)
     return lm
@@ -81,7 +82,8 @@ def save_trained(lm: MSAForCausalLM, path: str | Path, *, lora_scale: float, met
         tensors[name] = value.detach().to("cpu", torch.bfloat16).contiguous()
     if not tensors:
         raise ValueError("the network has neither routers nor LoRA weights")
-    save_file(tensors, path, metadata={**metadata, "lora_scale": str(lora_scale)})
+    facts = {"lora_scale": str(lora_scale), "routing_temperature": f"{lm.temperature.item():.6g}"}
+    save_file(tensors, path, metadata={**metadata, **facts})
     return sorted(tensors)
 
 

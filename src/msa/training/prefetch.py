@@ -88,7 +88,7 @@ class Prefetched(Batches):
 
     def held_out(self, source: SampleSource | None, phase: Phase, number: int) -> TrainingBatch:
         """See :meth:`Batches.held_out`; drawn once."""
-        key = (source, phase.name, number)
+        key = (source, repr(phase), number)
         if key not in self._drawn:
             self._drawn[key] = self._inner.held_out(source, phase, number)
         return self._drawn[key]

@@ -13,12 +13,20 @@ from msa.documents import Protocol
 from msa.errors import TrainingDataError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
-from msa.training.batches import Batches, FileSource, NeedleSource, SampleSource, VariableSource
+from msa.training.batches import (
+    Batches,
+    FileSource,
+    NeedleSource,
+    SampleSource,
+    VariableSource,
+    questions_before,
+)
 from msa.training.config import Phase, TrainConfig
 from msa.training.data.formats import read_training_set
 from msa.training.data.needles import NeedleWorlds
 from msa.training.data.samples import TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
+from msa.training.files import replace_file
 from msa.training.metrics import evaluate
 from msa.training.parameters import save_trained
 from msa.training.trainer import Trainer
@@ -46,6 +54,7 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
         raise TrainingError(f"the result would be written over {result}, which it needs; use another 'out' folder")
     # what the adapter's file says it belongs to; zoo.load reads it
     base = {"model": model.name, "backbone": model_fingerprint(model.lm, routers=False)}
+    begin_routing(model.lm, config)
     sources, held_out = sources_of(model, config)
     batches = Batches(config, model.protocol, sources)
     trainer = Trainer(model, config, batches, evaluate=held_out_evaluation(model, config, batches, held_out))
@@ -59,11 +68,20 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
     return result
 
 
+def begin_routing(lm: MSAForCausalLM, config: TrainConfig) -> None:
+    """The routing bias and the temperature that the configuration names."""
+    if config.routing_bias is not None:
+        lm.add_routing_bias(config.routing_bias)
+    if config.routing_temperature is not None:
+        lm.temperature.data.fill_(config.routing_temperature)
+
+
 def save_result(model: MSAModel, config: TrainConfig, result: Path, base: dict[str, str]) -> None:
     """Write what was trained: the whole model, or an adapter that names in ``base`` what it belongs to."""
     if config.trainable != "all":
         scale = config.lora.alpha / config.lora.rank
-        save_trained(model.lm, result, lora_scale=scale, metadata={**base, "config": config.to_yaml()})
+        metadata = {**base, "config": config.to_yaml()}
+        replace_file(result, lambda path: save_trained(model.lm, path, lora_scale=scale, metadata=metadata))
         return
     weights = None
     if config.sharded:  # a state_dict would divide the gathered weights again
@@ -77,7 +95,7 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list
     files: dict[object, TrainingSet] = {}
     training: list[Source] = []
     held_out: list[Source] = []
-    for phase in config.phases:
+    for index, phase in enumerate(config.phases):
         if phase.needles is not None:
             for side in (False, True):
                 if side not in worlds:
@@ -94,9 +112,11 @@ def sources_of(model: MSAModel, config: TrainConfig) -> tuple[list[Source], list
             held_out.append(None)
         else:
             seen, other = (_file_set(model, config, phase, files, held_out=side) for side in (False, True))
-            if phase.files.held_out_paths:
-                seen = without_held_out(seen, other)
-            training.append(FileSource(seen, phase.files, config.seed))
+            hidden = [other] if phase.files.held_out_paths else []
+            if phase.files.hidden_paths:
+                hidden.append(read_training_set(phase.files.hidden_paths, corpus=phase.files.corpus))
+            seen = without_answers(seen, hidden)
+            training.append(FileSource(seen, phase.files, config.seed, questions_before(config, index)))
             held_out.append(FileSource(other, phase.files, config.seed))
     return training, held_out
 
@@ -145,10 +165,10 @@ def read_within_limits(
     )
 
 
-def without_held_out(training: TrainingSet, held_out: TrainingSet) -> TrainingSet:
-    """The training set without documents that held-out questions are about, but for those it asks about itself."""
+def without_answers(training: TrainingSet, others: Sequence[TrainingSet]) -> TrainingSet:
+    """The training set without documents that others' questions are about, but for those it asks about itself."""
     named = {name for sample in training.samples for name in sample.named}
-    hidden = {name for sample in held_out.samples for name in sample.positives} - named
+    hidden = {name for other in others for sample in other.samples for name in sample.positives} - named
     corpus = {name: text for name, text in training.corpus.items() if name not in hidden}
     return TrainingSet(corpus=corpus, samples=training.samples)
 

@@ -135,7 +135,7 @@ class Trainer:
             self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(step, config))
         # a sharded checkpoint is for as many processes as wrote it
         shards = self.accelerator.num_processes if self._sharded is not None else None
-        settings = {**dataclasses.asdict(config), "sharded": shards}
+        settings = {**dataclasses.asdict(config), "sharded": shards, "data": batches.digest}
         self._checkpoints = Checkpoints(
             Path(config.out) / "checkpoints",
             config.keep_checkpoints,

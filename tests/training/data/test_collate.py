@@ -183,6 +183,9 @@ def test_all_numbers_of_a_length_can_be_drawn_and_no_more():
 
 
 def test_lengths_of_numbers_are_evenly_spread():
+    drawn = [draw_numbers(40, 3, random.Random(seed)) for seed in range(300)]
+    short = [sum(number < 10 for numbers in drawn for number in numbers[half]) for half in (slice(20), slice(20, 40))]
+    assert abs(short[0] - short[1]) < 0.08 * sum(short), "short ones run out, but not for the last documents alone"
     lengths = Counter(len(str(number)) for seed in range(600) for number in draw_numbers(1, 3, random.Random(seed)))
     assert set(lengths) == {1, 2, 3}
     assert all(150 < count < 250 for count in lengths.values())

@@ -124,7 +124,7 @@ class TrainingBatch:
 
 
 def draw_numbers(count: int, max_digits: int, rng: random.Random, full: float = 0.0) -> list[int]:
-    """Distinct document numbers, their length uniform in 1..max_digits as far as there are enough short ones.
+    """Distinct document numbers in random order, their length uniform in 1..max_digits as far as there are enough.
 
     Args:
         count: how many.
@@ -141,7 +141,10 @@ def draw_numbers(count: int, max_digits: int, rng: random.Random, full: float = 
     while len(drawn) < count:
         digits = max_digits if full and rng.random() < full else rng.randint(1, max_digits)
         drawn[rng.randrange(10 ** (digits - 1), 10**digits)] = None
-    return list(drawn)
+    # short ones run out early: in the order drawn, the first documents' lengths would give them away
+    numbers = list(drawn)
+    rng.shuffle(numbers)
+    return numbers
 
 
 def draw_repeating_numbers(count: int, digits: int, rng: random.Random) -> list[int]:
