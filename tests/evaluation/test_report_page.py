@@ -173,7 +173,14 @@ def test_every_benchmark_keeps_the_commit_it_ran_at():
 def test_unlike_tasks_of_ruler_stand_in_their_own_columns(report, tmp_path):
     tasks = {"msa": ("single", "vt"), "full": ("vt",)}
     scores = [
-        {"answerer": way, "size": 4096, "average": 50.0, "tasks": [{"task": task, "score": 50.0} for task in own]}
+        {
+            "answerer": way,
+            "size": 4096,
+            "average": 50.0,
+            "low": 40.0,
+            "high": 60.0,
+            "tasks": [{"task": task, "score": 50.0} for task in own],
+        }
         for way, own in tasks.items()
     ]
     made = {"date": "d", "machine": "m", "threads": 2, "device": "cpu", "commit": ""}
@@ -183,7 +190,7 @@ def test_unlike_tasks_of_ruler_stand_in_their_own_columns(report, tmp_path):
     (folder / "results.json").write_text(json.dumps(content | {"results": {"scores": scores}}))
     page = write(report, tmp_path / "results", tmp_path / "none", tmp_path / "report.md")
     assert "| way, size | single | vt | mean |" in page
-    assert "| msa, 4096 | 50.0 | 50.0 | 50.0 |\n| full, 4096 | – | 50.0 | – |" in page
+    assert "| msa, 4096 | 50.0 | 50.0 | 50.0 (40.0–60.0) |\n| full, 4096 | – | 50.0 | – |" in page
 
 
 def test_the_stored_benchmarks_are_all_readable(report, tmp_path):

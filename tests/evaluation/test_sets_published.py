@@ -97,6 +97,23 @@ def test_published_sets_of_another_shape():
     assert "mdata_two.pkl does not exist" in refused("qdata_two.pkl")
 
 
+def test_one_file_of_questions_over_a_memory_of_another_name():
+    """As the authors ask ``qdata_msmarco_16K`` over ``mdata_msmarco_100M``."""
+    write_published([{"query": "q", "reference_list": ["A"], "answer": "x"}], ["A", "B"])
+    os.rename("mdata_hotpotqa.pkl", "mdata_hotpotqa_100M.pkl")
+    assert convert_published("qdata_hotpotqa.pkl", "out").questions[0].positives == ("0",)
+    write_published([], ["C"], "three")
+    os.rename("mdata_three.pkl", "mdata_other.pkl")
+    os.remove("qdata_three.pkl")
+    assert "put the two that belong together into a folder" in refused("qdata_hotpotqa.pkl")
+
+
+def test_numbers_are_keys_where_the_memory_is_a_mapping():
+    write_published([{"query": "q", "reference_list": [1], "answer": "x"}], {1: "A", 2: "B"})
+    (question,) = convert_published("qdata_hotpotqa.pkl", "out").questions
+    assert question.positives == ("1",), "not the second one"
+
+
 def test_a_file_of_another_name():
     write_pickle("other.pkl", [])
     assert "expected qdata_<name>.pkl, or a folder that holds one" in refused("other.pkl")

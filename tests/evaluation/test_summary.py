@@ -1,13 +1,22 @@
 """Rows, reasons and the paired test out of records, and the page they stand on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from msa.errors import EvaluationError
 from msa.evaluation.records import Record
 from msa.evaluation.report import report_comparison
-from msa.evaluation.summary import compare_ours, reasons_list, rows_of, rows_table, scores_table
+from msa.evaluation.summary import (
+    compare_ours,
+    kinds_table,
+    means_of_same,
+    reasons_list,
+    rows_of,
+    rows_table,
+    scores_table,
+)
 from msa.training.data.needles import NOT_IN_MEMORY
 
 FULL = "prompt and answer take 9000 tokens, the context ends at 8192"
@@ -108,10 +117,44 @@ def test_the_table_has_the_score_over_shared_questions():
     (row,) = rows_of([chooses], "right")
     assert (row.chosen, row.recall_1, row.recall) == (2.0, 0.0, 1.0)
     table = rows_table([rows["msa"], rows["msa-one-round"], row], "right").splitlines()
-    assert "| right, shared questions | documents chosen | recall@1 | recall@10 |" in table[0]
-    assert "| 1.000 (n 30) | – | – | – |" in table[2]
-    assert "| 1.000 | 0.76–1.00 | – | – | – | – |" in table[3]
-    assert "| 1.000 (n 1) | 2.0 | 0.000 | 1.000 |" in table[4]
+    assert "| right, shared questions | documents chosen | read | recall@1 | recall@10 |" in table[0]
+    assert "| 1.000 (n 30) | – | – | – | – |" in table[2]
+    assert "| 1.000 | 0.76–1.00 | – | – | – | – | – |" in table[3]
+    assert "| 1.000 (n 1) | 2.0 | 0.0 | 0.000 | 1.000 |" in table[4]
+
+
+def test_curves_are_of_the_same_questions_at_every_size():
+    small = [record(way, number, float(number < 35)) for way in ("msa", "full") for number in range(40)]
+    large = [replace(one, size_tokens=900) for one in small if int(one.question_id) >= 5]
+    few = [record("slow", 0, 1.0)]
+    curves, number = means_of_same([*small, *large, *few], "right")
+    assert (curves, number) == ({way: [(100, 30 / 35), (900, 30 / 35)] for way in ("msa", "full")}, 35)
+
+
+def test_kinds_of_questions_have_scores_of_their_own():
+    asked = [record("msa", number, float(number), metadata={"kind": "ab"[number]}) for number in range(2)]
+    lines = kinds_table([*asked, record("full", 0, 0.5, metadata={"question_type": "c"})], "right").splitlines()
+    assert lines[0] == "| way | tokens | a | b | c |"
+    assert lines[2:] == ["| msa | 100 | 0.000 (1) | 1.000 (1) | – |", "| full | 100 | – | – | 0.500 (1) |"]
+    assert kinds_table(asked[:1], "right") == ""
+
+
+def test_questions_over_documents_of_their_own_are_one_row_and_tested(tmp_path):
+    """As LongBench's: otherwise each context would be a size with one question."""
+    asked = [
+        replace(record(way, number, float(way == "msa")), size_tokens=100 + number)
+        for way in ("msa", "full")
+        for number in range(41)
+    ]
+    report_comparison(tmp_path, {"task": "qa", "separate": True}, asked, "right", [])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["answerer"], row["size_tokens"], row["questions"]) for row in results["results"]["rows"]] == [
+        ("msa", 120, 41),
+        ("full", 120, 41),
+    ]
+    (tested,) = results["results"]["tests"]
+    assert tested["tests"][0]["mean"] == 1.0
+    assert any("of 100 to 140 tokens" in note for note in results["notes"])
 
 
 def test_declining_is_shown_where_something_cannot_be_answered(tmp_path):
@@ -159,7 +202,7 @@ def test_the_page_has_sizes_reasons_and_what_growing_cost(tmp_path):
         f"* full at 100 tokens, 40 of 40 unanswered: {FULL}",
         "| memory | 100 | 4 | 1.5 | 99 | 2.0 |",
         "| full | 100 | 4 | 0.2 | – | – |",
-        "![right over size](ways.png)",
+        "![right over size, of the 1 questions that all ways were asked at every size](ways.png)",
         "* a note",
     ):
         assert line in page

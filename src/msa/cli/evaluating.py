@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa.cli.console import working, write, write_line, write_table
-from msa.cli.evaluation_needles import complete, counter, growing_memory, ruler_samples, seen_before
+from msa.cli.evaluation_needles import complete, counter, growing_memory, ruler_samples, seen_before, untaught
 from msa.cli.evaluation_settings import ruler_digest, set_digest, settings_of, settings_of_records
 from msa.cli.options import UsageError, tiers_of
 
@@ -244,7 +244,7 @@ def run_qa(args: argparse.Namespace) -> int:
             sets = list(separate(whole)) if args.separate else [whole]
             records = run_sets(make, args.ways, sets, log, count=count, say=say, **given)
     settings["ways"] = args.ways
-    notes = [*(growing.notes if growing else whole.notes), *args.note]
+    notes = [*(growing.notes if growing else whole.notes), *untaught(args.ways), *args.note]
     if judge is None:
         return _report_set(folder, settings, records, metric, notes)
     plain = _metric(args, whole, judged=False)

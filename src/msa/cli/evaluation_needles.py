@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,19 @@ def num_questions(args: argparse.Namespace) -> int:
     begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
     number: int | None = args.questions or begun.get("questions")
     return number or default_questions(args.task, args.sizes[0], document_tokens=args.document_tokens)
+
+
+def untaught(ways: Sequence[str]) -> list[str]:
+    """What to say where networks that know made-up needles alone are asked about other documents."""
+    from msa.evaluation.alternatives.registry import ALTERNATIVES
+
+    taught = [way for way in ways if ALTERNATIVES[way].train is not None]
+    if not taught:
+        return []
+    return [
+        f"{', '.join(taught)}: trained on made-up needles alone, and asked about other documents here; the row says "
+        "what becomes of such a network then, not what one trained for them could do"
+    ]
 
 
 def seen_before(args: argparse.Namespace, model: MSAModel, tasks: Collection[str]) -> list[str]:

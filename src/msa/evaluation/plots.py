@@ -19,7 +19,7 @@ def token_count(tokens: float) -> str:
     """
     if tokens >= 1e6:
         return f"{tokens / 1e6:.3g}M"
-    return f"{tokens / 1e3:.0f}K" if tokens >= 1e4 else f"{tokens:.0f}"
+    return f"{tokens / 1e3:.0f}K" if tokens >= 1e4 or (tokens and tokens % 1000 == 0) else f"{tokens:.0f}"
 
 
 def draw_curves(

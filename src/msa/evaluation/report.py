@@ -12,10 +12,13 @@ from msa.evaluation.results import write_results
 from msa.evaluation.ruler import score
 from msa.evaluation.summary import (
     MIN_SHARED,
+    as_one_size,
     compare_ours,
     declining,
     declining_table,
+    kinds_table,
     markdown_table,
+    means_of_same,
     reasons_list,
     rows_of,
     rows_table,
@@ -24,9 +27,14 @@ from msa.evaluation.summary import (
 
 COLUMNS_NOTE = (
     "*shared questions*: those that all ways of this size were asked, ways asked fewer than "
-    f"{MIN_SHARED} left out. *recall@10*: among the documents that a way chose, which are few where it reads few. "
+    f"{MIN_SHARED} left out. *recall@10*: among the documents that a way chose, which are few where it reads few; "
+    "*read*: those whose text the model was given. "
     "*tokens seen*: prompt tokens processed for a question; documents that a way has read, encoded or indexed before "
     "are not counted again. *MB*: held in memory for the documents, by each way's own count, files left out."
+)
+_SEPARATE = (
+    "each question has documents of its own, of {:,} to {:,} tokens; tables name the median of these, and seconds and "
+    "tokens are over all"
 )
 UNLIKE_TASKS_NOTE = (
     "Not all rows have the same tasks: a dash stands for one that was not asked, and for the mean of a row that lacks "
@@ -72,7 +80,9 @@ def ruler_table(scores: Sequence[Mapping[str, Any]], rows: Sequence[str], what: 
     cells = []
     for row, entry in zip(rows, scores, strict=True):
         by_task = {task["task"]: f"{task['score']:.1f}" for task in entry["tasks"]}
-        mean = f"{entry['average']:.1f}" if by_task.keys() == set(tasks) else "–"
+        mean = (
+            f"{entry['average']:.1f} ({entry['low']:.1f}–{entry['high']:.1f})" if by_task.keys() == set(tasks) else "–"
+        )
         cells.append([row, *(by_task.get(task, "–") for task in tasks), mean])
     unlike = any("–" in cell for cell in cells)
     return [markdown_table([what, *tasks, "mean"], cells), *([UNLIKE_TASKS_NOTE] if unlike else [])]
@@ -99,15 +109,21 @@ def report_comparison(
     made: Mapping[str, Any] | None = None,
 ) -> None:
     """All ways side by side, as the documents grow, and paired tests of ours against every alternative."""
+    if settings.get("separate"):
+        sizes_asked = sorted({record.size_tokens for record in records})
+        records = as_one_size(records)
+        if len(sizes_asked) > 1:
+            notes = [*notes, _SEPARATE.format(sizes_asked[0], sizes_asked[-1])]
     rows = rows_of(records, metric)
     page = [rows_table(rows, metric), COLUMNS_NOTE, *filter(None, [reasons_list(rows)])]
     sizes = {row.size_tokens for row in rows}
     if len(sizes) > 1:
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            curves.setdefault(row.answerer, []).append((row.size_tokens, row.score))
-        draw_curves(folder / "ways.png", curves, title="Ways of answering as the documents grow", ylabel=metric)
-        page.append(f"![{metric} over size](ways.png)")
+        curves, number = means_of_same(records, metric)
+        title = f"Ways of answering as the documents grow: the same {number} questions"
+        draw_curves(folder / "ways.png", curves, title=title, ylabel=metric)
+        page.append(
+            f"![{metric} over size, of the {number} questions that all ways were asked at every size](ways.png)"
+        )
     growth = [entry for entry in growth if entry["size"] in sizes]
     if growth:
         page += ["## Taking the documents in", growth_table(growth)]
@@ -125,6 +141,9 @@ def report_comparison(
     declined = declining(records)
     if declined:
         page += ["## Declining", declining_table(declined)]
+    kinds = kinds_table(records, metric)
+    if kinds:
+        page += ["## By kind of question", f"{metric}, in brackets how many questions:", kinds]
     page += ["## Every metric", scores_table(records)]
     results = {"metric": metric, "rows": [vars(row) for row in rows], "tests": tests, "growth": growth}
     results["declining"] = declined

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from msa.errors import EvaluationError
+from msa.evaluation.growth import read_growth
 from msa.evaluation.records import RECORDS_NAME, Record, read_records
 from msa.evaluation.report import report_comparison, report_ruler
 from msa.evaluation.results import RESULTS_NAME, read_results, stored_notes
 from msa.evaluation.ruler import Placement
 from msa.evaluation.scaling_report import report_scaling
+from msa.evaluation.summary import as_one_size
 
 
 def rewrite_report(folder: Path, notes: Sequence[str] = ()) -> None:
@@ -74,7 +76,9 @@ def _comparison(folder: Path, content: Mapping[str, Any], records: Sequence[Reco
     results = content["results"]
     metric = results["metric"]
     asked = {(row["answerer"], row["size_tokens"]): row["questions"] for row in results["rows"]}
-    shown, growth = _shown(records, asked, metric), results.get("growth", [])
+    if content["settings"].get("separate"):
+        records = as_one_size(records)
+    shown, growth = _shown(records, asked, metric), read_growth(folder) or results.get("growth", [])
     report_comparison(folder, content["settings"], shown, metric, notes, growth, made=content["environment"])
 
 

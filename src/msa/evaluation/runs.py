@@ -45,14 +45,19 @@ def run_sets(
     """Question sets, each over its own documents, every way; sizes are the documents' tokens.
 
     A way is made anew for each set that it has a question of left to answer. ``limits`` names ways that are asked only
-    so many questions of a set, the first ones.
+    so many questions of all sets together, the first ones.
     """
     records: list[Record] = []
+    left = dict(limits or {})
     for questions in sets:
         size = sum(map(count, questions.documents.values()))
         for name in ways:
             progress = _counting(say, f"{name}, {questions.name}")
-            asked = replace(questions, questions=questions.questions[: (limits or {}).get(name)])
+            asked = replace(questions, questions=questions.questions[: left.get(name)])
+            if name in left:
+                left[name] -= len(asked.questions)
+            if not asked.questions:
+                continue
             records += _run_set(
                 make,
                 name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -15,6 +15,8 @@ from msa.evaluation.statistics import holm, mean_interval, paired_difference
 
 MIN_SHARED = 30  # questions that ways must share to be compared on them
 _Key = tuple[str, str]  # set and id of a question
+# where metadata says of what kind a question is, else its task does
+_KINDS = ("kind", "question_type")
 _OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops", "read")
 
 
@@ -31,7 +33,8 @@ class Row:
         score, low, high: mean of the metric and its 95 % interval.
         shared, num_shared: the mean over the questions that all ways of this size were asked, and how many those are;
             None for a way that is left out (:func:`shared_questions`).
-        chosen: documents it chose a question, on average; None for ways that choose none.
+        chosen, read: documents it chose a question, and those of them that the model was given the texts of, on
+            average; None for ways that choose none.
         recall_1, recall: share of the right documents among the first, and the first 10, that it chose.
         seconds, first_token_s: medians.
         tokens_seen: mean per question.
@@ -48,6 +51,7 @@ class Row:
     shared: float | None
     num_shared: int
     chosen: float | None
+    read: float | None
     recall_1: float | None
     recall: float | None
     seconds: float
@@ -86,6 +90,13 @@ def rows_of(records: Sequence[Record], metric: str) -> list[Row]:
     return [_row(name, size, group, metric, shared[size]) for (size, name), group in groups.items()]
 
 
+def as_one_size(records: Sequence[Record]) -> list[Record]:
+    """Records of questions that were each asked over documents of their own, all under the median of their sizes."""
+    sizes = {_key(record): record.size_tokens for record in records}
+    middle = int(median(sizes.values())) if sizes else 0
+    return [replace(record, size_tokens=middle) for record in records]
+
+
 def shared_questions(asked: Mapping[str, Collection[_Key]]) -> set[_Key]:
     """Questions that all ways were asked; ways that were asked fewer than :data:`MIN_SHARED` are left out, or none is.
 
@@ -95,6 +106,44 @@ def shared_questions(asked: Mapping[str, Collection[_Key]]) -> set[_Key]:
     """
     enough = [set(keys) for keys in asked.values() if len(keys) >= MIN_SHARED]
     return set.intersection(*(enough or map(set, asked.values())))
+
+
+def means_of_same(records: Sequence[Record], metric: str) -> tuple[dict[str, list[tuple[float, float]]], int]:
+    """Way → (size, mean) over the same questions at every size, for curves that differ by size alone.
+
+    Returns:
+        The curves, and the number of questions: those that all ways of every size were asked, as for
+        :func:`shared_questions`. A way that was not asked all of them at a size has no point there.
+    """
+    asked: dict[int, dict[str, dict[_Key, float]]] = {}
+    for record in scored(records, metric):
+        by_way = asked.setdefault(record.size_tokens, {})
+        by_way.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
+    same = set.intersection(*(shared_questions({way: [*of] for way, of in ways.items()}) for ways in asked.values()))
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for size, ways in asked.items():
+        for way, scores in ways.items():
+            if same and same <= scores.keys():
+                curves.setdefault(way, []).append((size, _mean([scores[key] for key in same])))
+    return curves, len(same)
+
+
+def kinds_table(records: Sequence[Record], metric: str) -> str:
+    """The metric by kind of question: each way's own questions, how many in brackets; empty where there is one kind."""
+    kinds: dict[str, None] = {}
+    groups: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for record in scored(records, metric):
+        kind = next((str(record.metadata[key]) for key in _KINDS if key in record.metadata), record.task)
+        kinds[kind] = None
+        group = groups.setdefault((record.size_tokens, record.answerer), {})
+        group.setdefault(kind, []).append(record.scores[metric])
+    if len(kinds) < 2:
+        return ""
+    cells = []
+    for (size, name), group in groups.items():
+        found = (group.get(kind, []) for kind in sorted(kinds))
+        cells.append([name, f"{size:,}", *(f"{_mean(of):.3f} ({len(of)})" if of else "–" for of in found)])
+    return markdown_table(["way", "tokens", *sorted(kinds)], cells)
 
 
 def _key(record: Record) -> _Key:
@@ -118,6 +167,7 @@ def _row(name: str, size: int, records: list[Record], metric: str, shared: set[_
         shared=_mean(of_shared) if shared and len(of_shared) == len(shared) else None,
         num_shared=len(shared),
         chosen=_mean([len(record.retrieved) for record in records]) if chooses else None,
+        read=_mean([len(record.read) for record in records]) if chooses else None,
         recall_1=_recall(records, 1) if chooses else None,
         recall=_recall(records, 10) if chooses else None,
         seconds=median(record.seconds for record in records),
@@ -221,7 +271,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def rows_table(rows: Sequence[Row], metric: str) -> str:
     """The rows as Markdown."""
-    columns = ["way", "tokens", "questions", metric, "95 %", f"{metric}, shared questions", "documents chosen"]
+    columns = ["way", "tokens", "questions", metric, "95 %", f"{metric}, shared questions", "documents chosen", "read"]
     columns += ["recall@1", "recall@10", "s", "s to first token", "tokens seen", "MB"]
     cells = [
         [
@@ -232,6 +282,7 @@ def rows_table(rows: Sequence[Row], metric: str) -> str:
             f"{row.low:.2f}–{row.high:.2f}",
             "–" if row.shared is None else f"{row.shared:.3f} (n {row.num_shared})",
             "–" if row.chosen is None else f"{row.chosen:.1f}",
+            "–" if row.read is None else f"{row.read:.1f}",
             "–" if row.recall_1 is None else f"{row.recall_1:.3f}",
             "–" if row.recall is None else f"{row.recall:.3f}",
             f"{row.seconds:.2f}",

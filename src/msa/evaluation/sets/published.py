@@ -36,7 +36,8 @@ def read_published(path: Path, collector: QuestionCollector, *, max_bytes: int =
     """Read one set: a list of ``query``, ``reference_list``, ``answer``, and the documents in memory.
 
     The documents are a list of texts, whose ids are their numbers from 0, or a mapping of id to text. A reference is
-    the text of a document or, as a number, its place in the list. A document equal to an earlier one is left out.
+    the text of a document, its place in the list, or its key in the mapping. A document equal to an earlier one is left
+    out.
 
     Raises:
         EvaluationError: a file that cannot be read, or holds anything but plain data.
@@ -45,9 +46,7 @@ def read_published(path: Path, collector: QuestionCollector, *, max_bytes: int =
     if source is None:
         what = f"expected {_QUESTIONS}<name>{_SUFFIX}, or a folder that holds one"
         raise EvaluationError(f"{path}: {what}, and {_DOCUMENTS}<name>{_SUFFIX} beside it")
-    memory = source.with_name(_DOCUMENTS + source.name.removeprefix(_QUESTIONS))
-    if not memory.is_file():
-        raise EvaluationError(f"{memory} does not exist, but its questions do ({source.name})")
+    memory = _memory_of(source)
     questions, documents = read_plain_data(source, max_bytes=max_bytes), read_plain_data(memory, max_bytes=max_bytes)
     name_of = _add_documents(documents, memory, collector)
     if not isinstance(questions, list | tuple):
@@ -59,27 +58,50 @@ def read_published(path: Path, collector: QuestionCollector, *, max_bytes: int =
             collector.add_question(place, _question(record, f"{name}/{item - 1}", name, name_of))
 
 
+def _memory_of(source: Path) -> Path:
+    """The documents of a file of questions: of the same name, or the only ones beside it where it is alone, too.
+
+    Raises:
+        EvaluationError: there are none, or it is not plain which.
+    """
+    memory = source.with_name(_DOCUMENTS + source.name.removeprefix(_QUESTIONS))
+    if memory.is_file():
+        return memory
+    # the authors ask one file of questions over memories of several sizes, each named after its own
+    others = sorted(source.parent.glob(f"{_DOCUMENTS}*{_SUFFIX}"))
+    if len(others) == 1 and len([*source.parent.glob(f"{_QUESTIONS}*{_SUFFIX}")]) == 1:
+        return others[0]
+    found = (
+        f"; there are {', '.join(file.name for file in others)}: put the two that belong together into a folder"
+        if others
+        else ""
+    )
+    raise EvaluationError(f"{memory} does not exist, but its questions do ({source.name}){found}")
+
+
 def _add_documents(documents: Any, path: Path, collector: QuestionCollector) -> dict[str | int, str]:
-    """Put the documents into the set; returns the id of each text and of each place in the list."""
+    """Put the documents into the set; returns the id of each text and of each place in the list, or key."""
+    pairs: list[tuple[Any, Any]]
     if isinstance(documents, Mapping):
-        pairs = [(str(key), value) for key, value in documents.items()]
+        pairs = [*documents.items()]
     elif isinstance(documents, Sequence) and not isinstance(documents, str | bytes):
-        pairs = [(str(number), value) for number, value in enumerate(documents)]
+        pairs = [*enumerate(documents)]
     else:
         raise EvaluationError(f"{path}: expected a list of documents, found a {type(documents).__name__}")
     name_of: dict[str | int, str] = {}
     repeated = 0
-    for number, (name, text) in enumerate(pairs):
-        place = Place(path.as_posix(), item=number + 1)
+    named: dict[str | int, str] = {}  # by place or key; a key that is also a text is the text
+    for item, (key, text) in enumerate(pairs, start=1):
+        place = Place(path.as_posix(), item=item)
         with collector.faults(place):
-            text = _text(text, "the document")
+            text, name = _text(text, "the document"), str(key)
             repeated += text in name_of
-            name_of[number] = name_of.setdefault(text, name)
+            named[key] = name_of.setdefault(text, name)
             if name_of[text] == name:
                 collector.add_document(name, text, place)
     if repeated:
         collector.notes.append(f"{repeated} documents equal to an earlier one are left out")
-    return name_of
+    return named | name_of
 
 
 def _question(record: Any, name: str, task: str, name_of: Mapping[str | int, str]) -> Question:
