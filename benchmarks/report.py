@@ -108,6 +108,7 @@ class Report:
         for run in self.scaling:
             with run.reading():
                 yield f"### {run.title}"
+                yield run.command
                 yield from parts_section(run.results)
                 yield self.picture(run, "depth.png", "Share answered, by depth and memory size")
                 if run.results["alone"]:
@@ -131,6 +132,7 @@ class Report:
                 ]
                 layers = ", ".join(map(str, results["router_layers"]))
                 yield f"### {run.title}"
+                yield run.command
                 yield (
                     f"Every router layer ({layers}) scores all chunks and attends to the chunks of its {top_k} best "
                     "documents, and to nothing else of the memory."
@@ -216,6 +218,7 @@ class Report:
                     for cost, point in zip(run.results["costs"], run.results["curve"], strict=True)
                 ]
                 yield f"### {run.title}"
+                yield run.command
                 routing = ["GFLOP to route", "MB read to route", "s to route"]
                 yield markdown_table(["tokens", "encoded tokens/s", "GB on disk", *routing], cells)
                 yield from step_costs(run.results["costs"])

@@ -58,9 +58,16 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The model, and what it was asked."""
+        """The model, what it was asked, and what else the folder is named after: ``scaling-msa-tiny-…``."""
         settings = self.content["settings"]
-        return f"{settings['model']}, {settings.get('ruler_task') or settings.get('set') or 'RULER'}"
+        _, _, more = self.folder.name.partition(f"{self.task}-{self.model}-")
+        asked = settings.get("ruler_task") or settings.get("set") or "RULER"
+        return f"{settings['model']}, {asked}" + (f" ({more.replace('-', ' ')})" if more else "")
+
+    @property
+    def command(self) -> str:
+        """What made the run, for tables behind the first one."""
+        return f"`{self.content['environment']['command']}`; machine, date and commit as above."
 
     @property
     def notes(self) -> list[str]:

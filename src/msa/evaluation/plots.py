@@ -70,13 +70,20 @@ def draw_curves(
 
 
 def draw_heat_map(
-    picture: Path, rates: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
+    picture: Path,
+    rates: Sequence[Sequence[float | None]],
+    questions: Sequence[Sequence[int]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
 ) -> None:
-    """Rates as colours and numbers.
+    """Rates as colours and numbers, and how many questions each is of.
 
     Args:
         picture: PNG to write.
         rates: one row per depth, one value per memory size, each 0..1; None: not measured.
+        questions: how many each of them is of.
         rows, columns: their names.
         title: above it.
 
@@ -87,16 +94,19 @@ def draw_heat_map(
     if len(rates) != len(rows) or any(len(row) != len(columns) for row in rates):
         raise ValueError(f"expected {len(rows)} rows of {len(columns)} rates, got {[len(row) for row in rates]}")
     pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(2.2 + 0.9 * len(columns), 1.8 + 0.42 * len(rows)), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(2.2 + 1.1 * len(columns), 1.8 + 0.42 * len(rows)), layout="constrained")
     values = [[float("nan") if rate is None else rate for rate in row] for row in rates]
     image = axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(rates):
         for x, rate in enumerate(row):
             if rate is not None:
-                axis.text(x, y, f"{rate:.2f}", ha="center", va="center", fontsize=8)
+                told = f"{rate:.2f} ({questions[y][x]})"
+                # black on yellow, white on dark red and green
+                color = "black" if 0.2 < rate < 0.8 else "white"
+                axis.text(x, y, told, ha="center", va="center", fontsize=8, color=color)
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set(title=title, xlabel="tokens in memory", ylabel="where the needle stands")
+    axis.set(title=title, xlabel="tokens in memory", ylabel="where the needle stands (and of how many questions)")
     figure.colorbar(image, ax=axis)
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)

@@ -24,8 +24,9 @@ def scaling_rates(records: Sequence[Record], placement: Placement) -> dict[str, 
     """All rates of a run.
 
     Returns:
-        ``curve``, ``maps`` and ``parts`` of all questions; ``needles``: answered by the needles a document holds;
-        ``alone``: the same three and the first size of the questions alone in their documents, None where all are or
+        ``curve``, ``maps``, how many questions each field of a map is of (``asked``) and ``parts`` of all questions;
+        ``needles``: answered by the needles a document holds;
+        ``alone``: the same four and the first size of the questions alone in their documents, None where all are or
         none is; ``sizes`` and ``depths``: of the tables.
     """
     base = [placed.id for placed in placement.by_size[0]]
@@ -59,6 +60,7 @@ def _alone(records: Sequence[Record], placement: Placement) -> dict[str, Any]:
 def _by_depth(records: Sequence[Record], placement: Placement) -> dict[str, Any]:
     return {
         "maps": {stage: depth_rates(records, placement, stage) for stage in STAGES},
+        "asked": depth_questions(records, placement),
         "parts": part_rates(records, placement),
     }
 
@@ -115,12 +117,22 @@ def rate(records: Sequence[Record], stage: str = "answered") -> dict[str, float]
 
 def depth_rates(records: Sequence[Record], placement: Placement, stage: str) -> list[list[float | None]]:
     """Rate of a stage for each depth of the grid (rows) at each size (columns); None where nothing was asked."""
+    cells = _depth_cells(records, placement, stage)
+    return [[sum(values) / len(values) if values else None for values in row] for row in cells]
+
+
+def depth_questions(records: Sequence[Record], placement: Placement) -> list[list[int]]:
+    """How many questions each rate of :func:`depth_rates` is of."""
+    return [[len(values) for values in row] for row in _depth_cells(records, placement, STAGES[-1])]
+
+
+def _depth_cells(records: Sequence[Record], placement: Placement, stage: str) -> list[list[list[float]]]:
+    """A stage's scores for each depth of the grid (rows) at each size (columns)."""
     by_key = {(record.size_tokens, record.question_id): record.scores[stage] for record in records}
-    columns = []
-    for size in placement.sizes:
-        cells = placement.depth_map(size).values()
-        found = [[by_key[size, name] for name in cell if (size, name) in by_key] for cell in cells]
-        columns.append([sum(values) / len(values) if values else None for values in found])
+    columns = [
+        [[by_key[size, name] for name in cell if (size, name) in by_key] for cell in placement.depth_map(size).values()]
+        for size in placement.sizes
+    ]
     return [list(row) for row in zip(*columns, strict=True)]
 
 

@@ -41,7 +41,7 @@ def report_scaling(
     results = scaling_rates(records, placement)
     results |= {"costs": list(costs), **attention, **_fits(results["curve"], costs)}
     task = placement.task.name
-    _draw(folder, task, results)
+    _draw(folder, f"{settings.get('model', 'model')}, {task}", results)
     page = [
         f"## {task}: {curve_title(results['curve'])}",
         curve_table(results["curve"]),
@@ -64,7 +64,7 @@ def report_scaling(
     write_results(folder, "Memory size and depth", settings, records, results, page, kept, made=made)
 
 
-def _draw(folder: Path, task: str, results: Mapping[str, Any]) -> None:
+def _draw(folder: Path, asked: str, results: Mapping[str, Any]) -> None:
     curves = {stage: (results["curve"], stage) for stage in STAGES}
     if results["alone"]:
         points = results["alone"]["curve"]
@@ -76,7 +76,7 @@ def _draw(folder: Path, task: str, results: Mapping[str, Any]) -> None:
             name: [(p["size"], p[stage]["low"], p[stage]["high"]) for p in points]
             for name, (points, stage) in curves.items()
         },
-        title=f"{task}: {curve_title(results['curve'])}",
+        title=f"{asked}: {curve_title(results['curve'])}",
         ylabel="share of questions",
     )
     for name, what, found in (
@@ -87,9 +87,10 @@ def _draw(folder: Path, task: str, results: Mapping[str, Any]) -> None:
             draw_heat_map(
                 folder / name,
                 found["maps"]["answered"],
+                found["asked"],
                 rows=[f"{depth:.0f} %" for depth in results["depths"]],
                 columns=[token_count(size) for size in results["sizes"]],
-                title=f"{task}: {what}",
+                title=f"{asked}: {what}",
             )
 
 
