@@ -2,14 +2,20 @@
 
 import argparse
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from msa.cli.evaluation_needles import seen_before
-from msa.cli.main import main
+import msa
+from msa.cli.evaluation_needles import document_tokens, growing_memory, seen_before
+from msa.cli.main import build_parser, main
+from msa.documents import Protocol
+from msa.evaluation.records import RecordLog
 from msa.evaluation.ruler.samples import asked_keys
+from msa.memory.pieces import Pieces
 from msa.training.data.words import is_held_out
+from msa.training.tiny import PROTOCOL
 from msa.zoo import MODELS, SHIPPED, TRAINED_ON_NEEDLES
 
 NIAH = ["niah_single_1"]
@@ -42,6 +48,24 @@ def test_the_note_says_what_the_keys_are():
 def test_ways_that_are_trained_on_needles_are_named_with_any_model():
     (note,) = seen_before(args(ways=["msa", "memn2n", "memn2n-pointer"]), model("/a/folder"), NIAH)
     assert note.startswith("memn2n, memn2n-pointer: trained")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2048, 512), (512, 448)])
+def test_documents_are_encoded_whole(tmp_path, limit, expected):
+    """One that is longer than the model's documents would be cut again, and a remnant be a document of its own."""
+    strings = replace(PROTOCOL, max_document_tokens=limit)
+    tiny = msa.load("msa-tiny")
+    model = SimpleNamespace(protocol=Protocol(strings, tiny.tokenizer), name="x")
+    arguments = ["eval", "scaling", "--task", "niah_single_2", "--sizes", "16K", "--out", str(tmp_path)]
+    given = build_parser().parse_args(arguments)
+    documents = growing_memory(given, model).documents(16_000)
+    assert given.document_tokens == expected
+    cut = Pieces(model.protocol, 64).of([text for _, text in documents], 1)
+    assert [len(parts) for parts, _ in cut] == [1] * round(16_000 / expected)
+    with RecordLog(tmp_path / "records.jsonl", {"document_tokens": 300}) as log:
+        log.begin()
+    assert document_tokens(build_parser().parse_args(arguments), model) == 300, "as the run was begun"
+    assert document_tokens(build_parser().parse_args([*arguments, "--document-tokens", "700"]), model) == 700
 
 
 def test_others_get_no_note():

@@ -177,9 +177,9 @@ def _add_growing(parser: ArgumentParser, *sizes: str) -> None:
     parser.add_argument(
         "--document-tokens",
         type=positive,
-        default=512,
         metavar="N",
-        help="about how many tokens a document has (default: 512); eleven are the smallest memory",
+        help="about how many tokens a document has (default: 512, or what the model reads in one piece); eleven "
+        "documents are the smallest memory",
     )
     _add_sizes(parser, *sizes)
     _add_haystack(parser)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa.cli.console import working, write, write_line, write_table
-from msa.cli.evaluation_needles import complete, counter, growing_memory, ruler_samples, seen_before, untaught
+from msa.cli.evaluation_needles import (
+    complete,
+    counter,
+    growing_memory,
+    ruler_samples,
+    seen_before,
+    untaught,
+    whole_document_tokens,
+)
 from msa.cli.evaluation_settings import ruler_digest, set_digest, settings_of, settings_of_records
 from msa.cli.options import UsageError, tiers_of
 
@@ -110,7 +118,7 @@ def run_ruler(args: argparse.Namespace) -> int:
             if args.write:
                 samples = list(samples)
                 write_samples(Path(args.write) / str(size), samples, count)
-            sets = sample_sets(samples, count)
+            sets = sample_sets(samples, count, document_tokens=whole_document_tokens(model))
             found, said = run_samples(make, args.ways, sets, log, size_tokens=size, say=say)
             records += found
             notes += said

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # what only samples that are made depend on, with what it is where it is not given; files of samples have their own
 _OF_MADE_SAMPLES = {"sizes": [4000], "seed": 42, "haystack": None, "held_out_words": False}
+_SENTENCE_TOKENS = 64  # that a document may be longer than asked for, as far as sentences of free text are
 _SAMPLES = 100  # of each task and size, where they are made
 
 
@@ -55,10 +56,11 @@ def ruler_samples(
 
 
 def growing_memory(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
-    """The memory that is grown; the number of its questions is an option like the others from here on."""
+    """The memory that is grown; its documents' size and the number of its questions are options from here on."""
     from msa.evaluation.ruler import GrowingMemory
 
     _check_words(args, [args.task])
+    args.document_tokens = document_tokens(args, model)
     args.questions = num_questions(args)
     return GrowingMemory(
         args.task,
@@ -72,14 +74,32 @@ def growing_memory(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
     )
 
 
+def document_tokens(args: argparse.Namespace, model: MSAModel) -> int:
+    """What is asked for, what the run that is gone on from has, or 512, if the model encodes that as one document."""
+    from msa.evaluation.records import RECORDS_NAME, begun_with
+
+    begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
+    number: int | None = args.document_tokens or begun.get("document_tokens")
+    return number or whole_document_tokens(model)
+
+
+def whole_document_tokens(model: MSAModel) -> int:
+    """About how many tokens a document of RULER's has: a longer one would be cut again, into a part and a remnant."""
+    from msa.evaluation.ruler import DOCUMENT_TOKENS
+
+    # documents end where a sentence does
+    return max(1, min(DOCUMENT_TOKENS, model.protocol.strings.max_document_tokens - _SENTENCE_TOKENS))
+
+
 def num_questions(args: argparse.Namespace) -> int:
     """Of the first size: what is asked for, what the run that is gone on from has, or one needle a document."""
     from msa.evaluation.records import RECORDS_NAME, begun_with
-    from msa.evaluation.ruler import default_questions
+    from msa.evaluation.ruler import DOCUMENT_TOKENS, default_questions
 
     begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
     number: int | None = args.questions or begun.get("questions")
-    return number or default_questions(args.task, args.sizes[0], document_tokens=args.document_tokens)
+    size: int = args.document_tokens or DOCUMENT_TOKENS
+    return number or default_questions(args.task, args.sizes[0], document_tokens=size)
 
 
 def untaught(ways: Sequence[str]) -> list[str]:
