@@ -304,6 +304,12 @@ def test_nesting_is_limited(read, nested):
         assert "more than 100 deep" in refused(read, nested(depth))
 
 
+def test_long_tuples_are_no_keys(read):
+    """Each use of one as a key hashes all of it: a small file would keep the reader busy for hours."""
+    assert read(pickle.dumps({(1,) * 64: "x"})) == {(1,) * 64: "x"}
+    assert "a tuple of 65 as a key" in refused(read, pickle.dumps({(1,) * 65: "x"}))
+
+
 def test_a_container_inside_itself(read):
     loop = []
     loop.append(loop)

@@ -32,6 +32,7 @@ COLUMNS_NOTE = (
     "*tokens seen*: prompt tokens processed for a question; documents that a way has read, encoded or indexed before "
     "are not counted again. *MB*: held in memory for the documents, by each way's own count, files left out."
 )
+_JUDGED, _JUDGE_NOTE = "judge", "judge: points of 5, as a share of 5: 0.6 are 3 points"
 _SEPARATE = (
     "each question has documents of its own, of {:,} to {:,} tokens; tables name the median of these, and seconds and "
     "tokens are over all"
@@ -114,6 +115,8 @@ def report_comparison(
         records = as_one_size(records)
         if len(sizes_asked) > 1:
             notes = [*notes, _SEPARATE.format(sizes_asked[0], sizes_asked[-1])]
+    if any(_JUDGED in record.scores for record in records) and _JUDGE_NOTE not in notes:
+        notes = [*notes, _JUDGE_NOTE]
     rows = rows_of(records, metric)
     page = [rows_table(rows, metric), COLUMNS_NOTE, *filter(None, [reasons_list(rows)])]
     sizes = {row.size_tokens for row in rows}

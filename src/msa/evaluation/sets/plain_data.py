@@ -18,6 +18,7 @@ from msa.errors import EvaluationError
 MAX_BYTES = 4 * 2**30
 MAX_DEPTH = 100
 _MAX_INT_BYTES = 255
+_MOST_IN_KEY = 64
 
 _MARK = object()
 # what an old protocol names before it makes one; any other name is refused
@@ -255,7 +256,12 @@ class _Reader:
 
 
 def _hashable(value: Any) -> Any:
-    """A key or member; deeper ones than tuples of plain values are refused, as hashing them goes down without limit."""
+    """A key or member; deeper ones than tuples of plain values are refused, as hashing them goes down without limit.
+
+    So are long tuples: each use hashes all of one.
+    """
+    if type(value) is tuple and len(value) > _MOST_IN_KEY:
+        raise ValueError(f"a tuple of {len(value):,} as a key or in a set")
     for part in value if type(value) is tuple else (value,):
         if type(part) not in (str, bytes, int, float, bool, type(None)):
             raise ValueError(f"a {type(part).__name__} as a key or in a set")
