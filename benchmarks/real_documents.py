@@ -52,7 +52,7 @@ WAYS = {
     "msa-int8": SOME,
     "msa-dot": SOME,
     "msa-latents": SOME,
-    "msa-one-round": FEW,
+    "msa-one-round": SOME,
     "msa-generative": SOME,
     "rag-bm25@1": MOST,
     "rag-bm25@5": SOME,

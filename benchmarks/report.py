@@ -20,7 +20,7 @@ from stored_runs import Run, not_run, read_runs
 
 from msa.errors import EvaluationError
 from msa.evaluation.plots import token_count
-from msa.evaluation.report import COLUMNS_NOTE, growth_table, ruler_table, tests_section
+from msa.evaluation.report import COLUMNS_NOTE, growth_table, parts_of_ours, ruler_table, tests_section
 from msa.evaluation.results import notes_list, read_json
 from msa.evaluation.scaling_report import (
     curve_table,
@@ -253,6 +253,7 @@ class Report:
                 yield from filter(None, [reasons_list([Row(**row) for row in run.results["rows"]])])
                 for compared in run.results["tests"]:
                     yield from tests_section(compared)
+                    yield from parts_of_ours(compared)
                 if run.results["declining"]:
                     yield declining_table(run.results["declining"])
                 if len({row["size_tokens"] for row in run.results["rows"]}) > 1:

@@ -31,7 +31,7 @@ def test_json_is_one_object_with_everything_of_the_answer(msa, made_once):
     documented = ["id", "text", "score", "metadata", "number", "read"]
     assert all(list(source) == documented for source in answer["sources"])
     assert [list(one) for one in answer["rounds"]] == [["retrieved", "numbers", "generated", "votes"]]
-    assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "hidden_tokens", "total_tokens"}
     assert set(answer["timings"]) == {"route", "first_token", "total"}
     assert answer["finish_reason"] in ("stop", "length")
 

@@ -34,7 +34,8 @@ FROZEN = {
         ["root"],
         MODEL | {"--host", "--port", "--read-only", "--keys", "--cors-origin", "--max-waiting", "--timeout", "--drain"}
         | {"--max-upload", "--max-size", "--rank-timeout", "--routing-keys", "--key-share", "--content"}
-        | {"--max-concurrent", "--history", "--routed-history", "--upload-timeout", "--public-url"},
+        | {"--max-concurrent", "--history", "--routed-history", "--upload-timeout", "--public-url"}
+        | {"--log-format", "--allowed-host"},
     ),
     "mcp": (
         ["memory"],

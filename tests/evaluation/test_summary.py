@@ -10,6 +10,7 @@ from msa.evaluation.records import Record
 from msa.evaluation.report import report_comparison
 from msa.evaluation.summary import (
     compare_ours,
+    compare_parts,
     kinds_table,
     means_of_same,
     reasons_list,
@@ -129,6 +130,19 @@ def test_curves_are_of_the_same_questions_at_every_size():
     few = [record("slow", 0, 1.0)]
     curves, number = means_of_same([*small, *large, *few], "right")
     assert (curves, number) == ({way: [(100, 30 / 35), (900, 30 / 35)] for way in ("msa", "full")}, 35)
+
+
+def test_rows_of_ours_are_tested_against_what_they_change(tmp_path):
+    right = {"msa": 40, "msa-int8": 40, "msa-latents": 0, "msa-generative": 30, "msa-one-round": 20, "full": 10}
+    asked = [record(way, number, float(number < most)) for way, most in right.items() for number in range(40)]
+    asked += [record("msa-dot", number, 0.0) for number in range(29)]
+    found = {test.other: test.mean for test in compare_parts(asked, "right", 100)}
+    assert found == {"msa-int8": 0.0, "msa-latents": 1.0, "msa-generative": 0.25, "msa-one-round": 0.25}
+    report_comparison(tmp_path, {"task": "qa"}, asked, "right", [])
+    page = (tmp_path / "report.md").read_text()
+    assert "| the whole minus | questions | difference |" in page
+    assert "| msa-one-round | 40 | +0.250 |" in page
+    assert compare_parts([one for one in asked if not one.answerer.startswith("msa")], "right", 100) == ()
 
 
 def test_kinds_of_questions_have_scores_of_their_own():

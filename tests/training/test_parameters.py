@@ -103,6 +103,25 @@ def test_lora_changes_its_own_weights_and_the_routers_alone(tmp_path):
     assert all(after[name].any() for name in added if "lora_B" in name)  # they begin at zero
 
 
+@pytest.mark.parametrize("trainable", ["routers", "lora"])
+def test_checkpoints_hold_what_is_trained_alone_and_a_stopped_run_ends_with_the_same_weights(tmp_path, trainable):
+    options = {"trainable": trainable, "lora": LORA}
+    whole = learner(routing_bias=True)
+    trained(tmp_path / "whole", whole, **options)
+    stopped = learner(routing_bias=True)
+    first = config(tmp_path / "parts", phase(3), weight_decay=0.1, stop_after_minutes=1e-9, **options)
+    assert not trainer(stopped, first).run()
+    (file,) = (tmp_path / "parts" / "checkpoints").glob("*/model.safetensors")
+    with safe_open(file, framework="pt") as saved:
+        names = {name.removeprefix("lm.") for name in saved.keys()}  # noqa: SIM118
+    assert names
+    assert all(is_router(name) or "lora_" in name for name in names)
+    again = learner(routing_bias=True)
+    trained(tmp_path / "parts", again, **options)
+    expected = weights(whole.lm)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again.lm).items())
+
+
 def test_a_lora_run_goes_on_where_it_was_stopped(tmp_path):
     changes = {"trainable": "lora", "lora": LORA}
     whole = learner()

@@ -14,6 +14,7 @@ from msa.evaluation.summary import (
     MIN_SHARED,
     as_one_size,
     compare_ours,
+    compare_parts,
     declining,
     declining_table,
     kinds_table,
@@ -137,7 +138,8 @@ def report_comparison(
             continue
         tests.append({"size": size, **vars(found), "left_out": list(found.left_out)})
         tests[-1]["tests"] = [vars(test) for test in found.tests]
-        page += [f"## Tests at {size:,} tokens", *tests_section(tests[-1])]
+        tests[-1]["parts"] = [vars(test) for test in compare_parts(records, metric, size)]
+        page += [f"## Tests at {size:,} tokens", *tests_section(tests[-1]), *parts_of_ours(tests[-1])]
         bars = {row.answerer: (row.score, row.low, row.high) for row in rows if row.size_tokens == size}
         draw_bars(folder / f"ways-{size}.png", bars, title=f"{size:,} tokens of documents", xlabel=metric)
         page.append(f"![{metric} at {size:,} tokens](ways-{size}.png)")
@@ -181,6 +183,21 @@ def tests_section(compared: Mapping[str, Any]) -> list[str]:
         "intervals; paired permutation tests, *p (Holm)* adjusted for their number. Nothing is chosen by the answers: "
         f"other rows of ours are not tested{f', nor are those with {lacking}' if left_out else ''}."
     )
+    return [said, _tests_table(f"{ours} minus", tests)]
+
+
+def parts_of_ours(compared: Mapping[str, Any]) -> list[str]:
+    """Tests of what is changed in each row of ours, as :func:`report_comparison` stores them; empty: none."""
+    if not compared["parts"]:
+        return []
+    said = (
+        f"At {compared['size']:,} tokens, what a part of ours is worth: the whole minus the row without it (`msa`; for "
+        "`msa-one-round`, which is without interleave, `msa-generative`), tested in the same way among themselves:"
+    )
+    return [said, _tests_table("the whole minus", compared["parts"])]
+
+
+def _tests_table(first: str, tests: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
             test["other"],
@@ -192,4 +209,4 @@ def tests_section(compared: Mapping[str, Any]) -> list[str]:
         ]
         for test in tests
     ]
-    return [said, markdown_table([f"{ours} minus", "questions", "difference", "95 %", "p", "p (Holm)"], cells)]
+    return markdown_table([first, "questions", "difference", "95 %", "p", "p (Holm)"], cells)

@@ -15,6 +15,8 @@ from msa.evaluation.statistics import holm, mean_interval, paired_difference
 
 MIN_SHARED = 30  # questions that ways must share to be compared on them
 _Key = tuple[str, str]  # set and id of a question
+# what a row of ours is compared with to see what it changes, where that is not ``msa``
+_WHOLE = {"msa-one-round": "msa-generative"}
 # where metadata says of what kind a question is, else its task does
 _KINDS = ("kind", "question_type")
 _OF_RETRIEVAL = ("recall@", "precision", "retrieval_f1", "mrr", "ndcg@", "all_hops", "read")
@@ -223,29 +225,46 @@ def compare_ours(records: Sequence[Record], metric: str, size_tokens: int) -> Co
 
     Nothing is chosen by the answers: where ``msa`` was not asked, our row is the one that was asked first.
     """
-    by_name: dict[str, dict[_Key, float]] = {}
-    for record in scored(records, metric):
-        if record.size_tokens == size_tokens:
-            by_name.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
+    by_name = _by_way(records, metric, size_tokens)
     ours = "msa" if "msa" in by_name else next(filter(_is_ours, by_name), "")
     others = [name for name in by_name if not _is_ours(name)]
     if not ours or not others:
         return None
-    both = {name: [key for key in by_name[ours] if key in by_name[name]] for name in others}
-    left_out = tuple(name for name in others if len(both[name]) < MIN_SHARED)
+    tests = _tested(dict.fromkeys(others, ours), by_name)
+    known = {test.other for test in tests}
+    return Comparison(ours, tuple(name for name in others if name not in known), tests)
+
+
+def compare_parts(records: Sequence[Record], metric: str, size_tokens: int) -> tuple[Tested, ...]:
+    """Paired tests of what each ``msa-…`` row changes, against the row that is the same but for that.
+
+    That is ``msa``, or :data:`_WHOLE`'s; rows with fewer than :data:`MIN_SHARED` questions in common with it have none.
+    """
+    by_name = _by_way(records, metric, size_tokens)
+    wholes = {name: _WHOLE.get(name, "msa") for name in by_name if _is_ours(name) and name != "msa"}
+    return _tested({name: whole for name, whole in wholes.items() if whole in by_name}, by_name)
+
+
+def _by_way(records: Sequence[Record], metric: str, size_tokens: int) -> dict[str, dict[_Key, float]]:
+    found: dict[str, dict[_Key, float]] = {}
+    for record in scored(records, metric):
+        if record.size_tokens == size_tokens:
+            found.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
+    return found
+
+
+def _tested(pairs: Mapping[str, str], by_name: Mapping[str, Mapping[_Key, float]]) -> tuple[Tested, ...]:
+    """Each row against another one, which is the second of a pair, where both have enough questions in common."""
+    both = {name: [key for key in by_name[whole] if key in by_name[name]] for name, whole in pairs.items()}
     found = {
-        name: paired_difference(*([by_name[side][key] for key in keys] for side in (name, ours)))
+        name: paired_difference(*([by_name[side][key] for key in keys] for side in (name, pairs[name])))
         for name, keys in both.items()
-        if name not in left_out
+        if len(keys) >= MIN_SHARED
     }
     adjusted = holm([one.p_value for one in found.values()])
-    return Comparison(
-        ours,
-        left_out,
-        tuple(
-            Tested(name, len(both[name]), **vars(one), adjusted=value)
-            for (name, one), value in zip(found.items(), adjusted, strict=True)
-        ),
+    return tuple(
+        Tested(name, len(both[name]), **vars(one), adjusted=value)
+        for (name, one), value in zip(found.items(), adjusted, strict=True)
     )
 
 

@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import SAFE_WEIGHTS_NAME
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from msa.errors import TrainingError
 
@@ -99,6 +102,32 @@ class Checkpoints:
         read(folder)
         log.info("resumed from step %d", saved["step"])
         return int(saved["step"])
+
+
+def leave_frozen_out(accelerator: Accelerator) -> None:
+    """Have checkpoints hold what is trained alone; frozen weights are those that a run begins with, resumed or not."""
+
+    def drop(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        for model, state in zip(models, weights, strict=True):
+            for name in _frozen(model) & state.keys():
+                del state[name]
+
+    def load(models: list[nn.Module], folder: str) -> None:
+        (model,) = models
+        state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
+        wanted = {name for name, value in model.state_dict().items()} - _frozen(model)
+        if state.keys() != wanted:
+            differing = ", ".join(sorted(state.keys() ^ wanted)[:3])
+            raise TrainingError(f"{folder} does not hold what this run trains ({differing}); use another 'out' folder")
+        model.load_state_dict(state, strict=False)
+        models.clear()  # accelerate would ask for all
+
+    accelerator.register_save_state_pre_hook(drop)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from msa.errors import TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel
 from msa.training.batches import Batches
-from msa.training.checkpoints import Checkpoints
+from msa.training.checkpoints import Checkpoints, leave_frozen_out
 from msa.training.config import TrainConfig
 from msa.training.data.collate import TrainingBatch
 from msa.training.id_probe import IdProbe
@@ -133,6 +133,8 @@ class Trainer:
             self._step, self._optimizers = step, build_optimizers(step, config)
         else:
             self._step, *self._optimizers = self.accelerator.prepare(step, *build_optimizers(step, config))
+        if config.trainable != "all" and self._sharded is None:
+            leave_frozen_out(self.accelerator)
         # a sharded checkpoint is for as many processes as wrote it
         shards = self.accelerator.num_processes if self._sharded is not None else None
         settings = {**dataclasses.asdict(config), "sharded": shards, "data": batches.digest}
