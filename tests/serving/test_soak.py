@@ -13,6 +13,9 @@ REPORT = {
     "warm_up_minutes": 5.0,
     "rss_growth_after_warm_up": 0.01,
     "rss_slope_mib_per_minute": 0.2,
+    "own_growth_after_warm_up": 0.01,
+    "own_slope_mib_per_minute": 0.2,
+    "refused_ms_in_the_server": {"refused": {"p99": 7.0, "most": 30.0}},
     "full_queue": {"refused_ms": {"client": {"most": 20.0}}},
     "departures": {"freed_s": 0.2, "next_answer_s": 0.1},
     "kills": {"times": 5, "documents": 2000},
@@ -58,6 +61,10 @@ def test_each_measurement_is_judged(scripts):
     (grown,) = unmet(soak, {**REPORT, "rss_growth_after_warm_up": 0.04})
     assert "resident memory" in grown
     assert unmet(soak, {**REPORT, "rss_growth_after_warm_up": 0.04}, minutes=1.0) == [], "too short to say"
+    (grown,) = unmet(soak, {**REPORT, "own_growth_after_warm_up": 0.04})
+    assert "not mapped from files" in grown
+    (late,) = unmet(soak, {**REPORT, "refused_ms_in_the_server": {"refused": {"p99": 7.0, "most": 51.0}}})
+    assert "in the long run" in late
     (slow,) = unmet(soak, {**REPORT, "full_queue": {"refused_ms": {"client": {"most": 51.0}}}})
     assert "429" in slow
     (kept,) = unmet(soak, {**REPORT, "departures": {"freed_s": 1.2}})
