@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def trained(model, out, **changes):
     needles = NeedleConfig(documents=2, questions=2, max_filler=4)
-    phase = Phase(name="one", steps=1, learning_rate=0.1, needles=needles, id_digits=1)
+    phase = Phase(name="one", steps=4, learning_rate=0.1, needles=needles, id_digits=1)
     fields = {"out": str(out), "phases": (phase,), "warmup_steps": 0, "lora": LoraConfig(rank=2), **changes}
     run = TrainConfig(**fields)
     return train(model, run)

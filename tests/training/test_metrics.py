@@ -50,8 +50,8 @@ def test_recalls_of_every_layer_and_of_their_mean():
 @pytest.fixture(scope="module")
 def judged():
     """A network, batches of all kinds of rows, and their metrics."""
-    model, run = learner(), config("nowhere", phase(4, final_share=0.5))
-    drawn = [batches(model, run, *SETS).batch(number, 0) for number in range(4)]
+    model, run = learner(), config("nowhere", phase(8, final_share=0.5))
+    drawn = [batches(model, run, *SETS).batch(number, 0) for number in range(8)]
     return model, drawn, evaluate(model.lm, drawn, torch.tensor(model.protocol.prefix_ids))
 
 

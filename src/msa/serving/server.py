@@ -262,6 +262,17 @@ def allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
+@contextlib.contextmanager
+def _nothing_to_collect_yet() -> Iterator[None]:
+    """Model and libraries stay: looking for garbage among their objects again and again would hold all requests up."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def run(settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; see :func:`msa.serving.serve`."""
     if not settings.keys and settings.host not in _LOOPBACK:
@@ -278,10 +289,8 @@ def run(settings: ServerSettings, model: MSAModel | None = None, leader: Leader 
             leader.on_lost = server.stop
             if leader.lost is not None:  # while the model was loaded
                 raise leader.lost
-        # model and libraries stay: looking for garbage among their objects would hold all requests up
-        gc.collect()
-        gc.freeze()
         logger.info("serving %s on http://%s", settings.folder, address_of(listening))
-        server.run(sockets=[listening])
+        with _nothing_to_collect_yet():
+            server.run(sockets=[listening])
     if leader is not None and leader.lost is not None:
         raise leader.lost
