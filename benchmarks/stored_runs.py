@@ -13,6 +13,7 @@ from msa.evaluation.plots import token_count
 from msa.evaluation.results import RESULTS_NAME, count_of, read_results, stored_notes
 
 LARGEST = 100_000_000  # tokens that each shipped model's memory is to be asked at
+_RULER_LARGEST = 128_000  # of the sizes that RULER is published with
 SCALING_SIZES = "--sizes 16K 64K 256K 1M 4M 10M 100M"
 # what each shipped model is to be asked: tasks of which one will do → model → the command that does it
 WANTED = {
@@ -110,6 +111,25 @@ def not_run(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"{model}: no `msa eval {'` or `msa eval '.join(tasks)}` was run: `{command}`"
             elif tasks == ("scaling",):
                 yield from _below_largest(model, found, command)
+    yield from _never_asked(runs)
+
+
+def _never_asked(runs: Sequence[Run]) -> Iterator[str]:
+    """What ``msa eval`` can do and no run has done."""
+    settings = [run.content["settings"] for run in runs]
+    ruler = [each for each in settings if each["task"] == "ruler"]
+    if not any("vt" in each.get("tasks", ()) for each in ruler):
+        yield "RULER's variable tracking: asked of no model; `msa eval ruler --tasks vt`"
+    largest = max((max(each.get("sizes", [0])) for each in ruler), default=0)
+    if largest < _RULER_LARGEST:
+        yield f"RULER at {token_count(_RULER_LARGEST)} tokens: asked at up to {token_count(largest)}"
+    if not any(each["task"] == "qa" and "real-documents" not in str(each.get("set")) for each in settings):
+        yield (
+            "LongBench, LongMemEval, BEIR and the authors' MSA-RAG-BENCHMARKS: read and scored (`msa eval qa`), but "
+            "they cannot be shipped, and no run over them is stored"
+        )
+    if not any(each.get("judge") for each in settings):
+        yield "answers judged by a model (`msa eval qa --judge`): none"
 
 
 def _below_largest(model: str, runs: Sequence[Run], command: str) -> Iterator[str]:
