@@ -123,11 +123,11 @@ def report_comparison(
     sizes = {row.size_tokens for row in rows}
     if len(sizes) > 1:
         curves, number = means_of_same(records, metric)
-        title = f"Ways of answering as the documents grow: the same {number} questions"
-        draw_curves(folder / "ways.png", curves, title=title, ylabel=metric)
-        page.append(
-            f"![{metric} over size, of the {number} questions that all ways were asked at every size](ways.png)"
-        )
+        if curves:
+            title = f"Ways of answering as the documents grow: the same {number} questions"
+            draw_curves(folder / "ways.png", curves, title=title, ylabel=metric)
+            what = f"of the {number} questions that all ways were asked at every size"
+            page.append(f"![{metric} over size, {what}](ways.png)")
     growth = [entry for entry in growth if entry["size"] in sizes]
     if growth:
         page += ["## Taking the documents in", growth_table(growth)]

@@ -117,10 +117,8 @@ def means_of_same(records: Sequence[Record], metric: str) -> tuple[dict[str, lis
         The curves, and the number of questions: those that all ways of every size were asked, as for
         :func:`shared_questions`. A way that was not asked all of them at a size has no point there.
     """
-    asked: dict[int, dict[str, dict[_Key, float]]] = {}
-    for record in scored(records, metric):
-        by_way = asked.setdefault(record.size_tokens, {})
-        by_way.setdefault(record.answerer, {})[_key(record)] = record.scores[metric]
+    sizes = dict.fromkeys(record.size_tokens for record in scored(records, metric))
+    asked = {size: _by_way(records, metric, size) for size in sizes}
     same = set.intersection(*(shared_questions({way: [*of] for way, of in ways.items()}) for ways in asked.values()))
     curves: dict[str, list[tuple[float, float]]] = {}
     for size, ways in asked.items():
