@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import threading
 
 import openai
@@ -103,6 +104,16 @@ def test_a_stream_with_usage_says_in_every_event_whether_it_is_there(http):
     assert done == "data: [DONE]"
     for asked in ({}, {"stream_options": {"include_usage": False}}):
         assert '"usage"' not in post(http, stream=True, **asked).text
+
+
+def test_the_time_between_pieces_is_measured(http):
+    def count():
+        text = http.get("/metrics").text
+        return float(re.search(r"^msa:inter_token_latency_seconds_count\{.*\} (.*)$", text, re.MULTILINE)[1])
+
+    before = count()
+    assert post(http).json()["choices"][0]["message"]["content"] == ANSWER
+    assert 1 < count() - before < len(ANSWER)
 
 
 def test_asynchronous_clients_at_the_same_time(server):

@@ -75,6 +75,9 @@ class Metrics:
         self._failures = Counter(
             "msa:request_failures", "questions that got no whole answer", ("model_name", "code"), registry=registry
         )
+        self._between = histogram(
+            "inter_token_latency_seconds", "between two pieces of an answer's text, mostly tokens", _TOKEN_SECONDS
+        )
         self._per_token = histogram(
             "request_time_per_output_token_seconds", "mean time between tokens of an answer", _TOKEN_SECONDS
         )
@@ -115,6 +118,10 @@ class Metrics:
             self._decode.observe(decode)
             if tokens > 1:
                 self._per_token.observe(decode / (tokens - 1))
+
+    def went_on(self, seconds: float) -> None:
+        """Count one further piece of an answer's text, so long after the one before."""
+        self._between.observe(seconds)
 
     def failed(self, code: str) -> None:
         """Count one question that got no whole answer, a stream that broke off among them; ``code``: of the error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse
 from msa.bank import ByteCounter
 from msa.errors import ContextLengthError, NoDocumentsError
 from msa.generation.decoding import Decoding
-from msa.generation.types import Answer, Done, Event
+from msa.generation.types import Answer, Done, Event, TextPiece
 from msa.serving.chat_request import ChatRequest, Wanted, split_model, wanted
 from msa.serving.conversation import Composed, compose
 from msa.serving.errors import ApiError, code_of, invalid, memory_not_found
@@ -56,8 +57,15 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     )
     events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
 
+    last_piece: list[float] = []
+
     def on_event(event: Event) -> None:
         trace.note(event)
+        if isinstance(event, TextPiece):
+            now = time.monotonic()
+            if last_piece:
+                services.metrics.went_on(now - last_piece.pop())
+            last_piece.append(now)
         if asked.stream:
             events.put(event)
 
