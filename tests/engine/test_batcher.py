@@ -50,11 +50,12 @@ class Watched(Batcher):
 
     def __init__(self, *given, **named):
         super().__init__(*given, **named)
-        self.rows = []
+        self.rows, self.usages = [], []
 
     def advance(self, waiting):
         served = super().advance(waiting)
         self.rows.append(len(self))
+        self.usages.append(self.usage)
         return served
 
 
@@ -180,6 +181,8 @@ def test_rows_that_do_not_fit_into_memory_wait(random, max_bytes):
     options, batcher = staggered(retrieval="generative"), Watched(random.model.lm, 8, max_bytes)
     assert_as_alone(random, options, together(random, options, batcher))
     assert max(batcher.rows) == (2 if max_bytes else 1)
+    if max_bytes:
+        assert 0.5 < max(batcher.usages) <= 1
 
 
 def test_a_pass_that_fails_can_be_made_again_with_fewer(random):
@@ -224,7 +227,7 @@ def test_closing_frees_all_rows(random):
     while len(batcher) < 2:
         next(events)
     events.close()
-    assert len(batcher) == 0
+    assert (len(batcher), batcher.usage) == (0, 0.0)
     assert batcher.advance([]) == []
 
 

@@ -377,6 +377,7 @@ def test_metrics_health_and_root(http):
         'msa:num_requests_running{model_name="msa-tiny"} 0.0',
         "msa:request_success_total{",
         "msa:time_to_first_token_seconds_bucket{",
+        'msa:kv_cache_usage_perc{model_name="msa-tiny"} 0.0',
         'msa:memory_documents{memory="known"} 2.0',
         'msa:memory_host_bytes{memory="known"} 0.0',  # content is mapped from disk
         'msa:http_responses_total{method="POST",route="/v1/memories/{name}/search",status="200"}',

@@ -47,10 +47,17 @@ class Batcher:
         self._lm = lm
         self._rows: list[Decoding] = []  # in the order of the cache's rows
         self._columns: dict[Decoding, int] = {}  # that each may come to have
+        self._column_bytes = 0  # of one row
         self._cache = RunningCache()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def usage(self) -> float:
+        """Share of ``max_bytes`` that the rows may come to take; a decoding that is alone has no row."""
+        columns = max([*self._columns.values()], default=0)
+        return len(self._rows) * columns * self._column_bytes / max(1, self.max_bytes)
 
     def advance(self, waiting: Sequence[Decoding]) -> list[Decoding]:
         """One pass for those that wait, the earliest first; returns those that were served.
@@ -92,6 +99,7 @@ class Batcher:
         widest = max([columns, *self._columns.values()])
         if self._rows and RunningCache.bytes_of(decoding.cache, len(self._rows) + 1, widest) > self.max_bytes:
             return False
+        self._column_bytes = RunningCache.bytes_of(decoding.cache, 1, 1)
         self._cache.join(decoding.cache)
         decoding.lend(self._reclaim)
         self._rows.append(decoding)

@@ -44,10 +44,16 @@ class Metrics:
         scheduler: whose queues are shown.
         memories: whose open ones are shown.
         operations: gives the operations, None on a read-only server.
+        cache_usage: share of what keys and values of running questions may take together.
     """
 
     def __init__(
-        self, model_id: str, scheduler: Scheduler, memories: Memories, operations: Callable[[], Operations | None]
+        self,
+        model_id: str,
+        scheduler: Scheduler,
+        memories: Memories,
+        operations: Callable[[], Operations | None],
+        cache_usage: Callable[[], float],
     ) -> None:
         self._registry = registry = CollectorRegistry()
         label = ("model_name",)
@@ -66,6 +72,7 @@ class Metrics:
         gauge("num_writes_running", "changes that the model works on", lambda: scheduler.running(Lane.WRITE))
         gauge("num_writes_waiting", "changes that wait for the model", lambda: scheduler.waiting(Lane.WRITE))
         gauge("num_operations", "operations that have not ended", lambda: _unfinished(operations()))
+        gauge("kv_cache_usage_perc", "share that running questions' keys and values take of what they may", cache_usage)
         self._prompt_tokens = counter("prompt_tokens", "tokens of prompts")
         self._generation_tokens = counter("generation_tokens", "tokens written, document ids included")
         self._encoded_tokens = counter("encoded_tokens", "tokens of documents that were encoded")

@@ -110,7 +110,9 @@ class Services:
             advance=batcher.advance,
         )
         self.verifier = Scheduler(0, 0, "msa-verify")  # needs no model; one at a time, as it keeps a disk busy
-        self.metrics = Metrics(self.model_id, self.scheduler, self.memories, lambda: self.operations)
+        self.metrics = Metrics(
+            self.model_id, self.scheduler, self.memories, lambda: self.operations, lambda: batcher.usage
+        )
         self.tracing = tracing_from_environment()
         self.snapshots = Snapshots(self.state_folder, self.memories)
         if self.ledger is not None:
