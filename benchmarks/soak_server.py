@@ -120,13 +120,13 @@ class Server:
 
     def refusals_ms(self) -> list[float]:
         """How long the server itself took to say that its queue is full."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith('{"event"')]
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line["ms"] for line in lines if line.get("status") == 429]
 
     def complaints(self) -> list[str]:
         """Lines of its log that no server should write."""
         return re.findall(
-            r'^(?:Traceback|unexpected|Fatal error|\{"event": "error").*', self.log.read_text(), re.MULTILINE
+            r'^(?:Traceback|unexpected|Fatal error|\{.*"event": "error").*', self.log.read_text(), re.MULTILINE
         )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from msa.serving.log_lines import log_line
+
 ROOT = Path(__file__).parents[2]
 REPORT = {
     "counts": {"ask 200": 1000, "ask 429": 7, "answer right": 990},
@@ -54,6 +56,15 @@ def test_a_good_run_meets_everything(scripts):
 def test_every_problem_fails_the_run_under_one_name(scripts, problem, what):
     (failed,) = unmet(scripts[0], problems={problem: 1})
     assert what in failed
+
+
+def test_what_the_server_s_log_says_is_read(scripts, tmp_path):
+    server = scripts[1].Server.__new__(scripts[1].Server)
+    server.log = tmp_path / "log"
+    lines = [log_line("request", status=429, ms=1.5), log_line("request", status=200, ms=9.0), "serving x on http://y"]
+    server.log.write_text("\n".join([*lines, log_line("error", message="x")]) + "\n")
+    assert server.refusals_ms() == [1.5]
+    assert len(server.complaints()) == 1
 
 
 def test_each_measurement_is_judged(scripts):
