@@ -45,7 +45,7 @@ KINDS = (
 MADE_UP = "biographies"
 SMALL = 60  # documents that fit into the default model's context
 MAX_NEW_TOKENS = 40
-MOST, SOME, FEW = 120, 50, 12
+MOST, SOME = 120, 50
 # questions each way is asked, by what one takes
 WAYS = {
     "msa": MOST,

@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from msa.training.parameters import has_lora, load_trained, save_trained
 from msa.training.parts import cut, join
 from msa.training.prefetch import Prefetched
 from msa.training.reading_batches import ReadingBatches
-from msa.training.run import held_out_evaluation, read_within_limits, write_metrics
+from msa.training.run import held_out_evaluation, read_within_limits, without_answers, write_metrics
 from msa.training.trainer import Trainer
 
 # share of --seconds that steps are planned for; the rest is for evaluation, checkpoints and slower steps
@@ -186,10 +187,8 @@ def read_sources(
     # read apart, for their documents alone
     tested = read_training_set([folder / "test.jsonl"], corpus=corpus)
     hidden = {name for part in (held_out, tested) for sample in part.samples for name in sample.positives}
-    seen = TrainingSet(
-        corpus={name: text for name, text in training.corpus.items() if name not in hidden},
-        samples=[sample for sample in training.samples if not hidden & set(sample.named)],
-    )
+    asked = [sample for sample in training.samples if not hidden & set(sample.named)]
+    seen = without_answers(replace(training, samples=asked), [held_out, tested])
     log.info("%d documents to train on of %d, %d questions", len(seen.corpus), len(training.corpus), len(seen.samples))
 
     def sources(real: TrainingSet, *, hold_out: bool) -> list[SampleSource | None]:
@@ -212,10 +211,10 @@ def file_source(whole: TrainingSet, phase: Phase, seed: int, first: int = 0) -> 
         TrainingDataError: there are none.
     """
     assert phase.files is not None
-    kept = [sample for sample in whole.samples if len(sample.steps) >= phase.files.min_hops]
-    if not kept:
+    kept = whole.of_hops(phase.files.min_hops)
+    if not kept.samples:
         raise TrainingDataError(f"no question has {phase.files.min_hops} retrieval steps; {phase.name!r} needs some")
-    return FileSource(replace(whole, samples=kept), phase.files, seed, first)
+    return FileSource(kept, phase.files, seed, first)
 
 
 @dataclass(frozen=True)
@@ -249,8 +248,8 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
     model.lm.add_routing_bias(ROUTING_BIAS)
     model.lm.temperature.data.fill_(ROUTING_TEMPERATURE)
     sources, held_out = read_sources(settings, args.data, model.protocol)
-    reading = ReadingBatches(settings, model.protocol, sources, args.reading)
-    batches = Prefetched(reading, settings, workers=args.workers)
+    rows = ReadingBatches(settings, model.protocol, sources, args.reading)
+    batches = Prefetched(rows, settings, workers=args.workers)
     measured = held_out_evaluation(model, settings, batches, held_out)
 
     def evaluate(lm: MSAForCausalLM, step: int) -> dict[str, float]:
@@ -259,9 +258,7 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
 
     trainer = Trainer(model, settings, batches, evaluate=evaluate)
     if goes_on and not trainer.done:
-        load_trained(
-            trainer.model.lm, args.start, lora_scale=settings.lora.alpha / settings.lora.rank, backbone=backbone
-        )
+        load_trained(trainer.model.lm, args.start, lora_scale=settings.lora.scale, backbone=backbone)
     if torch.cuda.is_available():
         for parameter in model.lm.parameters():
             if not parameter.requires_grad and parameter.ndim:
@@ -278,8 +275,8 @@ def run(args: argparse.Namespace) -> bool:
     shares = {stage.name: share for stage, share in zip(args.stages, args.shares, strict=True)}
     steps = list(args.steps or measured.get("steps") or planned_steps(measured, args.seconds, shares))
     if measured and not args.steps and "steps" not in measured:
-        whole = json.dumps(measured | {"steps": steps}, indent=1)  # a later stretch has the same schedule
-        replace_file(plan, lambda path: path.write_text(whole))
+        measured |= {"steps": steps}  # a later stretch has the same schedule
+        replace_file(plan, lambda path: path.write_text(json.dumps(measured, indent=1)))
     settings = config(args, steps, sum(measured.get(name, 1.0) for name in shares) / len(shares))
     log.info("steps of the phases: %s", steps)
     stretch = prepared(args, settings)
@@ -304,8 +301,7 @@ def export(model: MSAModel, settings: TrainConfig, backbone: str, result: Path) 
     """The adapter as it is now, whole and in parts."""
     adapter = Path(settings.out) / "adapter.safetensors"
     metadata = {"name": "smollm2-135m-gpu", "backbone": backbone, "config": settings.to_yaml()}
-    scale = settings.lora.alpha / settings.lora.rank
-    replace_file(adapter, lambda path: save_trained(model.lm, path, lora_scale=scale, metadata=metadata))
+    replace_file(adapter, partial(save_trained, model.lm, lora_scale=settings.lora.scale, metadata=metadata))
     log.info("wrote %s, %.1f MB, in %d parts", adapter, adapter.stat().st_size / 1e6, len(cut(adapter, result)))
 
 
@@ -373,8 +369,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if not args.join and (args.backbone is None or args.data is None):
         parser.error("--backbone and --data are needed to train")
     if args.seed is None:  # a stretch over an adapter draws other questions and ids than the one that made it
-        started_from = args.start if args.start is not None and args.start.is_file() else None
-        args.seed = 0 if started_from is None else int(file_checksum(started_from)[:8], 16)
+        args.seed = int(file_checksum(args.start)[:8], 16) if args.start and args.start.is_file() else 0
     args.stages = PLANS[args.plan]
     args.shares = args.shares or [stage.share for stage in args.stages]
     for name in ("steps", "shares"):

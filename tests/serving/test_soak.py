@@ -76,6 +76,9 @@ def test_each_measurement_is_judged(scripts):
     assert "not mapped from files" in grown
     (late,) = unmet(soak, {**REPORT, "refused_ms_in_the_server": {"refused": {"p99": 7.0, "most": 51.0}}})
     assert "in the long run" in late
+    (unread,) = unmet(soak, {**REPORT, "refused_ms_in_the_server": {}})
+    assert "in the long run" in unread, "refusals that the log does not tell of are no good news"
+    assert unmet(soak, {**REPORT, "refused_ms_in_the_server": {}, "counts": {"ask 200": 9}}) == []
     (slow,) = unmet(soak, {**REPORT, "full_queue": {"refused_ms": {"client": {"most": 51.0}}}})
     assert "429" in slow
     (kept,) = unmet(soak, {**REPORT, "departures": {"freed_s": 1.2}})

@@ -76,11 +76,7 @@ def growing_memory(args: argparse.Namespace, model: MSAModel) -> GrowingMemory:
 
 def document_tokens(args: argparse.Namespace, model: MSAModel) -> int:
     """What is asked for, what the run that is gone on from has, or 512, if the model encodes that as one document."""
-    from msa.evaluation.records import RECORDS_NAME, begun_with
-
-    begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
-    number: int | None = args.document_tokens or begun.get("document_tokens")
-    return number or whole_document_tokens(model)
+    return args.document_tokens or _begun_with(args, "document_tokens") or whole_document_tokens(model)
 
 
 def whole_document_tokens(model: MSAModel) -> int:
@@ -93,13 +89,19 @@ def whole_document_tokens(model: MSAModel) -> int:
 
 def num_questions(args: argparse.Namespace) -> int:
     """Of the first size: what is asked for, what the run that is gone on from has, or one needle a document."""
-    from msa.evaluation.records import RECORDS_NAME, begun_with
     from msa.evaluation.ruler import DOCUMENT_TOKENS, default_questions
 
-    begun = begun_with(Path(args.out) / RECORDS_NAME) or {}
-    number: int | None = args.questions or begun.get("questions")
+    number: int | None = args.questions or _begun_with(args, "questions")
     size: int = args.document_tokens or DOCUMENT_TOKENS
     return number or default_questions(args.task, args.sizes[0], document_tokens=size)
+
+
+def _begun_with(args: argparse.Namespace, name: str) -> int | None:
+    """A number among the settings of the run that is gone on from; None: there is none."""
+    from msa.evaluation.records import RECORDS_NAME, begun_with
+
+    number: int | None = (begun_with(Path(args.out) / RECORDS_NAME) or {}).get(name)
+    return number
 
 
 def untaught(ways: Sequence[str]) -> list[str]:

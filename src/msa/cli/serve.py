@@ -24,8 +24,6 @@ from msa.cli.options import (
 if TYPE_CHECKING:
     from msa.serving import ServerSettings
 
-_LOCAL_NAMES = ("127.0.0.1", "::1", "localhost")
-
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
     """Add the command."""
@@ -179,12 +177,13 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     """
     from msa.serving import ServerSettings
     from msa.serving.keys import keys_from_environment, read_keys
+    from msa.serving.settings import LOOPBACK
 
     if not args.root:
         raise UsageError("the folder to serve is empty; name a folder, '.' for the current one")
     keys = keys_from_environment() + (read_keys(args.keys) if args.keys else ())
     # without keys, a foreign page whose name leads to this machine must not get in
-    names_matter = bool(args.allowed_host) or (args.host in _LOCAL_NAMES and not keys)
+    names_matter = bool(args.allowed_host) or (args.host in LOOPBACK and not keys)
     given = {
         "max_concurrent": args.max_concurrent,
         "history_tokens": args.history,
@@ -205,7 +204,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         keys=keys,
         public_url=args.public_url,
         cors_origins=tuple(args.cors_origin),
-        allowed_hosts=(*_LOCAL_NAMES, *args.allowed_host) if names_matter else (),
+        allowed_hosts=(*LOOPBACK, *args.allowed_host) if names_matter else (),
         max_waiting=args.max_waiting,
         request_timeout_s=args.timeout,
         drain_s=args.drain,

@@ -70,10 +70,11 @@ def apply_adapter(
     """
     path = Path(path)
     metadata, tensors = read_adapter(path, checksum=checksum, backbone=backbone)
-    scale = _number(metadata, "lora_scale", path) or 1.0
+    scale = _number(metadata, "lora_scale", path)
     temperature = _number(metadata, "routing_temperature", path)
     added = _added_bias(model, tensors, path)
-    updates = _updates({**dict(model.named_parameters()), **added}, tensors, scale, path)
+    parameters = {**dict(model.named_parameters()), **added}
+    updates = _updates(parameters, tensors, 1.0 if scale is None else scale, path)
     if added and isinstance(model, MSAForCausalLM):
         model.add_routing_bias()
     for name, value in updates.items():

@@ -28,11 +28,10 @@ from msa.serving.errors import ApiError, ServingError
 from msa.serving.keys import VARIABLE
 from msa.serving.middleware import REQUEST_ID, new_request_id
 from msa.serving.services import Services
-from msa.serving.settings import ServerSettings
+from msa.serving.settings import LOOPBACK, ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BACKLOG = 128  # also how many connections are taken before those too many are closed
 _OPEN_FILES = 65_536  # more would only cost
 _SWITCH_S = 0.0005  # the network's thread lets requests in so often; Python's 5 ms add up to many for each
@@ -275,7 +274,7 @@ def _nothing_to_collect_yet() -> Iterator[None]:
 
 def run(settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; see :func:`msa.serving.serve`."""
-    if not settings.keys and settings.host not in _LOOPBACK:
+    if not settings.keys and settings.host not in LOOPBACK:
         logger.warning(
             "no API keys: whoever reaches port %d can read, change and delete every memory; set %s or --keys",
             settings.port,

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from msa.routing import Tiers
 from msa.serving.keys import ApiKey
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # addresses and names of this machine
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 

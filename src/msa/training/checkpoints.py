@@ -115,7 +115,7 @@ def leave_frozen_out(accelerator: Accelerator) -> None:
     def load(models: list[nn.Module], folder: str) -> None:
         (model,) = models
         state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
-        wanted = {name for name, value in model.state_dict().items()} - _frozen(model)
+        wanted = model.state_dict().keys() - _frozen(model)
         if state.keys() != wanted:
             differing = ", ".join(sorted(state.keys() ^ wanted)[:3])
             raise TrainingError(f"{folder} does not hold what this run trains ({differing}); use another 'out' folder")

@@ -162,6 +162,11 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_numbers(self, from_one=("rank", "alpha"))
 
+    @property
+    def scale(self) -> float:
+        """What the product of both matrices is multiplied by."""
+        return self.alpha / self.rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

@@ -33,7 +33,7 @@ class LowRankChange(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(lora.rank, inputs, device=weight.device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, lora.rank, device=weight.device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.scale = lora.alpha / lora.rank
+        self.scale = lora.scale
 
     def forward(self, weight: Tensor) -> Tensor:
         """The changed weight."""

@@ -79,9 +79,8 @@ def begin_routing(lm: MSAForCausalLM, config: TrainConfig) -> None:
 def save_result(model: MSAModel, config: TrainConfig, result: Path, base: dict[str, str]) -> None:
     """Write what was trained: the whole model, or an adapter that names in ``base`` what it belongs to."""
     if config.trainable != "all":
-        scale = config.lora.alpha / config.lora.rank
         metadata = {**base, "config": config.to_yaml()}
-        replace_file(result, lambda path: save_trained(model.lm, path, lora_scale=scale, metadata=metadata))
+        replace_file(result, lambda path: save_trained(model.lm, path, lora_scale=config.lora.scale, metadata=metadata))
         return
     weights = None
     if config.sharded:  # a state_dict would divide the gathered weights again
@@ -128,16 +127,15 @@ def _file_set(
     paths = phase.files.held_out_paths if held_out and phase.files.held_out_paths else phase.files.paths
     key = (paths, phase.files.corpus, phase.files.skip_bad, phase.files.min_hops, phase.id_digits)
     if key not in known:
-        known[key] = read_within_limits(
+        whole = read_within_limits(
             paths, phase.files.corpus, config, model.protocol, phase.id_digits, skip_bad=phase.files.skip_bad
         )
-        kept = [sample for sample in known[key].samples if len(sample.steps) >= phase.files.min_hops]
-        if not kept:
+        known[key] = whole.of_hops(phase.files.min_hops)
+        if not known[key].samples:
             raise TrainingDataError(
                 f"no sample in {', '.join(paths)} has {phase.files.min_hops} retrieval steps or more; "
                 f"lower min_hops of phase {phase.name!r}, or add samples with hops"
             )
-        known[key].samples = kept
     return known[key]
 
 

@@ -27,12 +27,11 @@ from msa.serving.mcp.tools import MemoryTools
 from msa.serving.middleware import error_response
 from msa.serving.scheduler import Lane
 from msa.serving.server import PatientProtocol, Server, address_of, allow_open_files, http_config, listen
-from msa.serving.settings import ServerSettings
+from msa.serving.settings import LOOPBACK, ServerSettings
 
 logger = logging.getLogger(__name__)
 
 PATH = "/mcp"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEEP_ALIVE_S = 30
 _AFTER_STOP_S = 5  # for calls that were failed to be answered
 
@@ -73,7 +72,7 @@ def _tell_failure(error: BaseException | None) -> None:
 
 def run_http(settings: McpSettings, model: MSAModel | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; see :func:`msa.serving.mcp.serve_http`."""
-    if not settings.keys and settings.host not in _LOOPBACK:
+    if not settings.keys and settings.host not in LOOPBACK:
         logger.warning(
             "no API keys: whoever reaches port %d can read and change the memory; set %s or --keys",
             settings.port,
@@ -124,7 +123,7 @@ def make_app(tools: MemoryTools) -> Starlette:
 
 def _app_of(server: MCPServer[Any], settings: McpSettings) -> ASGIApp:
     # without keys, a foreign page whose name leads to this machine must not get in: the SDK's own rule for loopback
-    open_to_names = settings.keys or settings.host not in _LOOPBACK
+    open_to_names = settings.keys or settings.host not in LOOPBACK
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if open_to_names else None
     return server.streamable_http_app(
         streamable_http_path=PATH,

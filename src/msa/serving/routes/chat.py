@@ -57,15 +57,16 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     )
     events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
 
-    last_piece: list[float] = []
+    last_piece: float | None = None
 
     def on_event(event: Event) -> None:
+        nonlocal last_piece
         trace.note(event)
         if isinstance(event, TextPiece):
             now = time.monotonic()
-            if last_piece:
-                services.metrics.went_on(now - last_piece.pop())
-            last_piece.append(now)
+            if last_piece is not None:
+                services.metrics.went_on(now - last_piece)
+            last_piece = now
         if asked.stream:
             events.put(event)
 

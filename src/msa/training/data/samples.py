@@ -6,7 +6,7 @@ A sample is one line of JSON; every reader and builder of this package produces 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -83,6 +83,10 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def of_hops(self, least: int) -> TrainingSet:
+        """The same corpus with the samples of so many retrieval steps or more."""
+        return replace(self, samples=[sample for sample in self.samples if len(sample.steps) >= least])
 
     def unknown_ids(self) -> Iterator[tuple[int, str]]:
         """(sample index, id) of every id that is not in the corpus."""
