@@ -48,7 +48,7 @@ def assert_unchanged(lm, before):
     assert all(torch.equal(parameter, before[name]) for name, parameter in lm.named_parameters())
 
 
-@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("scale", [None, 0.0, 0.25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_whole_tensors_and_lora_pairs_are_applied(lm, write, scale, dtype):
     before = weights(lm)
