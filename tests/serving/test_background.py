@@ -9,9 +9,9 @@ import httpx
 import pytest
 from serving_helpers import NEEDLE, error_of, until
 
+from msa.serving.job import Lane, QueueFullError
 from msa.serving.ledger import Ledger
 from msa.serving.routes import documents
-from msa.serving.scheduler import Lane, QueueFullError
 
 M = "/v1/memories/m"
 NDJSON = {"content-type": "application/x-ndjson"}

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, process, until
 
-from msa.serving.scheduler import Lane
+from msa.serving.job import Lane
 from msa.serving.server import allow_open_files
 
 CLIENTS = 100

@@ -1,5 +1,6 @@
 """Overload, impatience and hostility: the server answers, and goes on answering."""
 
+import contextlib
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ from pdf_files import slow_pdf
 from serving_helpers import ANSWER, DOCUMENTS, ENDLESS, QUESTION, error_of, until
 
 from msa.serving import ServingError
-from msa.serving.scheduler import Lane
+from msa.serving.job import Lane, QueueFullError
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
 SLOW = {"model": "msa-tiny@known", **ENDLESS}
@@ -102,6 +103,39 @@ def test_when_the_queue_is_full_more_are_refused_at_once(server, http):
     first.hang_up()
     until(lambda: running(server) == 0)
     assert http.post("/v1/chat/completions", json=ASK).json()["choices"][0]["message"]["content"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "lane"),
+    [
+        ("/v1/chat/completions", ASK, Lane.ASK),
+        ("/v1/memories/known/search", {"query": "x"}, Lane.ASK),
+        ("/v1/memories/known/documents", {"documents": [{"id": "late", "text": "late"}]}, Lane.WRITE),
+        ("/v1/memories/known/documents/delete", {"ids": ["late"]}, Lane.WRITE),
+    ],
+)
+def test_a_queue_that_fills_while_a_body_arrives_refuses_before_anything_is_done(
+    server, http, monkeypatch, path, body, lane
+):
+    content, filled = json.dumps(body).encode(), contextlib.ExitStack()
+
+    def slowly():  # the head has gone, so there was room
+        time.sleep(0.2)
+        for _ in range(2):  # one that would run and one that would wait, of which a write has none to spare
+            with contextlib.suppress(QueueFullError):
+                filled.enter_context(server.services.scheduler.place(lane))
+        yield content
+
+    monkeypatch.setattr(server.services.memories, "exists", lambda name: pytest.fail("it was looked at"))
+    if path.endswith("documents"):  # which looks for the memory before it reads a body
+        monkeypatch.undo()
+    headers = {"content-type": "application/json", "content-length": str(len(content))}
+    with filled:
+        error_of(http.post(path, content=slowly(), headers=headers), 429, "queue_full")
+    monkeypatch.undo()
+    assert http.get("/v1/memories/known/documents/late").status_code == 404
+    assert http.post(path, content=content, headers=headers).status_code == 200, "the places are free again"
+    http.delete("/v1/memories/known/documents/late")
 
 
 @pytest.mark.parametrize("stream", [True, False])

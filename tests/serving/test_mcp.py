@@ -11,9 +11,9 @@ from serving_helpers import ANSWER, NEEDLE, QUESTION, until
 import msa
 from msa.errors import BankError, BankNotFoundError
 from msa.serving import ServingError
+from msa.serving.job import Lane
 from msa.serving.mcp import McpSettings, serve_http, serve_stdio
 from msa.serving.mcp.tools import MemoryTools, document_url
-from msa.serving.scheduler import Lane
 from msa.serving.server import listen
 from msa.serving.settings import ServerSettings
 

@@ -12,9 +12,9 @@ from mcp_helpers import DOCUMENTS, failure, value
 from serving_helpers import ANSWER, QUESTION, until
 
 import msa
+from msa.serving.job import Lane
 from msa.serving.keys import ApiKey, key_digest
 from msa.serving.mcp import McpSettings
-from msa.serving.scheduler import Lane
 from msa.serving.server import listen
 from msa.serving.settings import ServerSettings
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from serving_helpers import ANSWER, DOCUMENTS, NEEDLE, QUESTION, error_of, until
 
+from msa.serving.job import Lane
 from msa.serving.routes import documents
-from msa.serving.scheduler import Lane
 
 
 def add(http, memory, *documents, **options):

@@ -7,9 +7,9 @@ import threading
 import pytest
 from serving_helpers import until
 
+from msa.serving.job import QueueFullError, ShuttingDownError
 from msa.serving.ledger import Ledger, TakenKey
 from msa.serving.operations import Operations
-from msa.serving.scheduler import QueueFullError, ShuttingDownError
 
 
 class Session:

@@ -6,14 +6,8 @@ import time
 import pytest
 from serving_helpers import until
 
-from msa.serving.scheduler import (
-    CancelledJobError,
-    DeadlineError,
-    Lane,
-    QueueFullError,
-    Scheduler,
-    ShuttingDownError,
-)
+from msa.serving.job import CancelledJobError, DeadlineError, Lane, QueueFullError, ShuttingDownError
+from msa.serving.scheduler import Scheduler
 
 
 @pytest.fixture
@@ -78,6 +72,46 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(scheduler):
     held.free.set()
     for job in waiting:
         job.future.result(5)
+
+
+def test_a_place_is_kept_while_a_job_is_made_ready(scheduler):
+    held, order = Held(scheduler), []
+    with scheduler.place() as first, scheduler.place():
+        with pytest.raises(QueueFullError):
+            scheduler.check_room()
+        with pytest.raises(QueueFullError), scheduler.place():
+            pass
+        with pytest.raises(QueueFullError):
+            scheduler.submit(lambda job: order.append("came between"))
+        kept = scheduler.submit(lambda job: order.append("kept"), place=first)
+        with pytest.raises(QueueFullError):  # the second is still kept
+            scheduler.check_room()
+    last = scheduler.submit(lambda job: order.append("last"))  # nothing came of the second
+    held.free.set()
+    kept.future.result(5)
+    last.future.result(5)
+    assert order == ["kept", "last"]
+    with scheduler.place(), pytest.raises(ZeroDivisionError), scheduler.place():
+        raise ZeroDivisionError
+    with scheduler.place(), scheduler.place(), scheduler.place(Lane.WRITE):  # all are free again
+        pass
+
+
+def test_a_kept_place_is_not_taken_back_by_a_write(scheduler):
+    with scheduler.place() as a, scheduler.place() as b, scheduler.place() as c:  # one runs at once, two wait
+        held = Held(scheduler, Lane.WRITE)
+        jobs = [scheduler.submit(lambda job: "answered", place=place) for place in (a, b, c)]
+    held.free.set()
+    assert [job.future.result(5) for job in jobs] == ["answered"] * 3
+
+
+def test_a_kept_place_goes_into_its_lane_and_nowhere_after_closing(scheduler):
+    with scheduler.place(Lane.WRITE) as place:
+        assert scheduler.submit(lambda job: job.lane, place=place).future.result(5) is Lane.WRITE
+    with scheduler.place() as place:
+        scheduler.close()
+        with pytest.raises(ShuttingDownError):
+            scheduler.submit(lambda job: None, place=place)
 
 
 def test_cancelling_what_waits_frees_its_place(scheduler):

@@ -9,7 +9,7 @@ from serving_helpers import ANSWER, ENDLESS, QUESTION, error_of, until
 from test_connections import asking
 
 from msa.generation.decoding import Decoding
-from msa.serving.scheduler import Lane
+from msa.serving.job import Lane
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
 SLOW = {"model": "msa-tiny@known", **ENDLESS}

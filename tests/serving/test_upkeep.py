@@ -9,8 +9,8 @@ import pytest
 from serving_helpers import ANSWER, DOCUMENTS, QUESTION, error_of, until
 
 from msa.serving import memories
+from msa.serving.job import Lane
 from msa.serving.operations import Operation
-from msa.serving.scheduler import Lane
 
 ASK = {"model": "msa-tiny@known", "messages": [{"role": "user", "content": QUESTION}]}
 KNOWN = "/v1/memories/known"

@@ -14,7 +14,8 @@ import pytest
 from serving_helpers import error_of, until
 
 from msa.serving.http import outcome_of, result_of
-from msa.serving.scheduler import CancelledJobError, DeadlineError, Lane, Scheduler
+from msa.serving.job import CancelledJobError, DeadlineError, Lane
+from msa.serving.scheduler import Scheduler
 
 
 def services(scheduler, **settings):

@@ -26,7 +26,7 @@ from msa.errors import (
     ParallelError,
 )
 from msa.serving.failure_log import log_failure
-from msa.serving.scheduler import CancelledJobError, DeadlineError, QueueFullError, ShuttingDownError
+from msa.serving.job import CancelledJobError, DeadlineError, QueueFullError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 

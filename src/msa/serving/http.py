@@ -17,17 +17,19 @@ from starlette.types import Receive
 from msa.serving.errors import ApiError, invalid, memory_not_found
 from msa.serving.futures import event_of
 from msa.serving.intake import media_type, too_large
+from msa.serving.job import CancelledJobError, DeadlineError, Job, QueueFullError
 from msa.serving.json_values import parse_json
 from msa.serving.keys import ANYBODY, ApiKey, find_key
 from msa.serving.memories import is_name
 from msa.serving.operations import Operations
-from msa.serving.scheduler import CancelledJobError, DeadlineError, Job, QueueFullError, Scheduler
+from msa.serving.scheduler import Scheduler
 from msa.serving.services import Services
 
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 
 _BODY_RETRY_S = 5.0
+_PARSED_AT_ONCE = 16 * 1024  # bytes of JSON that take less time than a thread's turn
 
 
 # what routes depend on is async, for the rest would be given to a thread each time; none of it waits for anything
@@ -195,7 +197,7 @@ async def read_json(request: Request, limit: int, services: Services) -> tuple[A
     # browsers send other types from any page without asking, so this also keeps foreign pages out
     if raw and kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(415, f"send JSON with 'Content-Type: application/json', got {kind or 'no type'!r}", "media_type")
-    return await asyncio.to_thread(parse_json, raw), raw
+    return parse_json(raw) if len(raw) <= _PARSED_AT_ONCE else await asyncio.to_thread(parse_json, raw), raw
 
 
 async def read_model(request: Request, model: type[Body], services: Services) -> Body:

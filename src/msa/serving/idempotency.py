@@ -12,10 +12,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from msa.serving.errors import ApiError, invalid
+from msa.serving.job import ShuttingDownError
 from msa.serving.keys import ApiKey
 from msa.serving.ledger import KeptAnswer, Ledger, TakenKey
 from msa.serving.operation import headers_of
-from msa.serving.scheduler import ShuttingDownError
 
 IDEMPOTENCY_KEY = "idempotency-key"
 _MAX_KEY_CHARACTERS = 255

@@ -11,8 +11,9 @@ from prometheus_client.registry import Collector
 
 from msa.errors import BankError
 from msa.generation.types import Answer
+from msa.serving.job import Job, Lane
 from msa.serving.memories import Memories
-from msa.serving.scheduler import Job, Lane, Scheduler
+from msa.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from msa.serving.operations import Operations

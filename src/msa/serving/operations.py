@@ -22,9 +22,9 @@ from typing import Any
 
 from msa.serving.errors import ApiError, memory_not_found, to_api_error
 from msa.serving.failure_log import WORK_ID, log_failure
+from msa.serving.job import QueueFullError, ShuttingDownError
 from msa.serving.ledger import Ledger, TakenKey
 from msa.serving.operation import LeftForLaterError, Operation, OperationCancelledError
-from msa.serving.scheduler import QueueFullError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from enum import Enum
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import InvalidStateError
 from typing import Any
 
 from msa.errors import MSAError
+from msa.serving.job import CancelledJobError, Job, Lane, QueueFullError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 
@@ -35,96 +35,12 @@ _LONGEST_RETRY_S = 120.0
 _LONG_S = 0.5  # a write that has held the model for so long is a long one
 
 
-class QueueFullError(MSAError):
-    """Too many jobs wait; ``retry_after_s`` says when to try again."""
+class Place:
+    """A place in a queue, kept for a job that is being made ready; see :meth:`Scheduler.place`."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class DeadlineError(MSAError):
-    """A job did not end in time."""
-
-
-class CancelledJobError(MSAError):
-    """Nobody waits for the job any more."""
-
-
-class ShuttingDownError(MSAError):
-    """The scheduler takes no more jobs."""
-
-
-class Lane(Enum):
-    """The two queues."""
-
-    ASK = "ask"
-    WRITE = "write"
-
-
-class Job:
-    """One piece of work for the worker thread.
-
-    Args:
-        work: called with the job in the worker thread; its result or exception is the job's. The result may be a
-            generator: of things that must be done before it can go on, until it returns the job's result.
-        deadline: moment of :func:`time.monotonic` at which it must have ended; None: no limit.
-        on_event: receives what ``work`` emits, in the worker thread.
-
-    Attributes:
-        future: the outcome.
-        submitted, started, ended: moments of :func:`time.monotonic`; None: not yet.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[Job], Any],
-        lane: Lane,
-        deadline: float | None = None,
-        on_event: Callable[[Any], None] | None = None,
-    ) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.deadline = deadline
-        self.future: Future[Any] = Future()
-        # running from the start: a waiter that is cancelled must not cancel the outcome for the worker
-        self.future.set_running_or_notify_cancel()
-        self.submitted = time.monotonic()
-        self.started: float | None = None
-        self.ended: float | None = None
-        self._work = work
-        self._on_event = on_event
-        self._stop: MSAError | None = None
-        self._between: Callable[[Job], None] | None = None
-        self._steps: Generator[Any, None, Any] | None = None
-        self._waits_for: Any = None
-        self._held_since = 0.0
-
-    def emit(self, event: Any) -> None:
-        """Hand an event to whoever waits for the job."""
-        if self._on_event is not None:
-            self._on_event(event)
-
-    @property
-    def stop_reason(self) -> MSAError | None:
-        """Why the job should end early; None: it should not."""
-        if self._stop is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self._stop = DeadlineError("the request took longer than it may; ask for less, or raise the time limit")
-        return self._stop
-
-    def should_stop(self) -> bool:
-        """Whether the job should end early."""
-        return self.stop_reason is not None
-
-    def give_way(self) -> None:
-        """At a safe point of a write that has held the model for long: answer the questions that wait now, then go on.
-
-        Raises:
-            MSAError: the job itself should end early.
-        """
-        if self._between is not None:
-            self._between(self)
-        if self.stop_reason is not None:
-            raise self.stop_reason
+        self.kept = True
 
 
 class Scheduler:
@@ -153,6 +69,7 @@ class Scheduler:
     ) -> None:
         self._limits = {Lane.ASK: max_waiting, Lane.WRITE: max_waiting_writes}
         self._queues: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._kept = dict.fromkeys(Lane, 0)  # places in the queues, for jobs that are not there yet
         self._running: list[Job] = []  # a write that gives way stays below the question that runs
         self._long_s = long_s
         self._max_concurrent = max_concurrent
@@ -175,17 +92,25 @@ class Scheduler:
         *,
         deadline: float | None = None,
         on_event: Callable[[Any], None] | None = None,
+        place: Place | None = None,
     ) -> Job:
         """Queue a piece of work; arguments as for :class:`Job`.
+
+        Args:
+            place: one that was kept for it, in whose lane it goes: then it is not refused for want of room.
 
         Raises:
             QueueFullError: too many wait already.
             ShuttingDownError: no more jobs are taken.
         """
-        job = Job(work, lane, deadline, on_event)
+        job = Job(work, lane if place is None else place.lane, deadline, on_event)
         with self._wake:
-            self.check_room(lane)
-            self._queues[lane].append(job)
+            if place is None:
+                self.check_room(lane)
+            else:
+                self._check_open()
+                self._give_up(place)
+            self._queues[job.lane].append(job)
             self._wake.notify()
         return job
 
@@ -196,16 +121,42 @@ class Scheduler:
             QueueFullError, ShuttingDownError: as for :meth:`submit`.
         """
         with self._wake:
-            if self._closed:
-                raise ShuttingDownError("the server is shutting down; try again in a moment")
+            self._check_open()
             queue = self._queues[lane]
             # those that nobody waits for any more must not keep others out
             for late in [waiting for waiting in queue if waiting.should_stop()]:
                 self._drop(late)
-            if len(queue) >= self._limits[lane] + self._free_places(lane):
+            if len(queue) + self._kept[lane] >= self._limits[lane] + self._free_places(lane):
                 raise QueueFullError(
                     f"{len(queue)} requests wait already, as many as may; try again later", self.retry_after_s(lane)
                 )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShuttingDownError("the server is shutting down; try again in a moment")
+
+    @contextlib.contextmanager
+    def place(self, lane: Lane = Lane.ASK) -> Iterator[Place]:
+        """Keep a place in a queue, to :meth:`submit` with, while a job is being made ready.
+
+        Who is refused is refused at once, before anything is done for the job, and not after it.
+
+        Raises:
+            QueueFullError, ShuttingDownError: as for :meth:`submit`.
+        """
+        with self._wake:
+            self.check_room(lane)
+            self._kept[lane] += 1
+        place = Place(lane)
+        try:
+            yield place
+        finally:
+            with self._wake:
+                self._give_up(place)
+
+    def _give_up(self, place: Place) -> None:
+        self._kept[place.lane] -= place.kept
+        place.kept = False
 
     def _free_places(self, lane: Lane) -> int:
         """Jobs in this lane's queue that will not wait: the worker takes them at once."""

@@ -24,12 +24,13 @@ from msa.parallel import Leader, LedMemories
 from msa.routing import BankView
 from msa.serving.errors import ServingError
 from msa.serving.intake import Limits, holds_lines, read_lines, read_upload, write_lines
+from msa.serving.job import Job, Lane, QueueFullError
 from msa.serving.ledger import Ledger
 from msa.serving.memories import STATE_FOLDER, Memories
 from msa.serving.metrics import Metrics
 from msa.serving.operation import Operation
 from msa.serving.operations import Operations
-from msa.serving.scheduler import Job, Lane, QueueFullError, Scheduler
+from msa.serving.scheduler import Scheduler
 from msa.serving.settings import ServerSettings
 from msa.serving.shape_caches import bound_shape_caches
 from msa.serving.snapshots import Snapshots

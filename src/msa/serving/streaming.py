@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from msa.generation.types import Answer, DocumentRetrieved, Event, RoundStarted, TextPiece
 from msa.serving.errors import to_api_error
 from msa.serving.http import until_gone
+from msa.serving.job import CancelledJobError, DeadlineError, Job
 from msa.serving.replies import DONE, PING, Reply, event
-from msa.serving.scheduler import CancelledJobError, DeadlineError, Job
 from msa.serving.services import Services
 
 _ERRORS_BEFORE_STREAM_S = 10.0  # an answer that fails so early is an error response and no stream

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from msa.generation.types import Answer, DocumentRetrieved, Event, RoundStarted, TextPiece
-from msa.serving.scheduler import Job
+from msa.serving.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError
+from msa.serving.job import Lane
 from msa.serving.keys import VARIABLE, find_key
 from msa.serving.mcp.server import make_server
 from msa.serving.mcp.settings import McpSettings
 from msa.serving.mcp.tools import MemoryTools
 from msa.serving.middleware import error_response
-from msa.serving.scheduler import Lane
 from msa.serving.server import PatientProtocol, Server, address_of, allow_open_files, http_config, listen
 from msa.serving.settings import LOOPBACK, ServerSettings
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 
 from msa.errors import MSAError
 from msa.serving.futures import event_of
+from msa.serving.job import DeadlineError, Job, Lane
 from msa.serving.mcp.tools import MemoryTools
-from msa.serving.scheduler import DeadlineError, Job, Lane
 
 _HEARTBEAT_S = 5.0  # clients give up on a call that says nothing for long
 

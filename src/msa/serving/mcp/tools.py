@@ -15,9 +15,10 @@ from msa.memory import AddProgress, Memory
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError, invalid, to_api_error
 from msa.serving.intake import Limits, documents_of_body
+from msa.serving.job import Job
 from msa.serving.mcp.settings import McpSettings
 from msa.serving.queries import check_query
-from msa.serving.scheduler import Job, Scheduler
+from msa.serving.scheduler import Scheduler
 from msa.serving.shape_caches import bound_shape_caches
 from msa.zoo import load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -19,10 +19,10 @@ from msa.serving.chat_request import ChatRequest, Wanted, split_model, wanted
 from msa.serving.conversation import Composed, compose
 from msa.serving.errors import ApiError, code_of, invalid, memory_not_found
 from msa.serving.http import KeyOf, ServicesOf, deadline_of, read_model, result_of
+from msa.serving.job import Job
 from msa.serving.keys import ApiKey
 from msa.serving.openapi import described
 from msa.serving.replies import Reply
-from msa.serving.scheduler import Job
 from msa.serving.schemas import ChatCompletion, ModelInfo, ModelList
 from msa.serving.services import Services
 from msa.serving.streaming import Events, EventStream, cancel_for, first_event, reply_events
@@ -40,39 +40,27 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
     services.scheduler.check_room()
     deadline = deadline_of(services)
     body = await read_model(request, ChatRequest, services)
-    settings = services.settings
-    asked = wanted(body, default_tokens=settings.default_new_tokens, max_tokens=settings.max_new_tokens)
-    await asyncio.to_thread(check_target, asked.model, asked.memory, key, services)
-    count = services.model.protocol.plain_ids
-    composed = await asyncio.to_thread(
-        compose, asked.turns, settings.history_tokens, lambda text: len(count(text)), settings.routed_history_tokens
-    )
-    base_url = settings.public_url or str(request.base_url)
-    reply = Reply(
-        model=body.model,
-        memory=asked.memory,
-        base_url=base_url,
-        include_usage=asked.include_usage,
-        notes=[*composed.notes],
-    )
-    events, trace = Events(), services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
-
-    last_piece: float | None = None
-
-    def on_event(event: Event) -> None:
-        nonlocal last_piece
-        trace.note(event)
-        if isinstance(event, TextPiece):
-            now = time.monotonic()
-            if last_piece is not None:
-                services.metrics.went_on(now - last_piece)
-            last_piece = now
-        if asked.stream:
-            events.put(event)
-
-    job = services.scheduler.submit(
-        lambda job: _answer(job, asked, composed, services, reply), deadline=deadline, on_event=on_event
-    )
+    with services.scheduler.place() as place:
+        settings = services.settings
+        asked = wanted(body, default_tokens=settings.default_new_tokens, max_tokens=settings.max_new_tokens)
+        await asyncio.to_thread(check_target, asked.model, asked.memory, key, services)
+        composed = await asyncio.to_thread(_composed, asked, services)
+        base_url = settings.public_url or str(request.base_url)
+        reply = Reply(
+            model=body.model,
+            memory=asked.memory,
+            base_url=base_url,
+            include_usage=asked.include_usage,
+            notes=[*composed.notes],
+        )
+        events = Events()
+        trace = services.tracing.work(**{"gen_ai.request.model": asked.model, "msa.memory": asked.memory})
+        job = services.scheduler.submit(
+            lambda job: _answer(job, asked, composed, services, reply),
+            deadline=deadline,
+            on_event=_observed(events if asked.stream else None, trace, services),
+            place=place,
+        )
     job.future.add_done_callback(lambda _: _finished(job, trace, services, request.scope["state"]))
     if not asked.stream:
         answer: Answer = await result_of(job, request, services)
@@ -91,6 +79,30 @@ async def chat_completions(request: Request, key: KeyOf, services: ServicesOf) -
         raise
     stream = reply_events(events, job, reply, services, stream_events=asked.stream_events)
     return EventStream(stream, gone, settings.body_timeout_s)
+
+
+def _composed(asked: Wanted, services: Services) -> Composed:
+    """The question as it is put to the memory, with what stood before it."""
+    count, settings = services.model.protocol.plain_ids, services.settings
+    return compose(asked.turns, settings.history_tokens, lambda text: len(count(text)), settings.routed_history_tokens)
+
+
+def _observed(events: Events | None, trace: WorkTrace, services: Services) -> Callable[[Event], None]:
+    """What is done with each event of an answer, in the worker thread; ``events``: where it is streamed from."""
+    last_piece: float | None = None
+
+    def on_event(event: Event) -> None:
+        nonlocal last_piece
+        trace.note(event)
+        if isinstance(event, TextPiece):
+            now = time.monotonic()
+            if last_piece is not None:
+                services.metrics.went_on(now - last_piece)
+            last_piece = now
+        if events is not None:
+            events.put(event)
+
+    return on_event
 
 
 def check_target(model: str, memory: str, key: ApiKey, services: Services) -> None:

@@ -34,11 +34,12 @@ from msa.serving.http import (
 )
 from msa.serving.idempotency import once
 from msa.serving.intake import checked, documents_of_body, media_type
+from msa.serving.job import Job, Lane
 from msa.serving.keys import ApiKey
 from msa.serving.ledger import TakenKey
 from msa.serving.openapi import described
 from msa.serving.operations import Operations
-from msa.serving.scheduler import Job, Lane
+from msa.serving.scheduler import Place
 from msa.serving.schemas import (
     DocumentDeleted,
     DocumentInfo,
@@ -164,18 +165,20 @@ async def _add_received(
     """Add documents of a JSON body; ``place``: of the operation that it will be, None: it need not be one."""
     deadline, most = deadline_of(services), services.settings.background_bytes
     body, raw = await read_json(request, services.settings.max_json_bytes, services)
-    documents = await asyncio.to_thread(documents_of_body, body, services.limits)
+    at_once = place is None and len(raw) <= most
+    with services.scheduler.place(Lane.WRITE) if at_once else contextlib.nullcontext() as turn:
+        documents = await asyncio.to_thread(documents_of_body, body, services.limits)
 
-    async def add(taken: TakenKey | None) -> Response:
-        if place is None and len(raw) <= most:
-            return JSONResponse(await _add_now(name, documents, deadline, request, services))
-        with operations.receiving(place) as operation_id:
-            arguments = (documents, name, operations, operation_id, taken)
-            operation = await asyncio.to_thread(spool_documents, *arguments)
-        return await answer_operation(operation, services, wait=bool(wait))
+        async def add(taken: TakenKey | None) -> Response:
+            if turn is not None:
+                return JSONResponse(await _add_now(name, documents, deadline, request, services, turn))
+            with operations.receiving(place) as operation_id:
+                arguments = (documents, name, operations, operation_id, taken)
+                operation = await asyncio.to_thread(spool_documents, *arguments)
+            return await answer_operation(operation, services, wait=bool(wait))
 
-    assert services.ledger is not None
-    return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, add)
+        assert services.ledger is not None
+        return await once(request, key, name, hashlib.sha256(raw).hexdigest(), services.ledger, add)
 
 
 async def _add_upload(
@@ -202,17 +205,24 @@ async def _add_upload(
 
 
 async def _add_now(
-    name: str, documents: list[Document], deadline: float, request: Request, services: Services
+    name: str, documents: list[Document], deadline: float, request: Request, services: Services, turn: Place
 ) -> dict[str, Any]:
     """Add documents on the worker thread and wait for it."""
 
     def work(job: Job) -> tuple[list[str], AddProgress]:
         return services.add(job, name, documents)
 
-    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline)
+    job = services.scheduler.submit(work, deadline=deadline, place=turn)
     ids, done = await result_of(job, request, services)
     counts = ("documents", "encoded", "updated", "unchanged", "tokens")
     return {"object": "documents.added", "memory": name, "ids": ids, **{key: getattr(done, key) for key in counts}}
+
+
+async def _submitted(work: Callable[[Job], Any], name: str, services: Services) -> Job:
+    """Queue a change of a memory that is there."""
+    with services.scheduler.place(Lane.WRITE) as place:
+        await asyncio.to_thread(_check_exists, name, services)
+        return services.scheduler.submit(work, deadline=deadline_of(services), place=place)
 
 
 def _check_exists(name: str, services: Services) -> None:
@@ -299,13 +309,12 @@ async def delete_documents(name: WritableMemory, request: Request, services: Ser
 
 
 async def _delete(name: str, ids: list[str], request: Request, services: Services) -> list[str]:
-    await asyncio.to_thread(_check_exists, name, services)
 
     def work(job: Job) -> list[str]:
         with services.memories.lease(name, writing=True) as memory:
             return memory.delete(ids)
 
-    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    job = await _submitted(work, name, services)
     deleted: list[str] = await result_of(job, request, services)
     return deleted
 
@@ -358,8 +367,7 @@ async def _store(name: str, document: Callable[[], Document], request: Request, 
         services.add(job, name, [made])
         return made
 
-    await asyncio.to_thread(_check_exists, name, services)
-    job = services.scheduler.submit(work, Lane.WRITE, deadline=deadline_of(services))
+    job = await _submitted(work, name, services)
     return _to_json(await result_of(job, request, services))
 
 

@@ -28,6 +28,7 @@ from msa.serving.http import (
     result_of,
 )
 from msa.serving.idempotency import once
+from msa.serving.job import Job, Lane
 from msa.serving.keys import ApiKey
 from msa.serving.ledger import TakenKey
 from msa.serving.memories import check_name
@@ -35,7 +36,6 @@ from msa.serving.openapi import described
 from msa.serving.operation import Operation
 from msa.serving.operations import Operations
 from msa.serving.queries import check_query, check_where
-from msa.serving.scheduler import Job, Lane
 from msa.serving.schemas import (
     Compaction,
     FoundList,
@@ -172,9 +172,6 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
     services.scheduler.check_room()
     deadline = deadline_of(services)
     wanted = await read_model(request, SearchRequest, services)
-    check_where(wanted.where)
-    await asyncio.to_thread(check_query, wanted.query, services.model)
-    await asyncio.to_thread(_check_exists, name, services)
 
     def work(job: Job) -> list[Hit]:
         with services.memories.lease(name) as memory:
@@ -187,8 +184,12 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
             except ValueError as error:
                 raise invalid(str(error), "query") from error
 
-    trace = services.tracing.work(**{"msa.memory": name})
-    job = services.scheduler.submit(work, deadline=deadline)
+    with services.scheduler.place() as place:
+        check_where(wanted.where)
+        await asyncio.to_thread(check_query, wanted.query, services.model)
+        await asyncio.to_thread(_check_exists, name, services)
+        trace = services.tracing.work(**{"msa.memory": name})
+        job = services.scheduler.submit(work, deadline=deadline, place=place)
     job.future.add_done_callback(lambda _: trace.ended(job))
     hits = await result_of(job, request, services)
     data = [
