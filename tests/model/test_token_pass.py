@@ -2,12 +2,14 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from tiny import FAMILIES, random_tokens, tiny_lm
 
 import msa.model.token_pass
 from msa.documents.batching import pad_right
+from msa.model import RunningCache
 from msa.model.attention import QuestionReader
 from msa.model.token_pass import Product, TokenPass, norm_of_few_rows
 
@@ -111,6 +113,17 @@ def move_data(lm):
     weight.data = weight.data * 2
 
 
+def scale_data_in_place(lm):  # leaves pointers and versions as they are
+    for layer in lm.model.layers:
+        layer.mlp.down_proj.weight.data.mul_(2)
+
+
+def merge_an_adapter(lm):
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(lm, peft.LoraConfig(target_modules=["o_proj", "down_proj"], init_lora_weights=False))
+    adapted.merge_and_unload()
+
+
 def replace_head(lm):
     torch.manual_seed(0)
     lm.lm_head = torch.nn.Linear(48, lm.config.vocab_size, bias=False)
@@ -124,6 +137,8 @@ CHANGES = [
     wrap_layer,
     replace_norm,
     move_data,
+    scale_data_in_place,
+    merge_an_adapter,
     replace_head,
 ]
 
@@ -140,6 +155,23 @@ def test_every_change_of_the_network_is_seen(change, dtype):
         lm.to(dtype)
     after, expected = next_token(fused, 3), next_token(plain, 3)
     assert (after - expected).norm() < (1e-4 if dtype == torch.float32 else 0.4) * (expected - before).norm()
+
+
+@torch.no_grad()
+def test_a_change_that_torch_does_not_count_is_seen_by_rows_that_join_a_batch():
+    def two_rows(lm):
+        cache = RunningCache()
+        for _ in range(2):
+            cache.join(started(lm).cache)
+        return cache.decode(lm, [1, 2])
+
+    plain, fused = tiny_lm("llama").bfloat16(), tiny_lm("llama").bfloat16()
+    fused.fuse_projections()
+    before = two_rows(fused)
+    for lm in (plain, fused):
+        merge_an_adapter(lm)
+    after, expected = two_rows(fused), two_rows(plain)
+    assert (after - expected).norm() < 0.1 * (expected - before).norm()
 
 
 @pytest.mark.parametrize("bias", [False, True])

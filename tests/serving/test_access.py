@@ -232,7 +232,7 @@ def test_foreign_pages_and_names(start, tmp_path):
         assert http.get("/v1/memories", headers={"host": "localhost:1"}).status_code == 200
 
 
-def test_origins_that_were_allowed(start, tmp_path):
+def test_origins_that_were_allowed(start, tmp_path, monkeypatch):
     with start(tmp_path, cors_origins=("https://ours.example",)) as server, server.http() as http:
         ours = {"origin": "https://ours.example"}
         answer = http.put("/v1/memories/a", json={}, headers=ours)
@@ -246,6 +246,12 @@ def test_origins_that_were_allowed(start, tmp_path):
         assert allowed.status_code == 200
         assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
         error_of(http.put("/v1/memories/a", json={}, headers={"origin": "https://evil.example"}), 403)
+        # also what no route expected can be read there, with the id to look for in the log
+        monkeypatch.setattr(server.services.memories, "names", lambda: 1 // 0)
+        broken = http.get("/v1/memories", headers=ours)
+        error_of(broken, 500)
+        assert broken.headers["access-control-allow-origin"] == "https://ours.example"
+        assert broken.headers["x-request-id"].startswith("req_")
 
 
 def test_another_key_s_memory_is_in_nobody_s_way_and_cannot_be_guessed(server):

@@ -296,6 +296,8 @@ class MSAForCausalLM(PreTrainedModel):
         """
         layer_inputs: list[Tensor] | None = [] if collect else None
         logits: Tensor | None
+        if reader.cache is None:
+            self.weights_may_have_changed()
         if layer_inputs is None and num_logits is not None and input_ids.shape[1] == 1:
             states, logits = self.read_token(input_ids, positions, reader)
         else:
@@ -318,6 +320,11 @@ class MSAForCausalLM(PreTrainedModel):
         with few_row_products(input_ids, self.dtype):
             states = self.model(input_ids, positions, reader)
             return states, self.lm_head(states)
+
+    def weights_may_have_changed(self) -> None:
+        """Before a pass that follows no other directly: copies of weights that it may use are compared with them."""
+        if self._token_pass is not None:
+            self._token_pass.look_again()
 
     def route(
         self,

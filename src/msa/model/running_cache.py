@@ -37,6 +37,7 @@ class RunningCache:
         self._indices = torch.zeros(0, dtype=torch.int64)  # [B]
         self._contexts: list[list[tuple[int, Tensor | None]]] = []  # per row and layer: context columns and their bias
         self._lengths: list[list[int]] = []  # per row and layer, as ``_ends``
+        self._joined = False  # some row since the last pass
         self._seen: list[int] = []  # per layer the columns of the longest row, the coming token's included
         self._hides: list[bool] = []  # per layer whether some row does not see all of them
 
@@ -71,6 +72,7 @@ class RunningCache:
         self._positions[row] = cache.next_position[0]
         self._lengths.append(lengths)
         self._contexts.append([(layer.num_context, layer.context_bias) for layer in cache.layers])
+        self._joined = True
         self._rows_changed()
 
     @torch.inference_mode()
@@ -108,6 +110,9 @@ class RunningCache:
         columns = max(self._seen)
         if columns > self._bias.shape[2]:
             self._grow(len(self), columns)
+        if self._joined:
+            lm.weights_may_have_changed()
+            self._joined = False
         rows = len(self)
         ids = torch.tensor(tokens, device=self._positions.device)[:, None]
         ends = self._ends[:, :rows]

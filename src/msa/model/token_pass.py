@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from msa.model.modeling_msa import MSADecoderLayer, MSAForCausalLM
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_SAMPLED = 512  # values of each weight that show whether it has changed
 PACKED_BYTES = 4 << 30  # packed weights are held beside the plain ones; larger networks go without
 
 
@@ -41,6 +42,11 @@ class Product:
     def pack(self) -> None:
         """Pack the weight as it is now."""
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+
+    def sample(self) -> Tensor:
+        """The bits of some of its weights, of all its rows and columns."""
+        values = self.weight.flatten().view(torch.int16)
+        return values[:: max(1, values.numel() // _SAMPLED) | 1]  # odd: no column of a power of two alone
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[B, in]`` → ``[B, out]``."""
@@ -91,6 +97,8 @@ class TokenPass:
         self._hooks = [hooks for module in lm.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._packs = _can_pack(lm) and sum(product.weight.nbytes for product in self._products) <= PACKED_BYTES
         self._packed_versions: list[int] = []
+        self._packed_sample = torch.zeros(0)
+        self._sure = False
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """A copy of the network is another one: it goes through its modules until its projections are fused again."""
@@ -107,6 +115,10 @@ class TokenPass:
                 states = self._states(input_ids, positions, reader)
                 logits = self._head(states)
         return states.unsqueeze(1), logits.unsqueeze(1)
+
+    def look_again(self) -> None:
+        """Something else was computed since: weights may have been changed in a way that torch does not count."""
+        self._sure = False
 
     @property
     def is_current(self) -> bool:
@@ -135,12 +147,20 @@ class TokenPass:
         return norm(x, self._last_norm, eps)
 
     def _pack(self) -> None:
-        """Pack all weights, unless they are and have not changed since."""
+        """Pack all weights, unless they are and have not changed since.
+
+        Changes through ``weight.data``, as PEFT merges adapters, leave no trace but the values: some of each weight are
+        compared before the first pass of a question.
+        """
         versions = [parameters[name]._version for parameters, name, _ in self._pointers]  # type: ignore[union-attr]
-        if versions != self._packed_versions:
+        if self._sure and versions == self._packed_versions:
+            return
+        sample = torch.cat([product.sample() for product in self._products])
+        if versions != self._packed_versions or not torch.equal(sample, self._packed_sample):
             for product in self._products:
                 product.pack()
-            self._packed_versions = versions
+            self._packed_versions, self._packed_sample = versions, sample
+        self._sure = True
 
     def _layer_of(self, layer: MSADecoderLayer) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp

@@ -54,14 +54,16 @@ def create_app(settings: ServerSettings, opened: Services | MSAModel | None = No
     middleware = [Middleware(Envelope, settings=settings)]
     if settings.cors_origins:
         origins = [*settings.cors_origins]
-        middleware.append(
+        # outermost, so that pages can read also what the envelope answers: failures that no route expected
+        middleware.insert(
+            0,
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=[REQUEST_ID, *_SHOWN_HEADERS],
-            )
+            ),
         )
     app = Application(
         needs_key=bool(settings.keys),
