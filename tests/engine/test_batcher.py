@@ -50,12 +50,13 @@ class Watched(Batcher):
 
     def __init__(self, *given, **named):
         super().__init__(*given, **named)
-        self.rows, self.usages = [], []
+        self.rows, self.usages, self.bytes = [], [], []
 
     def advance(self, waiting):
         served = super().advance(waiting)
         self.rows.append(len(self))
         self.usages.append(self.usage)
+        self.bytes.append(self._cache.num_bytes)
         return served
 
 
@@ -183,6 +184,66 @@ def test_rows_that_do_not_fit_into_memory_wait(random, max_bytes):
     assert max(batcher.rows) == (2 if max_bytes else 1)
     if max_bytes:
         assert 0.5 < max(batcher.usages) <= 1
+        assert max(batcher.bytes) <= max_bytes
+
+
+def test_all_that_are_there_at_once_are_decoded_together(random):
+    options, batcher = [AskOptions(max_new_tokens=4, retrieval="routed")] * len(QUESTIONS), Watched(random.model.lm, 8)
+    together(random, options, batcher)
+    assert batcher.rows[0] == len(QUESTIONS)
+
+
+def started(engine, tokens):
+    """A prompt of so many tokens, read."""
+    return Decoding(engine.model.lm, [Prompt(ids=[5 + i % 40 for i in range(tokens)], max_new_tokens=50)])
+
+
+def decoded(lm, cache, lengths, passes=3):
+    """What rows of these lengths get in so many passes."""
+    return [cache.decode(lm, [7 + row for row in range(len(lengths))]) for _ in range(passes)]
+
+
+def test_columns_of_rows_that_have_left_are_not_held(random):
+    lm, lengths = random.model.lm, (9, 30, 12)
+    cache, long = RunningCache(), started(random, 3000)
+    cache.join(long.cache)
+    for length in lengths:
+        cache.join(started(random, length).cache)
+    held = cache.num_bytes
+    cache.leave(0)  # the last row takes its number
+    assert cache.num_bytes < held / 5
+    expected = RunningCache()
+    for length in (12, 9, 30):
+        expected.join(started(random, length).cache)
+    for theirs, ours in zip(decoded(lm, expected, lengths), decoded(lm, cache, lengths), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_no_room_is_made_ahead_of_need_beyond_the_limit(random):
+    lm = random.model.lm
+    first = started(random, 300).cache
+    limit = RunningCache.bytes_of(first, 5, 520)
+    free, bounded = RunningCache(), RunningCache(limit)
+    for cache in (free, bounded):
+        for row in range(5):
+            cache.join(started(random, 300 - row).cache)
+    assert bounded.num_bytes <= limit < free.num_bytes
+    lengths = range(5)
+    for theirs, ours in zip(decoded(lm, free, lengths, 215), decoded(lm, bounded, lengths, 215), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert bounded.num_bytes <= limit
+
+
+def test_a_wide_row_that_left_makes_no_later_ones_wide(random):
+    """Short rows beside a long one had its columns; those that join once it has left do not, so the limit holds."""
+    limit = RunningCache.bytes_of(started(random, 3000).cache, 2, 3300)
+    cache = RunningCache(limit)
+    cache.join(started(random, 3000).cache)
+    cache.join(started(random, 10).cache)
+    cache.leave(0)
+    for _ in range(14):
+        cache.join(started(random, 10).cache)
+    assert cache.num_bytes <= limit
 
 
 def test_a_pass_that_fails_can_be_made_again_with_fewer(random):

@@ -332,8 +332,9 @@ def counting(name, steps, seen=None):
     return work
 
 
-def side_by_side(baton, max_concurrent=3, **options):
-    return Scheduler(8, 8, long_s=0, max_concurrent=max_concurrent, advance=baton, **options)
+def side_by_side(baton, max_concurrent=3, begin_s=0.0, **options):
+    """Of which one question begins a turn, unless ``begin_s`` says otherwise."""
+    return Scheduler(8, 8, long_s=0, max_concurrent=max_concurrent, advance=baton, begin_s=begin_s, **options)
 
 
 def ask_together(scheduler, works, lane=Lane.ASK):
@@ -358,6 +359,55 @@ def test_questions_run_side_by_side_each_beginning_and_ending_at_its_own_time():
     # in the end there is nothing to do, which is said once
     assert baton.turns == [["a0"], ["a1", "b0"], ["a2", "c0"], ["c1", "d0"], ["d1"], []]
     assert scheduler.running(Lane.ASK) == 0
+    end(scheduler)
+
+
+def test_those_that_come_together_begin_together_as_long_as_others_may_wait_for_it():
+    baton = Baton()
+    scheduler = side_by_side(baton, begin_s=60)
+    jobs = ask_together(scheduler, [counting("a", 3), counting("b", 1), counting("c", 2), counting("d", 2)])
+    assert [job.future.result(5) for job in jobs] == ["a", "b", "c", "d"]
+    assert baton.turns == [["a0", "b0", "c0"], ["a1", "c1", "d0"], ["a2", "d1"], []]
+    end(scheduler)
+
+
+def test_what_has_been_done_is_told_before_others_begin():
+    baton, order = Baton(), []
+
+    def noting(name):
+        def work(job):
+            order.append(f"{name} begins")
+            yield name
+            order.append(f"{name} goes on")
+
+        return work
+
+    scheduler = side_by_side(baton, max_concurrent=2)
+    for job in ask_together(scheduler, [noting("a"), noting("b")]):
+        job.future.result(5)
+    assert order == ["a begins", "a goes on", "b begins", "b goes on"]
+    end(scheduler)
+
+
+def test_no_more_begin_together_than_there_is_room_for():
+    baton, seats = Baton(places=2), Baton(places=2)
+    scheduler = side_by_side(baton, max_concurrent=4, begin_s=60, seat=seats)
+    jobs = ask_together(scheduler, [counting(name, 2) for name in "abcd"])
+    assert [job.future.result(5) for job in jobs] == list("abcd")
+    assert seats.turns[:3] == [["a0"], ["a0", "b0"], ["a0", "b0", "c0"]]  # and the fourth did not begin
+    assert baton.turns[0] == ["a0", "b0", "c0"]
+    end(scheduler)
+
+
+def test_a_seat_that_cannot_be_made_costs_the_youngest_question_alone():
+    baton, seats = Baton(), Baton()
+    seats.error = MemoryError("no room")
+    scheduler = side_by_side(baton, begin_s=60, seat=seats)
+    first, second, third = ask_together(scheduler, [counting("a", 2), counting("b", 2), counting("c", 2)])
+    with pytest.raises(MemoryError, match="no room"):
+        second.future.result(5)
+    assert (first.future.result(5), third.future.result(5)) == ("a", "c")
+    assert baton.turns == [["a0", "c0"], ["a1", "c1"], []]
     end(scheduler)
 
 

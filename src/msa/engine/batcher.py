@@ -48,7 +48,7 @@ class Batcher:
         self._rows: list[Decoding] = []  # in the order of the cache's rows
         self._columns: dict[Decoding, int] = {}  # that each may come to have
         self._column_bytes = 0  # of one row
-        self._cache = RunningCache()
+        self._cache = RunningCache(max_bytes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,18 +70,33 @@ class Batcher:
             ValueError: a decoding of several rows.
             RuntimeError: memory ran out. Nothing has changed: with fewer it can be tried again.
         """
+        served = self.seat(waiting)
+        if not self._rows:
+            return self._alone(served)
+        logits = self._cache.decode(self._lm, [decoding.tokens[0] for decoding in self._rows])
+        for row, decoding in enumerate(self._rows):
+            decoding.give(logits[row : row + 1])
+        return served
+
+    def seat(self, waiting: Sequence[Decoding]) -> list[Decoding]:
+        """Give rows to those that wait, the earliest first, as far as there is room; no pass is made.
+
+        Args:
+            waiting: as for :meth:`advance`.
+
+        Returns:
+            Those that the next pass will serve if no more come.
+
+        Raises:
+            ValueError, RuntimeError: as for :meth:`advance`.
+        """
         if any(len(decoding.rows) != 1 for decoding in waiting):
             raise ValueError("only decodings of a single row can be batched; run one of several rows by itself")
         for decoding in [row for row in self._rows if row not in waiting]:
             self._leave(decoding)
         if self.max_rows == 1 or (not self._rows and len(waiting) == 1):
-            return self._alone(waiting[:1])
-        served = [decoding for decoding in waiting if decoding in self._columns or self._join(decoding)]
-        if served:
-            logits = self._cache.decode(self._lm, [decoding.tokens[0] for decoding in self._rows])
-            for row, decoding in enumerate(self._rows):
-                decoding.give(logits[row : row + 1])
-        return served
+            return [*waiting[:1]]
+        return [decoding for decoding in waiting if decoding in self._columns or self._join(decoding)]
 
     @staticmethod
     def _alone(waiting: Sequence[Decoding]) -> list[Decoding]:
@@ -114,7 +129,7 @@ class Batcher:
         self._cache.leave(row)
         del self._columns[decoding]
         if not self._rows:
-            self._cache = RunningCache()  # nothing is held while nothing runs
+            self._cache = RunningCache(self.max_bytes)  # nothing is held while nothing runs
 
     def _reclaim(self, decoding: Decoding) -> KVCache:
         """Take a row out, to go on alone."""
@@ -142,19 +157,15 @@ def answer_together(questions: Iterable[Question], batcher: Batcher) -> Iterator
     more, crowded = True, False
     try:
         while running or more:
-            if more and not crowded and len(running) < batcher.max_rows:
+            for index in [index for index in running if index not in waiting]:
+                yield from _until_it_waits(index, running, waiting)
+            while more and not crowded and len(running) < batcher.max_rows:
                 index, question = next(coming, (-1, None))
+                more = question is not None
                 if question is not None:
                     running[index] = question
-                more = question is not None
-            for index in [index for index in running if index not in waiting]:
-                for item in running[index]:
-                    if isinstance(item, Decoding):
-                        waiting[index] = item
-                        break
-                    yield index, item
-                else:
-                    del running[index]
+                    yield from _until_it_waits(index, running, waiting)
+                    crowded = len(batcher.seat([*waiting.values()])) < len(waiting)
             served = batcher.advance([*waiting.values()])
             crowded = len(served) < len(waiting)
             waiting = {index: decoding for index, decoding in waiting.items() if decoding not in served}
@@ -162,3 +173,15 @@ def answer_together(questions: Iterable[Question], batcher: Batcher) -> Iterator
         for question in running.values():
             question.close()
         batcher.advance([])
+
+
+def _until_it_waits(
+    index: int, running: dict[int, Question], waiting: dict[int, Decoding]
+) -> Iterator[tuple[int, Event]]:
+    """Let a question go on to the next pass that it waits for, or to its end."""
+    for item in running[index]:
+        if isinstance(item, Decoding):
+            waiting[index] = item
+            return
+        yield index, item
+    del running[index]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from msa.model.modeling_msa import MSAForCausalLM
 
 _COLUMNS = 256  # rows grow by at least so many columns at a time
+_SPARSE = 4  # when the rows need no more than one part in so many of what is held, the rest is let go
 
 
 class RunningCache:
@@ -26,9 +27,15 @@ class RunningCache:
     Each row keeps its columns [prefix | selected content | local] from the left, in every layer as many as it has
     there, and a bias hides what stands behind them: the order of columns means nothing to attention, so no row is ever
     moved to make room for another. The first B rows are in use.
+
+    Args:
+        max_bytes: of keys and values; no room is made ahead of need beyond it. None: no limit. What the rows need they
+            get whatever it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._room = (0, 0)  # rows and columns that every tensor has
         self._keys: list[Tensor] = []  # per layer [B + free, Hkv, S, D]
         self._values: list[Tensor] = []
         self._bias = torch.zeros(0)  # [L, B + free, S]
@@ -43,6 +50,11 @@ class RunningCache:
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that keys and values take."""
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
 
     @staticmethod
     def bytes_of(cache: KVCache, rows: int, columns: int) -> int:
@@ -59,7 +71,7 @@ class RunningCache:
         if cache.layers[0].keys.shape[0] != 1 or cache.local_mask is not None:
             raise ValueError("only a single row without padding can join others")
         row, lengths = len(self), [layer.length for layer in cache.layers]
-        self._reserve(cache, row + 1, max(lengths) + 1)
+        self._reserve(cache, row + 1, max([*self._seen, max(lengths) + 1]))
         self._bias[:, row] = NEG_INF
         for index, layer in enumerate(cache.layers):
             for kept, added in ((self._keys, layer.keys), (self._values, layer.values)):
@@ -89,6 +101,9 @@ class RunningCache:
         self._lengths.pop()
         self._contexts.pop()
         self._rows_changed()
+        rows, columns = last, max(self._seen, default=0)
+        if rows and self._room[0] * self._room[1] > _SPARSE * rows * max(columns, _COLUMNS):
+            self._make_room(rows, columns)  # what left was larger
 
     @torch.inference_mode()
     def copy_of(self, row: int) -> KVCache:
@@ -108,8 +123,8 @@ class RunningCache:
         A pass that fails changes nothing: it can be repeated.
         """
         columns = max(self._seen)
-        if columns > self._bias.shape[2]:
-            self._grow(len(self), columns)
+        if columns > self._room[1]:
+            self._make_room(len(self), columns)
         if self._joined:
             lm.weights_may_have_changed()
             self._joined = False
@@ -153,24 +168,39 @@ class RunningCache:
             self._bias = like.new_zeros(len(shapes), 0, 0)
             self._ends = torch.zeros(len(shapes), 0, dtype=torch.int64, device=like.device)
             self._positions = torch.zeros(0, dtype=torch.int64, device=like.device)
-        if rows > self._bias.shape[1] or columns > self._bias.shape[2]:
-            self._grow(rows, columns)
+        if rows > self._room[0] or columns > self._room[1]:
+            self._make_room(rows, columns)
 
-    def _grow(self, rows: int, columns: int) -> None:
-        """Larger tensors with the same content; the rest is zero."""
-        held_rows, held_columns = self._bias.shape[1:]
-        if rows > held_rows:
-            rows = max(rows, 2 * held_rows)
-        if columns > held_columns:
-            columns = -(-max(columns, held_columns * 5 // 4) // _COLUMNS) * _COLUMNS
-        rows, columns = max(rows, held_rows), max(columns, held_columns)
+    def _make_room(self, rows: int, columns: int) -> None:
+        """Tensors for so many rows and columns, and some ahead as far as there may be; what is in use is copied.
+
+        Columns that only rows which have left needed go with it.
+        """
+        held_rows, held_columns = self._room
+        ahead = 2 * rows if rows > held_rows > 0 else rows
+        wide = columns * 5 // 4 if columns > held_columns > 0 else columns
+        column_bytes = sum(2 * keys.shape[1] * keys.shape[3] * keys.element_size() for keys in self._keys)
+        for rows_tried, columns_tried, step in ((ahead, wide, _COLUMNS), (rows, columns, _COLUMNS), (rows, columns, 1)):
+            target = rows_tried, -(-columns_tried // step) * step
+            if self._max_bytes is None or target[0] * target[1] * column_bytes <= self._max_bytes:
+                break
+        self._resize(*target)
+
+    def _resize(self, rows: int, columns: int) -> None:
+        """Tensors of this size with the same content; the rest is zero."""
+        used_rows, used_columns = len(self), max((max(lengths) for lengths in self._lengths), default=0)
+        used = slice(0, used_rows), slice(None), slice(0, used_columns)
+        self._room = min(rows, self._room[0]), min(columns, self._room[1])  # should memory run out in between
         for kept in (self._keys, self._values):
             for index, tensor in enumerate(kept):
-                if tensor.shape[0] < rows or tensor.shape[2] < columns:  # else it grew before memory ran out
+                if (tensor.shape[0], tensor.shape[2]) != (rows, columns):  # else it was resized before memory ran out
                     kept[index] = tensor.new_zeros(rows, tensor.shape[1], columns, tensor.shape[3])
-                    kept[index][:held_rows, :, :held_columns] = tensor[:held_rows, :, :held_columns]
-        bias = self._bias.new_full((self._bias.shape[0], rows, columns), NEG_INF)
-        bias[:, :held_rows, :held_columns] = self._bias
-        self._bias = bias
-        self._ends = torch.nn.functional.pad(self._ends, (0, rows - held_rows))
-        self._positions = torch.nn.functional.pad(self._positions, (0, rows - held_rows))
+                    kept[index][used] = tensor[used]
+        layers = len(self._keys)
+        bias = self._bias.new_full((layers, rows, columns), NEG_INF)
+        ends, positions = self._ends.new_zeros(layers, rows), self._positions.new_zeros(rows)
+        bias[:, :used_rows, :used_columns] = self._bias[:, :used_rows, :used_columns]
+        ends[:, :used_rows] = self._ends[:, :used_rows]
+        positions[:used_rows] = self._positions[:used_rows]
+        self._bias, self._ends, self._positions = bias, ends, positions
+        self._room = rows, columns

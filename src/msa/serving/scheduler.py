@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 _FIRST_GUESS_S = 1.0  # service time before any job has ended
 _SMOOTHING = 0.2
 _LONGEST_RETRY_S = 120.0
+_BEGIN_S = 0.1
 _LONG_S = 0.5  # a write that has held the model for so long is a long one
 
 
@@ -55,6 +56,10 @@ class Scheduler:
         advance: does what running questions wait for, the longest running first, and returns those things that it has
             done (not all, if there is no room for so many). When it fails, the youngest question fails by its error.
             None: nothing needs to be done.
+        seat: makes room for what running questions wait for, and returns those things that ``advance`` would do now;
+            it fails as ``advance`` does. None: there is always room.
+        begin_s: seconds of beginning questions after which those that run go on: a question begins if there were
+            fewer. So many that come together are soon side by side, and streams do not wait for all of them.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class Scheduler:
         *,
         max_concurrent: int = 1,
         advance: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        seat: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        begin_s: float = _BEGIN_S,
     ) -> None:
         self._limits = {Lane.ASK: max_waiting, Lane.WRITE: max_waiting_writes}
         self._queues: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
@@ -73,7 +80,8 @@ class Scheduler:
         self._running: list[Job] = []  # a write that gives way stays below the question that runs
         self._long_s = long_s
         self._max_concurrent = max_concurrent
-        self._advance = advance or (lambda things: things)
+        self._advance, self._seat = advance or (lambda things: things), seat or (lambda things: things)
+        self._begin_s = begin_s
         self._open: list[Job] = []  # those side by side, the longest running first
         self._crowded = self._advanced = False  # some of them wait for room; the last pass was for somebody
         self._may_follow = 0  # questions that may still begin although a write waits
@@ -225,14 +233,30 @@ class Scheduler:
                     if self._closed:
                         return
                     self._wake.wait()
-                job = self._take_next()
-            if job is not None:
-                self._run(job)
+            self._resume_open()
+            self._begin(self._take_next)
             self._advance_open()
+
+    def _begin(self, take: Callable[[], Job | None]) -> None:
+        """Begin jobs, and bring each to what it waits for first, as long as those that run may wait for this."""
+        began = time.monotonic()
+        while True:
+            with self._wake:
+                job = take()
+            if job is None:
+                return
+            self._run(job)
+            if job in self._open:
+                self._resume(job)
+                self._do_together(self._seat)
+            if not self._open or time.monotonic() - began >= self._begin_s:
+                return
 
     def _take_next(self) -> Job | None:
         """The job that begins now; None: those that run go on first."""
         asking, writing = self._queues[Lane.ASK], self._queues[Lane.WRITE]
+        if not asking and not writing:
+            return None
         if self._open:
             if not asking or not self._has_room() or (writing and not self._may_follow):
                 return None
@@ -276,27 +300,36 @@ class Scheduler:
             else:
                 self._succeed(job, result)
 
-    def _advance_open(self) -> None:
-        """Bring every open question to what it waits for next, and do all that together."""
+    def _resume_open(self) -> None:
+        """Bring every open question to what it waits for next."""
         for job in [*self._open]:
             # one that should end early does not wait for room
             if job._waits_for is None or job.stop_reason is not None:
                 self._resume(job)
+
+    def _advance_open(self) -> None:
+        """Do what the open questions wait for, all of it together."""
         waiting = [job for job in self._open if job._waits_for is not None]
         if not waiting and not self._advanced:
             return
         self._advanced = bool(waiting)  # that nothing waits any more is said once, so that nothing is kept for it
+        done = self._do_together(self._advance)
+        for job in waiting:
+            if any(job._waits_for is thing for thing in done):
+                job._waits_for = None
+
+    def _do_together(self, do: Callable[[Sequence[Any]], Sequence[Any]]) -> Sequence[Any]:
+        """Hand over all that is waited for; returns what was done. If that fails, the youngest question does."""
+        waiting = [job for job in self._open if job._waits_for is not None]
         try:
-            done = self._advance([job._waits_for for job in waiting])
+            done = do([job._waits_for for job in waiting])
         # whatever it is, the others may go on without this one
         except BaseException as error:
             if waiting:
                 self._resume(waiting[-1], error)
-            return
-        for job in waiting:
-            if any(job._waits_for is thing for thing in done):
-                job._waits_for = None
+            return ()
         self._crowded = len(done) < len(waiting)
+        return done
 
     def _resume(self, job: Job, error: BaseException | None = None) -> None:
         """Let an open question go on to what it waits for next, or make it fail."""
@@ -335,15 +368,19 @@ class Scheduler:
         if time.monotonic() - write._held_since < self._long_s:
             return
         left = len(self._queues[Lane.ASK])
+
+        def take() -> Job | None:
+            nonlocal left
+            left = min(left, len(self._queues[Lane.ASK]))
+            if not left or not self._has_room():
+                return None
+            left -= 1
+            job = self._queues[Lane.ASK].popleft()
+            self._running.append(job)
+            return job
+
         while left or self._open:
-            with self._wake:
-                left = min(left, len(self._queues[Lane.ASK]))
-                job = None
-                if left and self._has_room():
-                    job = self._queues[Lane.ASK].popleft()
-                    self._running.append(job)
-                    left -= 1
-            if job is not None:
-                self._run(job)
+            self._resume_open()
+            self._begin(take)
             self._advance_open()
         write._held_since = time.monotonic()

@@ -109,6 +109,7 @@ class Services:
             settings.max_waiting_writes,
             max_concurrent=settings.max_concurrent,
             advance=batcher.advance,
+            seat=batcher.seat,
         )
         self.verifier = Scheduler(0, 0, "msa-verify")  # needs no model; one at a time, as it keeps a disk busy
         self.metrics = Metrics(
