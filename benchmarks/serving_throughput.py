@@ -37,16 +37,18 @@ _PASSES = 16
 
 
 def throughput(engine: Engine, asked: list[str], options: AskOptions, concurrent: list[int], repeats: int) -> Any:
-    """Medians of questions/s and tokens/s, and how many texts equal those alone."""
-    seconds, answers = question_rounds(engine, asked, options, concurrent, repeats)
+    """Medians of questions/s and tokens/s, of how many questions a pass was, and how many texts equal those alone."""
+    seconds, found = question_rounds(engine, asked, options, concurrent, repeats)
     rows = {}
-    for name, found in answers.items():
+    for name, (answers, served) in found.items():
         median = statistics.median(seconds[name])
-        tokens = sum(answer.usage.completion_tokens for answer in found)
+        tokens = sum(answer.usage.completion_tokens for answer in answers)
         rows[name] = {
             "questions/s": len(asked) / median,
             "tokens/s": tokens / median,
-            "texts as alone": sum(a.text == b.text for a, b in zip(found, answers["one at a time"], strict=True)),
+            "questions a pass": statistics.fmean(served),
+            "most a pass": max(served),
+            "texts as alone": sum(a.text == b.text for a, b in zip(answers, found["one at a time"][0], strict=True)),
         }
     first = rows["one at a time"]
     for row in rows.values():

@@ -41,9 +41,11 @@ def test_questions_together_are_those_alone(tmp_path):
         memory.add(needle_documents(8))
         engine = Engine(model, BankView(memory.bank, model.device))
         asked = needle_questions(3, 8)
-        rounds, answers = question_rounds(engine, asked, AskOptions(max_new_tokens=8), [2], 1)
-    assert set(rounds) == set(answers) == {"one at a time", "2 concurrent"}
-    texts = {name: [answer.text for answer in found] for name, found in answers.items()}
+        rounds, found = question_rounds(engine, asked, AskOptions(max_new_tokens=8), [2], 1)
+    assert set(rounds) == set(found) == {"one at a time", "2 concurrent"}
+    texts = {name: [answer.text for answer in answers] for name, (answers, _) in found.items()}
+    served = found["2 concurrent"][1]
+    assert (served[0], max(served)) == (2, 2)
     assert texts["2 concurrent"] == texts["one at a time"]
     assert len(texts["2 concurrent"]) == 3
 
@@ -63,4 +65,6 @@ def test_figures():
     one, two = (figure.floors["weights once"]["best"] / figure.details["answer tokens"] for figure in figures[2:])
     assert one == pytest.approx(2 * two)
     assert figures[3].details["texts as one at a time"] == 2
+    assert [figure.details["questions a pass, most"] for figure in figures[2:]] == [1, 2]
+    assert 1 < figures[3].details["questions a pass, mean"] <= 2
     assert torch.get_num_threads() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from msa.generation.decoding import Decoding, Prompt
 from msa.generation.options import AskOptions
 from msa.generation.types import Answer, Done
 from msa.memory import Memory
+from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel
 from msa.routing import BankView
 
@@ -87,32 +89,50 @@ def alone(engine: Engine, asked: Sequence[str], options: AskOptions) -> list[Ans
     return [engine.ask([question], options)[0] for question in asked]
 
 
-def side_by_side(engine: Engine, asked: Sequence[str], options: AskOptions, rows: int) -> list[Answer]:
-    """As many questions at a time as there are rows."""
+class CountingBatcher(Batcher):
+    """Notes in ``served`` of how many questions each pass was."""
+
+    def __init__(self, lm: MSAForCausalLM, max_rows: int) -> None:
+        super().__init__(lm, max_rows)
+        self.served: list[int] = []
+
+    def advance(self, waiting: Sequence[Decoding]) -> list[Decoding]:
+        """As :meth:`msa.engine.Batcher.advance`."""
+        served = super().advance(waiting)
+        if served:
+            self.served.append(len(served))
+        return served
+
+
+def side_by_side(
+    engine: Engine, asked: Sequence[str], options: AskOptions, rows: int
+) -> tuple[list[Answer], list[int]]:
+    """As many questions at a time as there are rows; also of how many questions each pass was."""
     answers: dict[int, Answer] = {}
-    for index, event in answer_together(
-        (engine.steps(question, options) for question in asked), Batcher(engine.model.lm, rows)
-    ):
+    batcher = CountingBatcher(engine.model.lm, rows)
+    for index, event in answer_together((engine.steps(question, options) for question in asked), batcher):
         if isinstance(event, Done):
             answers[index] = event.answer
-    return [answers[index] for index in range(len(asked))]
+    return [answers[index] for index in range(len(asked))], batcher.served
 
 
 def question_rounds(
     engine: Engine, asked: Sequence[str], options: AskOptions, concurrent: Sequence[int], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, list[Answer]]]:
-    """Seconds of all questions in each round and their last answers: ``one at a time``, and each ``n concurrent``."""
-    answers: dict[str, list[Answer]] = {}
+) -> tuple[dict[str, list[float]], dict[str, tuple[list[Answer], list[int]]]]:
+    """``one at a time``, and each ``n concurrent``: seconds of all questions in each round, and of the last round the
+    answers and of how many questions each pass was.
+    """
+    found: dict[str, tuple[list[Answer], list[int]]] = {}
 
-    def keeping(name: str, work: Callable[[], list[Answer]]) -> Callable[[], None]:
-        return lambda: answers.update({name: work()})
+    def keeping(name: str, work: Callable[[], tuple[list[Answer], list[int]]]) -> Callable[[], None]:
+        return lambda: found.update({name: work()})
 
-    works = {"one at a time": keeping("one at a time", lambda: alone(engine, asked, options))}
+    works = {"one at a time": keeping("one at a time", lambda: (alone(engine, asked, options), [1]))}
     for rows in concurrent:
         name = f"{rows} concurrent"
         works[name] = keeping(name, lambda rows=rows: side_by_side(engine, asked, options, rows))  # type: ignore[misc]
     alone(engine, asked[:2], options)
-    return alternated(works, repeats), answers
+    return alternated(works, repeats), found
 
 
 def weight_stream(model: MSAModel, repeats: int) -> Times:
@@ -169,13 +189,14 @@ def _questions(model: MSAModel, stream: Times, concurrent: Sequence[int], questi
         memory.add(needle_documents(num_documents))
         engine = Engine(model, BankView(memory.bank, model.device))
         asked = needle_questions(questions, num_documents)
-        rounds, answers = question_rounds(engine, asked, options, concurrent, repeats)
+        rounds, found = question_rounds(engine, asked, options, concurrent, repeats)
     first = times_of(rounds["one at a time"])
     figures = []
     for rows in concurrent:
         name = f"{rows} concurrent"
-        tokens = sum(answer.usage.completion_tokens for answer in answers[name])
-        same = sum(a.text == b.text for a, b in zip(answers[name], answers["one at a time"], strict=True))
+        answers, served = found[name]
+        tokens = sum(answer.usage.completion_tokens for answer in answers)
+        same = sum(a.text == b.text for a, b in zip(answers, found["one at a time"][0], strict=True))
         figures.append(
             Figure(
                 what=f"answering, {rows} together",
@@ -184,7 +205,13 @@ def _questions(model: MSAModel, stream: Times, concurrent: Sequence[int], questi
                 floors={"weights once": scaled(stream, tokens / min(rows, questions))},
                 amount=questions,
                 unit="questions",
-                details={"answer tokens": tokens, "documents": num_documents, "texts as one at a time": same},
+                details={
+                    "answer tokens": tokens,
+                    "documents": num_documents,
+                    "questions a pass, mean": round(statistics.fmean(served), 1),
+                    "questions a pass, most": max(served),
+                    "texts as one at a time": same,
+                },
             )
         )
     return figures
