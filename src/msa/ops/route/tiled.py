@@ -55,8 +55,11 @@ def route(
 
     Returns:
         :class:`Routing`; scores are float32 whatever the dtype of query and keys. Selected documents and their scores
-        are exact. Of many keys on a CPU, so are those of about the best 16 x ``top_k``; what is further off keeps a
-        first look's scores, with the query rounded to int8 (for int8 keys) or query and score to bfloat16.
+        are exact for the blocks' own keys. For the ``stored`` ones they are wherever the best are among the best
+        4 x ``top_k`` by the compact keys, each by its best chunk there: rounding can put others ahead where keys lie
+        closer together than it moves them. Of many keys on a CPU, those of about the best 16 x ``top_k`` are exact;
+        what is further off keeps a first look's scores, with the query rounded to int8 (for int8 keys) or query and
+        score to bfloat16.
 
     Raises:
         ValueError: blocks of different shapes, or prepared for another similarity than the spec's; offsets that do not
