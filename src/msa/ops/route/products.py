@@ -76,7 +76,7 @@ def _is_right_for(product: Product, rows: Tensor, keys: Tensor) -> bool:
 
 
 def _is_fast(product: Product, dtype: torch.dtype) -> bool:
-    """Whether it is faster than float32 is in one of a few contests: others on the machine can spoil one, hardly all."""
+    """Whether it is faster than float32 in one of a few contests: what else runs can spoil one, hardly all."""
     rows, keys = torch.ones(_ROWS, _LENGTH, dtype=dtype), torch.ones(_KEYS, _LENGTH, dtype=dtype)
     out = torch.empty(_ROWS, _KEYS, dtype=RESULT_DTYPES[dtype])
     wide, plain = torch.empty(_KEYS, _LENGTH), torch.empty(_ROWS, _KEYS)
