@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -78,7 +79,7 @@ def running(folder, tiny, **settings):
 
 
 KEYS = tuple(
-    ApiKey(digest=key_digest(secret), name=secret, memories=memories, read_only=read_only)
+    ApiKey(digest=key_digest(secret), name=secret.removeprefix("sk-"), memories=memories, read_only=read_only)
     for secret, memories, read_only in (
         ("sk-everything", ("*",), False),
         ("sk-reading", ("notes-*",), True),
@@ -105,6 +106,25 @@ def test_over_http(tiny, folder, mode):
         # without keys, a page in somebody's browser must not get in by another name
         assert server.post(host="attacker.example").status_code == 421
         assert server.post(origin="https://attacker.example").status_code == 403
+
+
+def test_each_request_has_an_id_and_a_line_of_log(tiny, folder, caplog):
+    caplog.set_level(logging.INFO, "msa.serving.access")
+    with running(folder, tiny, keys=KEYS) as server:
+        mine = server.post("sk-everything", **{"x-request-id": "mine.1"})
+        others = [server.post(), server.post("sk-elsewhere"), httpx.get(f"{server.url}/secret-path")]
+        lines = [json.loads(record.getMessage()) for record in caplog.records]
+    assert mine.headers["x-request-id"] == "mine.1"
+    assert [answer.headers["x-request-id"] for answer in others] == [line["id"] for line in lines[1:]]
+    shown = [(line["id"], line["method"], line["route"], line["status"], line.get("key")) for line in lines]
+    assert shown[0] == ("mine.1", "POST", "/mcp", mine.status_code, "everything")
+    assert [entry[2:] for entry in shown[1:]] == [
+        ("/mcp", 401, None),
+        ("/mcp", 403, "elsewhere"),
+        ("(none)", 401, None),
+    ]
+    assert "secret" not in caplog.text
+    assert "sk-" not in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -5,10 +5,13 @@ Plain ASGI, since a wrapper that reads or buffers would hide from the routes tha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,15 +45,21 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
-class Envelope:
-    """Gives every request an id, answers what no route has caught, and writes one line of log per request.
+class RequestLog:
+    """Gives every request an id, answers what nobody has caught, and writes one line of log per request.
 
     The line names route, status and time; never a text, a query string, a key or a document's id.
+
+    Args:
+        app: what is wrapped.
+        folder: with the memories; no error tells of it.
+        paths: of the application's routes, where the routes do not note themselves in the scope.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, folder: Path, paths: frozenset[str] = frozenset()) -> None:
         self._app = app
-        self._settings = settings
+        self._folder = folder
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -71,9 +80,7 @@ class Envelope:
             await send(message)
 
         scope.setdefault("state", {})
-        services = _services_of(scope)
-        tracing = Tracing() if services is None else services.tracing
-        with tracing.request(_method_of(scope), Headers(scope=scope)) as span:
+        with self._watched(scope) as ended:
             try:
                 refusal = self._refusal(scope)
                 if refusal is not None:
@@ -82,12 +89,55 @@ class Envelope:
                     await self._app(scope, receive, send_with_id)
             # nothing may end a request without an answer and a line of log
             except Exception as error:
-                failure = to_api_error(error, self._settings.folder)
+                failure = to_api_error(error, self._folder)
                 if not status:
                     await error_response(failure)(scope, receive, send_with_id)
             finally:
-                tracing.responded(span, _method_of(scope), _route_of(scope), status or CLIENT_GONE)
-                self._record(scope, request_id, status or CLIENT_GONE, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._write(scope, request_id, status or CLIENT_GONE, seconds)
+                ended(status or CLIENT_GONE, seconds)
+
+    @contextlib.contextmanager
+    def _watched(self, scope: Scope) -> Iterator[Callable[[int, float], None]]:
+        """Around a request; what it yields is told status and seconds at the end."""
+        yield lambda status, seconds: None
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Why a request is not even looked at."""
+        return None
+
+    def _write(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        line: dict[str, Any] = {
+            "id": request_id,
+            "method": scope["method"],
+            "route": scope["path"] if scope["path"] in self._paths else _route_of(scope),
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        line |= {shown: scope["state"][name] for name, shown in _NOTED.items() if scope["state"].get(name)}
+        access_log.info("%s", log_line("request", **line))
+
+
+class Envelope(RequestLog):
+    """Around every request to the API: beside its log its metrics and traces, and who may call from where."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        super().__init__(app, settings.folder)
+        self._settings = settings
+
+    @contextlib.contextmanager
+    def _watched(self, scope: Scope) -> Iterator[Callable[[int, float], None]]:
+        services = _services_of(scope)
+        tracing = Tracing() if services is None else services.tracing
+        with tracing.request(_method_of(scope), Headers(scope=scope)) as span:
+
+            def ended(status: int, seconds: float) -> None:
+                tracing.responded(span, _method_of(scope), _route_of(scope), status)
+                opened = _services_of(scope)
+                if opened is not None:
+                    opened.metrics.responded(_route_of(scope), _method_of(scope), status, seconds)
+
+            yield ended
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Who calls by a name that is not ours, or from a foreign page in somebody's browser, is turned away.
@@ -110,21 +160,6 @@ class Envelope:
         if origin.partition("://")[2] != host:
             return ApiError(403, "pages of other origins may not call this server", "origin_not_allowed")
         return None
-
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        path = _route_of(scope)
-        line: dict[str, Any] = {
-            "id": request_id,
-            "method": scope["method"],
-            "route": path,
-            "status": status,
-            "ms": round(1000 * seconds, 1),
-        }
-        line |= {shown: scope["state"][name] for name, shown in _NOTED.items() if scope["state"].get(name)}
-        access_log.info("%s", log_line("request", **line))
-        services = _services_of(scope)
-        if services is not None:
-            services.metrics.responded(path, _method_of(scope), status, seconds)
 
 
 def _services_of(scope: Scope) -> Services | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -13,6 +14,7 @@ import anyio
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
@@ -20,18 +22,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msa.model.bundle import MSAModel
 from msa.serving.errors import ApiError
+from msa.serving.heap import keep_trimming
 from msa.serving.job import Lane
 from msa.serving.keys import VARIABLE, find_key
 from msa.serving.mcp.server import make_server
 from msa.serving.mcp.settings import McpSettings
 from msa.serving.mcp.tools import MemoryTools
-from msa.serving.middleware import error_response
+from msa.serving.middleware import RequestLog, error_response
 from msa.serving.server import PatientProtocol, Server, address_of, allow_open_files, http_config, listen
 from msa.serving.settings import LOOPBACK, ServerSettings
 
 logger = logging.getLogger(__name__)
 
-PATH = "/mcp"
+PATH, HEALTH = "/mcp", "/health"
 _KEEP_ALIVE_S = 30
 _AFTER_STOP_S = 5  # for calls that were failed to be answered
 
@@ -108,15 +111,18 @@ def make_app(tools: MemoryTools) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        trimming = asyncio.create_task(keep_trimming())
         try:
             async with contextlib.AsyncExitStack() as running:
                 for server in {id(server): server for server in (full, reading)}.values():
                     await running.enter_async_context(server.session_manager.run())
                 yield
         finally:
+            trimming.cancel()
             await anyio.to_thread.run_sync(tools.close)
 
-    app = Starlette(lifespan=lifespan, routes=[Route("/health", _health), Mount("/", app=gate)])
+    logged = Middleware(RequestLog, folder=settings.folder, paths=frozenset({HEALTH, PATH}))
+    app = Starlette(lifespan=lifespan, routes=[Route(HEALTH, _health), Mount("/", app=gate)], middleware=[logged])
     app.state.services = tools
     return app
 
@@ -176,6 +182,7 @@ class Gate:
         if key is None:
             what = "this API key is not known" if secret else "an API key is needed: 'Authorization: Bearer KEY'"
             raise ApiError(401, what, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        request.state.key_name = key.name
         if not key.opens(self._memory):
             raise ApiError(403, "this API key does not open the memory that is served here", "memory_not_allowed")
         return self._reading if key.read_only else self._full
