@@ -10,7 +10,7 @@ from tiny_training import config, phase
 
 from msa.training.config import FileData, Phase
 from msa.training.data.needles import NeedleConfig
-from msa.training.log import TrainingLog, draw_curves, matmul_peak, read_log
+from msa.training.log import TrainingLog, draw_curves, matmul_peak, operations_per_token, read_log
 
 LOSSES = {"loss": 3.0, "ids": 2.0, "answer": 1.0}
 
@@ -43,6 +43,51 @@ def test_steps_are_written_as_often_as_asked_and_the_last_always(tmp_path, netwo
         assert record["tokens_per_second"] * record["seconds_per_step"] == pytest.approx(10)
     # 6 · parameters · tokens, over what the machine can do
     assert first["utilisation"] == pytest.approx(6 * 12 * first["tokens_per_second"] / log._peak)
+
+
+def test_losses_are_means_over_a_phase_s_steps_since_the_last_line(tmp_path, network):
+    log = open_log(tmp_path, network, log_every=3)
+    for step, loss in enumerate([1.0, 2.0, 6.0, 4.0, 7.0, 9.0], start=1):
+        parts = {"loss": loss} if step % 2 else {"loss": loss, "ids": loss}
+        log.step(step, "first" if step < 5 else "second", parts, 0.5, 10)
+        if step == 2:
+            log.metrics(step, {"ids_exact": 0.5})
+    log.close()
+    first, second = (record for record in read_log(tmp_path / "log.jsonl") if "loss" in record)
+    assert (first["loss"], first["loss/ids"]) == (3.0, 2.0)
+    assert (second["loss"], second["loss/ids"]) == (8.0, 9.0), "what the first phase had is no part of it"
+
+
+@pytest.mark.parametrize(
+    ("trained", "operations"),
+    [
+        ("", 6 * 3 * 8),  # all of three layers of 8 weights
+        ("lora", 2 * (3 * 8 + 4) + 2 * (2 * 8 + 4) + 2 * 4),  # adapters of 2 weights in the upper two layers
+        ("layers.2", 2 * 24 + 2 * 8 + 2 * 8),
+        ("nothing", 2 * 24),
+    ],
+)
+def test_operations_per_token(trained, operations):
+    network = torch.nn.Module()
+    network.embed_tokens = torch.nn.Embedding(7, 7)
+    network.model = torch.nn.Module()
+    network.model.layers = torch.nn.ModuleList(torch.nn.Linear(2, 4, bias=False) for _ in range(3))
+    for layer in network.model.layers[1:] if trained == "lora" else ():
+        layer.lora = torch.nn.Linear(2, 1, bias=False)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trained in name)
+    assert operations_per_token(network) == operations
+
+
+def test_what_is_done_again_replaces_what_tensorboard_has(tmp_path, network):
+    for done, loss in ((0, 1.0), (2, 5.0)):
+        log = TrainingLog(tmp_path, config(tmp_path, phase(6)), network, done=done)
+        for step in range(done + 1, 5):
+            log.step(step, "main", {"loss": loss}, 0.5, 10)
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 5.0), (4, 5.0)]
 
 
 def test_of_several_processes_the_peak_is_that_of_all(tmp_path, network, monkeypatch):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
+import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,22 +19,34 @@ from msa.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
+_EMBEDDINGS = re.compile(r"embed_tokens|lm_head")
+
 
 class TrainingLog:
     """Writes ``log.jsonl``, ``tensorboard/`` and, when closed, ``curves.png`` in the run's folder.
 
-    Throughput counts real tokens; utilisation is the share of the matmul peak measured at the start that
-    6 · parameters · tokens would need (recomputation and attention are not counted).
+    Losses are means over a phase's steps since the last line of losses. Throughput counts real tokens; utilisation is
+    the share of the matmul peak measured at the start that :func:`operations_per_token` would need.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        network: that is trained.
+        processes: that train it together.
+        done: steps that were done before: what TensorBoard has of later ones, which are done again, is dropped.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, network: nn.Module, processes: int = 1) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, network: nn.Module, processes: int = 1, done: int = 0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._every, self._total = folder, config.log_every, config.total_steps
         self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if not _ends_with_newline(folder / "log.jsonl"):
             self._file.write("\n")  # a killed process's torn line must not swallow the next one
-        self._board = _board(folder / "tensorboard")
-        self._parameters = sum(p.numel() for name, p in network.named_parameters() if "embed_tokens" not in name)
+        self._board = _board(folder / "tensorboard", done)
+        self._operations = operations_per_token(network)
+        self._phase, self._losses = "", dict[str, list[float]]()
         device = next(network.parameters()).device
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self._peak = processes * matmul_peak(device, dtypes.get(config.precision, torch.float32))
@@ -41,10 +56,15 @@ class TrainingLog:
         """Note one optimiser step; written every ``log_every`` steps."""
         self._steps += 1
         self._tokens += tokens
+        if phase != self._phase:
+            self._phase, self._losses = phase, {}
+        for name, value in losses.items():
+            self._losses.setdefault(name, []).append(value)
         if step % self._every and step != self._total:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
         rate, per_step = self._tokens / seconds, seconds / self._steps
+        losses, self._losses = {name: statistics.fmean(values) for name, values in self._losses.items()}, {}
         record = {
             "step": step,
             "phase": phase,
@@ -52,7 +72,7 @@ class TrainingLog:
             "gradient_norm": norm if math.isfinite(norm) else None,
             "tokens_per_second": rate,
             "seconds_per_step": per_step,
-            "utilisation": 6 * self._parameters * rate / self._peak,
+            "utilisation": self._operations * rate / self._peak,
         }
         self._write(record)
         parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
@@ -88,14 +108,34 @@ class TrainingLog:
                 self._board.add_scalar(name, value, record["step"])
 
 
-def _board(folder: Path) -> Any:
+def operations_per_token(network: nn.Module) -> int:
+    """Floating-point operations that training on one token takes in the products with weights.
+
+    Two for each weight forwards, two for each that gradients of activations go back through (those above the lowest
+    layer that is trained), two for each that is trained: 6 x parameters where all are. Attention, recomputation and the
+    output layer, which reads labelled positions alone, are not counted.
+    """
+    weights = [(name, p) for name, p in network.named_parameters() if not _EMBEDDINGS.search(name)]
+    trained = [(name, p) for name, p in weights if p.requires_grad]
+    lowest = min((_layer_of(name) for name, _ in trained), default=math.inf)
+    passed = sum(p.numel() for name, p in weights if _layer_of(name) >= lowest)
+    return 2 * (sum(p.numel() for _, p in weights) + passed + sum(p.numel() for _, p in trained))
+
+
+def _layer_of(name: str) -> int:
+    """The decoder layer of a weight; of those beside the layers one above all."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else sys.maxsize
+
+
+def _board(folder: Path, done: int) -> Any:
     """TensorBoard's writer; None, and a warning, where it is not installed: the JSONL has everything."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning("tensorboard is not installed; the run is logged in log.jsonl alone")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

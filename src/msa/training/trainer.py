@@ -153,7 +153,7 @@ class Trainer:
         """
         started, total = time.monotonic(), self.config.total_steps
         journal = (
-            TrainingLog(Path(self.config.out), self.config, self._lm, self.accelerator.num_processes)
+            TrainingLog(Path(self.config.out), self.config, self._lm, self.accelerator.num_processes, self.done)
             if self.accelerator.is_main_process
             else None
         )
