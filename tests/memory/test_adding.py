@@ -164,6 +164,18 @@ def test_a_digest_tells_texts_apart():
     assert text_digest("a") == text_digest("a") != text_digest("a ")
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, True), (True, 1.0), (1.0, 1), ([0], [False])])
+def test_metadata_that_python_takes_for_the_same_are_changed_all_the_same(tmp_path, model, encoded, before, after):
+    told = []
+    with Memory.open(tmp_path / "memory", model) as memory:
+        memory.add([{"id": "a", "text": "first", "metadata": {"k": before}}])
+        memory.add([{"id": "a", "text": "first", "metadata": {"k": after}}], progress=told.append)
+        memory.add([{"id": "a", "text": "first", "metadata": {"k": after}}], progress=told.append)
+        assert repr(memory.get("a").metadata) == repr({"k": after})
+    assert [(done.updated, done.unchanged) for done in told] == [(1, 0), (0, 1)]
+    assert len(encoded) == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")], "nested"])
 def test_metadata_that_cannot_be_kept_change_nothing(tmp_path, model, value):
     if value == "nested":

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
+from msa.bank.schema import dump_json
 from msa.documents import Document
 from msa.encoding import encode_in_batches
 from msa.memory.pieces import Pieces
@@ -252,7 +254,7 @@ class WindowWriter:
             stored = present.get(document.id)
             if stored is None or stored.content_hash != digest:
                 changed.append((document, digest))
-            elif stored.metadata != document.metadata:
+            elif _differ(stored.metadata, document.metadata):
                 plan.updates.append(_stored(document, digest, stored.parts))
         if changed:
             pieces = pieces or self._pieces()
@@ -363,6 +365,11 @@ def spec_of(model: MSAModel) -> BankSpec:
 def text_digest(text: str) -> str:
     """What tells whether a document's text has changed: SHA-256 in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _differ(stored: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Whether metadata are other JSON; to Python's comparison 1, 1.0 and true are the same."""
+    return dump_json(stored, "metadata") != dump_json(given, "metadata")
 
 
 def _stored(document: Document, digest: str, parts: tuple[Part, ...]) -> StoredDocument:
