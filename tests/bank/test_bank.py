@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 import msa.bank.documents
 from msa.bank import BankSpec, MemoryBank, StoredDocument
+from msa.bank.documents import BATCH
 from msa.errors import BankError
 
 TEXT = "naïve café 日本 😀\x00 after a NUL"
@@ -326,3 +328,18 @@ def test_ids_whose_digests_begin_alike(bank: MemoryBank, monkeypatch: pytest.Mon
     add(bank, document("a", "changed", 6), delete=["d", "0"])
     assert list(contents(bank)) == ["c", "a", "b", "e"]
     assert [*bank.ids()] == ["c", "a", "b", "e"]
+
+
+def test_matches_that_are_left_in_the_middle_hold_nobody_up(bank: MemoryBank) -> None:
+    add(bank, *(document(f"d{number}", "word", number) for number in range(1, 2 * BATCH)))
+    file = bank.segments()[0].documents
+    found = file.matches("word")
+    assert next(found)[0] == 1
+    with ThreadPoolExecutor(1) as other:
+        try:
+            assert other.submit(file.ids, [1]).result(timeout=10) == {1: "d1"}
+            other.submit(found.close).result(timeout=10)
+        finally:
+            found.close()
+        assert [number for number, _ in file.matches("word")] == [*range(1, 2 * BATCH)]
+        assert other.submit(file.ids, [2]).result(timeout=10) == {2: "d2"}

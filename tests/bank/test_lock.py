@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bank_helpers import add, contents, document
+from bank_helpers import add, contents, document, new_bank
 
 from msa.bank import MemoryBank
-from msa.errors import BankLockedError
+from msa.errors import BankError, BankLockedError
 
 # opens FOLDER, forks a child that outlives it by far, and is killed
 ORPHAN = """
@@ -55,6 +58,21 @@ def test_two_writers_after_the_lock_file_was_removed(folder: Path) -> None:
         add(first, document("d", "fourth", first.next_number))
         assert list(contents(first)) == ["a", "b", "c", "d"]
         assert first.verify() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_disk_without_locks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = rf"cannot be locked for writing \({os.strerror(number)}\).*read_only=True"
+    with pytest.raises(BankError, match=said):
+        MemoryBank.open(folder)
+    with pytest.raises(BankError, match=said):
+        new_bank(tmp_path / "new")
+    with MemoryBank.open(folder, read_only=True) as reader:
+        assert list(contents(reader)) == ["a", "b"]
 
 
 def test_a_forked_child_is_no_writer(folder: Path) -> None:

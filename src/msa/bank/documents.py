@@ -176,10 +176,16 @@ class DocumentsFile:
 
     def matches(self, words: str) -> Iterator[tuple[int, float]]:
         """Part numbers and scores (BM25 inside this file, higher is better) for an FTS5 query, best first."""
+        query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid"
         with self._errors():
-            cursor = self._connection.cursor()
-            query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid"
-            for row in cursor.execute(query, (words,)):
+            cursor = self._connection.execute(query, (words,))
+        while True:
+            # a page at a time: whoever takes the rows may stop anywhere, and in any thread, so no lock may be held then
+            with self._errors():
+                rows = cursor.fetchmany(BATCH)
+            if not rows:
+                return
+            for row in rows:
                 yield self._typed(row, (int, float))
 
     def problem(self) -> str | None:

@@ -26,6 +26,7 @@ class WriterLock:
 
     Raises:
         BankLockedError: another writer holds it; its process id is named.
+        BankError: the lock file cannot be opened, or its disk has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,6 +120,11 @@ def _acquire(file: IO[str], folder: Path) -> None:
                     "Wait until it ends, or open the memory with read_only=True"
                 ) from error
             time.sleep(_PAUSE_S)
+        except OSError as error:  # some network disks know no locks
+            raise BankError(
+                f"the memory {folder} cannot be locked for writing ({error.strerror or error}). Move it to a disk that "
+                "has file locks, or open it with read_only=True"
+            ) from error
 
 
 def _is_in(file: IO[str], folder: Path) -> bool:
