@@ -57,6 +57,10 @@ class BankCorruptError(BankError):
     """A memory file that is missing or whose checksum is wrong; the file is named."""
 
 
+class BankUnreadableError(BankError):
+    """A memory file that cannot be read at present, which says nothing of what is in it; the file is named."""
+
+
 class BankFullError(BankError):
     """A change that would make a memory larger than it may be; nothing was changed."""
 

@@ -7,6 +7,7 @@ import errno
 import shutil
 import sqlite3
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bank_helpers import FINGERPRINT, SPEC, add, assert_latents_complete, conten
 from disk_faults import NEW, OLD, STEPS, assert_nothing_left, change, fail, fault, prepare
 
 from msa.bank import MemoryBank
-from msa.errors import BankError, BankFullError
+from msa.errors import BankCorruptError, BankError, BankFullError
 
 Work = Callable[[MemoryBank], Any]
 
@@ -211,3 +212,32 @@ def test_a_copy_that_cannot_begin_leaves_nothing(folder: Path, monkeypatch: pyte
     with MemoryBank.open(folder, read_only=True) as bank, pytest.raises(BankError, match="No space left"):
         bank.backup(folder.parent / "copy")
     assert not (folder.parent / "copy").exists()
+
+
+def test_a_copy_whose_source_cannot_be_read_names_the_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(FileIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("msa.bank.backup.FileIO", Failing)
+    with MemoryBank.open(folder, read_only=True) as bank:
+        with pytest.raises(BankError) as caught:
+            bank.backup(folder.parent / "copy")
+        said = str(caught.value)
+        assert said.startswith(str(folder / "segments"))
+        assert "cannot be read (Input/output error)" in said
+        assert not isinstance(caught.value, BankCorruptError)
+    assert not (folder.parent / "copy").exists()
+
+
+def test_the_names_of_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure a folder whose name was not synced is gone with all that is in it."""
+    synced: list[Path] = []
+    monkeypatch.setattr("msa.bank.files.fsync_folder", synced.append)
+    with new_bank(tmp_path / "a" / "b" / "mem") as bank:
+        assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+        deep, beside = [tmp_path / "c" / "d", tmp_path / "c", tmp_path], [tmp_path / "a"]
+        for copy, expected in ((tmp_path / "c" / "d" / "copy", deep), (tmp_path / "a" / "copy", beside)):
+            synced.clear()
+            bank.backup(copy)
+            assert synced == expected

@@ -24,6 +24,7 @@ from bank_helpers import (
     newest_manifest,
 )
 
+import msa.bank.backup
 import msa.bank.opening
 from msa.bank import MemoryBank
 from msa.errors import (
@@ -260,6 +261,29 @@ def test_backup_is_a_memory(folder: Path, tmp_path: Path) -> None:
     with MemoryBank.open(tmp_path / "copy", fingerprint=FINGERPRINT) as copy:
         assert (copy.verify(), copy.version, copy.next_number) == ([], 2, 4)
         assert contents(copy) == {"a": "first", "b": "second"}
+        assert_latents_complete(copy)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_backup_while_the_writer_removes_what_is_copied(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    real, calls = msa.bank.backup.written_durably, 0
+    with MemoryBank.open(folder) as bank:
+
+        def compacted_before(file: Path) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                add(bank, document("c", "third", 4))
+                bank.compact()
+            return real(file)
+
+        monkeypatch.setattr(msa.bank.backup, "written_durably", compacted_before)
+        bank.backup(tmp_path / "copy")
+    with MemoryBank.open(tmp_path / "copy") as copy:
+        assert (copy.verify(), copy.version) == ([], 5)
+        assert list(contents(copy)) == ["a", "b", "c"]
         assert_latents_complete(copy)
 
 

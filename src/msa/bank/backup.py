@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
-from msa.bank.files import disk_errors, fsync_folder, remove, written_durably
+from msa.bank.files import disk_errors, fsync_folder, fsync_folders, make_folder, remove, unreadable, written_durably
 from msa.bank.lock import LOCK_NAME
 from msa.bank.manifest import write_manifest
 from msa.bank.opening import newest_manifest
@@ -15,6 +16,7 @@ from msa.bank.verify import verify
 from msa.errors import BankCorruptError, BankError
 
 _ATTEMPTS = 5
+_BLOCK_BYTES = 1 << 22
 
 
 def copy_memory(folder: Path, destination: Path) -> None:
@@ -31,7 +33,7 @@ def copy_memory(folder: Path, destination: Path) -> None:
     if destination.exists() and not destination.is_dir():
         raise BankError(f"{destination} is a file. Choose a new folder for the copy")
     with disk_errors(destination):
-        destination.mkdir(parents=True, exist_ok=True)
+        holding = make_folder(destination)
         if any(destination.iterdir()):
             raise BankError(f"{destination} is not empty. Choose a new folder for the copy")
     try:
@@ -51,6 +53,7 @@ def copy_memory(folder: Path, destination: Path) -> None:
         if manifest.version:  # as after a compaction: two manifests, one to fall back to
             write_manifest(destination, replace(manifest, version=manifest.version - 1))
         write_manifest(destination, manifest)
+        fsync_folders(holding)
         problems = verify(destination, owns_lock=True)
         if problems:
             raise BankCorruptError(f"{problems[0]}. The copy was removed; verify {folder}")
@@ -67,10 +70,41 @@ def _copy_files(folder: Path, destination: Path, names: list[str]) -> None:
         file = destination / SEGMENTS / name
         if file.exists():
             continue
-        source = folder / SEGMENTS / name
-        if not source.exists():
-            raise FileNotFoundError(2, "missing", str(source))
-        with written_durably(file) as temporary:
-            shutil.copyfile(source, temporary)
+        # opened before anything is written: that it is gone by then, the writer having merged it, is no failure
+        with _opened(folder / SEGMENTS / name) as source, written_durably(file) as temporary:
+            _copy(source, temporary)
     with disk_errors(destination):
         fsync_folder(destination / SEGMENTS)
+
+
+def _opened(file: Path) -> FileIO:
+    """A file of the memory that is copied.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+        BankError: it cannot be read.
+    """
+    try:
+        return FileIO(file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _copy(source: FileIO, destination: Path) -> None:
+    """Copy an open file.
+
+    Raises:
+        BankError: it cannot be read, for which the disk that is written to is not to blame.
+        OSError: the destination cannot be written.
+    """
+    with open(destination, "wb") as out:
+        while True:
+            try:
+                block = source.read(_BLOCK_BYTES)
+            except OSError as error:
+                raise unreadable(Path(str(source.name)), error) from error
+            if not block:
+                return
+            out.write(block)

@@ -18,7 +18,7 @@ from msa.bank.byte_counter import ByteCounter
 from msa.bank.checks import check_creatable, check_fingerprint, check_put
 from msa.bank.commit import prune, publish, write_changes
 from msa.bank.compact import compact, merge_small
-from msa.bank.files import fsync_folder
+from msa.bank.files import fsync_folders, make_folder
 from msa.bank.lock import WriterLock, writer_is_active
 from msa.bank.manifest import Manifest, manifest_versions, write_manifest
 from msa.bank.opening import current_state, missing_manifests, newest_manifest
@@ -68,7 +68,7 @@ class MemoryBank:
         """
         folder = Path(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            holding = make_folder(folder)
             check_creatable(folder)
             lock = WriterLock(folder)
         except OSError as error:
@@ -78,7 +78,7 @@ class MemoryBank:
                 raise BankError(f"{folder} already holds a memory. Open it instead, or choose another path")
             (folder / SEGMENTS).mkdir(exist_ok=True)
             write_manifest(folder, Manifest(fingerprint=fingerprint, spec=spec))
-            fsync_folder(folder.absolute().parent)
+            fsync_folders(holding)
             prune(folder)
             return cls(folder, current_state(folder, None), lock, max_bytes)
         except BaseException:

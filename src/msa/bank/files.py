@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
-from msa.errors import BankError
+from msa.errors import BankError, BankUnreadableError
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 22
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @contextlib.contextmanager
@@ -57,6 +59,19 @@ def disk_errors(file: Path) -> Iterator[None]:
         ) from error
 
 
+def unreadable(file: Path, error: OSError | MemoryError) -> BankError:
+    """What to raise where a file that is there cannot be read: that it is damaged nobody knows.
+
+    A :class:`BankUnreadableError` is of this file alone. What the process or the machine is short of is a plain
+    :class:`BankError`: the other files cannot be read then either.
+    """
+    number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+    said = f"{file} cannot be read ({os.strerror(number) if number else error}), though it need not be damaged"
+    if number in _SHORTAGES:
+        return BankError(f"{said}. Try again when there is more of that, or raise the limit (ulimit)")
+    return BankUnreadableError(f"{said}. Repair the disk or grant permission; if it stays so, restore it from a copy")
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names inside ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -64,6 +79,33 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder, with those above it that are not there.
+
+    Returns:
+        The folders to sync, once it is finished, for its name to last: :func:`fsync_folders`.
+
+    Raises:
+        OSError: it cannot be made, or is a file.
+    """
+    folder = folder.absolute()
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # its own name in any case: whoever made it may not have synced that
+    return [folder.parent, *(each.parent for each in new if each != folder)]
+
+
+def fsync_folders(folders: Iterable[Path]) -> None:
+    """As :func:`fsync_folder` for several.
+
+    Raises:
+        BankError: the disk failed.
+    """
+    for folder in folders:
+        with disk_errors(folder):
+            fsync_folder(folder)
 
 
 def remove(file: Path) -> None:
