@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -317,3 +318,38 @@ def test_compaction_between_a_readers_listing_and_opening(
 def test_spec_of_the_folder_wins(folder: Path) -> None:
     with MemoryBank.open(folder, read_only=True) as bank:
         assert (bank.spec, bank.fingerprint, bank.read_only) == (SPEC, FINGERPRINT, True)
+
+
+def test_a_version_that_is_used_again_after_it_was_taken_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryBank.open(folder) as bank, MemoryBank.open(folder, read_only=True) as reader:
+        seen = []
+
+        def fails(_: Path) -> None:
+            seen.append(list(contents(reader)))
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("msa.bank.manifest.fsync_folder", fails)
+            with pytest.raises(BankError, match="Input/output error"):
+                add(bank, document("gone", "third", 4))
+        assert seen == [["a", "b", "gone"]]
+        add(bank, document("c", "third", 4))
+        for each in (bank, reader):
+            assert (each.version, list(contents(each))) == (3, ["a", "b", "c"])
+            assert_latents_complete(each)
+
+
+def test_a_folder_that_is_deleted_and_made_anew(folder: Path) -> None:
+    with MemoryBank.open(folder, read_only=True) as reader:
+        assert list(contents(reader)) == ["a", "b"]
+        shutil.rmtree(folder)
+        with new_bank(folder) as bank:
+            add(bank, document("c", "first", 1))
+            add(bank, document("d", "second", 2))
+            assert reader.version == bank.version == 2
+            assert list(contents(reader)) == ["c", "d"]
+            assert_latents_complete(reader)
+        shutil.rmtree(folder)
+        MemoryBank.create(folder, fingerprint="sha256:bb", spec=SPEC).close()
+        with pytest.raises(BankMismatchError, match=f"sha256:bb, before by tiny with {FINGERPRINT}"):
+            reader.list()

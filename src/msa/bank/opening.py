@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from msa.bank.files import checksum, unreadable
 from msa.bank.manifest import (
     FORMAT_VERSION,
     KEPT,
@@ -17,7 +18,7 @@ from msa.bank.manifest import (
 )
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.errors import BankCorruptError, BankError, BankFormatError
+from msa.errors import BankCorruptError, BankError, BankFormatError, BankMismatchError
 
 logger = logging.getLogger(__name__)
 
@@ -93,25 +94,52 @@ def current_state(folder: Path, last: State | None) -> State:
     """The newest sound state; ``last`` if nothing has changed since.
 
     Raises:
+        BankMismatchError: since ``last`` the folder has become that of another memory.
         BankCorruptError, BankFormatError, BankError: as for :func:`newest_manifest` and :func:`open_state`.
     """
-    if last is not None and last.newest == _newest_name(folder):
+    newest = _newest_file(folder)
+    if last is not None and (last.newest, last.stamp) == newest:
         return last
     for attempt in range(_ATTEMPTS):
-        newest = _newest_name(folder)
+        newest = _newest_file(folder)
         manifest = newest_manifest(folder)
+        if last is not None:
+            _check_same_model(folder, manifest, last.manifest)
         try:
             state = open_state(folder, manifest, last)
         except BankCorruptError:
             # a file that the writer has removed between our reading the manifest and opening it is no damage
-            if attempt == _ATTEMPTS - 1 or _newest_name(folder) == newest:
+            if attempt == _ATTEMPTS - 1 or _newest_file(folder) == newest:
                 raise
             continue
-        if state.damage and _newest_name(folder) != newest and attempt < _ATTEMPTS - 1:
+        if state.damage and _newest_file(folder) != newest and attempt < _ATTEMPTS - 1:
             continue
-        state.newest = newest
+        state.newest, state.stamp = newest
         return state
     raise AssertionError("unreachable")
+
+
+def _check_same_model(folder: Path, manifest: Manifest, last: Manifest) -> None:
+    if (manifest.fingerprint, manifest.spec) != (last.fingerprint, last.spec):
+        raise BankMismatchError(
+            f"{folder} has become another memory: made by model {manifest.spec.model_name} with fingerprint "
+            f"{manifest.fingerprint}, before by {last.spec.model_name} with {last.fingerprint}. Open it anew"
+        )
+
+
+def _newest_file(folder: Path) -> tuple[int, str]:
+    """Version and checksum of the newest manifest file, sound or not; −1 and nothing: there is none.
+
+    The version alone does not tell: it is used again where its commit was taken back, and where a folder is made anew.
+    """
+    version = _newest_name(folder)
+    file = manifest_file(folder, version)
+    try:
+        return version, checksum(file.read_bytes())
+    except FileNotFoundError:  # also where a writer has gone on, and removed it
+        return version, ""
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def _newest_name(folder: Path) -> int:

@@ -35,6 +35,7 @@ class State:
 
     Attributes:
         newest: version of the newest manifest file, which a damaged one may make larger than the state's own.
+        stamp: what tells that file from another of the same version.
         places: ``[d]`` int64 ascending, of the present documents; place_segments: which segment has each.
         numbers: ``[n]`` int64 ascending, of the present parts; part_segments, part_places, part_tokens, part_chunks:
             where their documents are, and their sizes.
@@ -44,7 +45,7 @@ class State:
 
     def __init__(self, manifest: Manifest, segments: Sequence[Segment], previous: State | None = None) -> None:
         self.manifest, self.segments = manifest, tuple(segments)
-        self.newest = manifest.version
+        self.newest, self.stamp = manifest.version, ""
         if previous is not None and previous.segments != self.segments[: len(previous.segments)]:
             previous = None
         first = 0 if previous is None else len(previous.segments)
