@@ -53,11 +53,15 @@ class BankMismatchError(BankError):
     """A memory made by another model; both fingerprints are named."""
 
 
-class BankCorruptError(BankError):
+class BankFileError(BankError):
+    """Base of the two below: a file of a memory is of no use now; what is in the other files stays readable."""
+
+
+class BankCorruptError(BankFileError):
     """A memory file that is missing or whose checksum is wrong; the file is named."""
 
 
-class BankUnreadableError(BankError):
+class BankUnreadableError(BankFileError):
     """A memory file that cannot be read at present, which says nothing of what is in it; the file is named."""
 
 

@@ -241,7 +241,7 @@ class MemoryBank:
         """Return a document, or None if it is not there.
 
         Raises:
-            BankCorruptError: the document is damaged, or it is not among those that can be read of a damaged memory.
+            BankFileError: the document is damaged, or it is not among those that can be read of a damaged memory.
         """
         state = self._state()
         found = state.find([doc_id])
@@ -284,7 +284,7 @@ class MemoryBank:
         Raises:
             KeyError: there is no document ``after``.
             ValueError: ``limit`` is negative.
-            BankCorruptError: one of the documents is damaged, or those of a segment cannot be read at all.
+            BankFileError: one of the documents is damaged, or those of a segment cannot be read at all.
         """
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, found {limit}")

@@ -87,9 +87,13 @@ def merge(
 
     Raises:
         BankCorruptError: a file is damaged; nothing was written.
+        BankUnreadableError: one cannot be read, which is no reason to drop what is in it.
         BankError: the disk failed; nothing is left behind.
     """
     sources = state.segments[first:end]
+    for segment in sources:
+        if segment.is_unreadable:  # whatever is to be dropped, it need not be damaged
+            raise segment.damage[0]
     if not drop_damaged:
         _check_sound(state.segments[:first], sources, check)
     kept = [_Kept(segment, state.numbers) for segment in sources if segment.has_latents]

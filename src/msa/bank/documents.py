@@ -19,13 +19,15 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from msa.bank.files import checksum, file_checksum, written_durably
+from msa.bank.files import checksum, file_checksum, unreadable, written_durably
 from msa.bank.manifest import FileInfo, SegmentInfo, documents_name
 from msa.bank.schema import Part, StoredDocument, dump_json
 from msa.bank.terms import document_terms
 from msa.errors import BankCorruptError, BankError
 
 BATCH = 500  # below SQLite's oldest limit of 999 variables in a statement
+# what SQLite says, in the lower eight bits of its codes, where it could not read rather than read nonsense
+_UNREADABLE = frozenset({sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
 T = TypeVar("T")
 Row = tuple[int, StoredDocument]
 _COLUMNS = ("places", "superseded", "part_numbers", "part_places", "part_tokens", "part_chunks", "id_places")
@@ -56,6 +58,7 @@ class DocumentsFile:
 
     Raises:
         BankCorruptError: the file is missing, has another size, or its tables are damaged.
+        BankError: it cannot be read at present; see :func:`msa.bank.files.unreadable`. So say all methods then.
     """
 
     places: NDArray[np.int64]
@@ -72,10 +75,10 @@ class DocumentsFile:
         self._lock = threading.RLock()
         try:
             found = self.file.stat().st_size
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BankCorruptError(f"{self.file} is missing: restore it from a copy") from error
         except OSError as error:
-            raise BankError(f"{self.file} cannot be read ({error.strerror or error})") from error
+            raise unreadable(self.file, error) from error
         if found != info.documents.num_bytes:
             raise BankCorruptError(
                 f"{self.file} is damaged: expected {info.documents.num_bytes:,} bytes, found {found:,}"
@@ -189,12 +192,18 @@ class DocumentsFile:
                 yield self._typed(row, (int, float))
 
     def problem(self) -> str | None:
-        """What is wrong with the file, None for nothing; reads all of it."""
+        """What is wrong with the file, None for nothing; reads all of it.
+
+        Raises:
+            BankError: it cannot be read.
+        """
         try:
             if file_checksum(self.file) == self._info.checksum:
                 return None
-        except OSError as error:
+        except FileNotFoundError as error:
             return f"{self.file} cannot be read ({error.strerror or error})"
+        except OSError as error:
+            raise unreadable(self.file, error) from error
         try:
             damaged = [place for place in self.places.tolist() if not self._is_readable(place)]
             names = [*self.ids(damaged[:5]).values()]
@@ -208,7 +217,7 @@ class DocumentsFile:
     def _is_readable(self, place: int) -> bool:
         try:
             self.documents([place])
-        except BankError:
+        except BankCorruptError:
             return False
         return True
 
@@ -232,9 +241,20 @@ class DocumentsFile:
             with self._lock:
                 yield
         except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
-            raise BankCorruptError(
-                f"{self.file} is damaged ({error}). Restore it from a copy, or add its documents again"
-            ) from error
+            raise self._said(error) from error
+
+    def _said(self, error: Exception) -> BankError:
+        """What an error of SQLite's says of the file: damage, or nothing where it could not be read."""
+        short = isinstance(error, MemoryError)
+        if short or getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNREADABLE:
+            try:
+                if file_checksum(self.file) == self._info.checksum:  # else damage made it ask for what there is not
+                    return unreadable(self.file, MemoryError() if short else OSError(str(error)))
+            except FileNotFoundError:
+                return BankCorruptError(f"{self.file} is missing: restore it from a copy")
+            except OSError as cause:  # SQLite keeps the system's reason to itself
+                return unreadable(self.file, cause)
+        return BankCorruptError(f"{self.file} is damaged ({error}). Restore it from a copy, or add its documents again")
 
 
 def write_documents(

@@ -69,7 +69,10 @@ def unreadable(file: Path, error: OSError | MemoryError) -> BankError:
     said = f"{file} cannot be read ({os.strerror(number) if number else error}), though it need not be damaged"
     if number in _SHORTAGES:
         return BankError(f"{said}. Try again when there is more of that, or raise the limit (ulimit)")
-    return BankUnreadableError(f"{said}. Repair the disk or grant permission; if it stays so, restore it from a copy")
+    return BankUnreadableError(
+        f"{said}. Repair the disk or grant permission. If it stays so, restore the file from a copy, or remove it and "
+        "add its documents again"
+    )
 
 
 def fsync_folder(folder: Path) -> None:

@@ -5,23 +5,25 @@ Axes: n parts, C chunks, n_kv key-value heads, D head dimension.
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msa.bank.files import checksum, written_durably
+from msa.bank.files import checksum, unreadable, written_durably
 from msa.bank.manifest import FileInfo, SegmentInfo, latents_name
 from msa.bank.schema import BankSpec, Kind, layout_problem
 from msa.errors import BankCorruptError
@@ -57,6 +59,7 @@ class LatentsFile:
 
     Raises:
         BankCorruptError: the file is missing, has another size, or is not what the manifest describes.
+        BankError: it cannot be read at present; see :func:`msa.bank.files.unreadable`.
     """
 
     def __init__(self, folder: Path, info: SegmentInfo, spec: BankSpec) -> None:
@@ -68,17 +71,18 @@ class LatentsFile:
             weakref.finalize(self, os.close, self._descriptor)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # what is beside a row is of no use
-            self._handle = safe_open(str(self.file), framework="pt")
+            self._handle = _opened_to_map(self.file)
             # copied, so that routing tables stay readable whatever becomes of the mapping
             self.numbers = self._checked("numbers").clone()
             self.chunk_offsets = self._checked("chunk_offsets").clone()
             self.superseded = self._checked("superseded").clone()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BankCorruptError(
                 f"{self.file} is missing: restore it from a copy, or add its documents again"
             ) from error
-        # torch, which opens the file a second time, says RuntimeError when it cannot
-        except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, MemoryError) as error:
+            raise unreadable(self.file, error) from error
+        except (RuntimeError, SafetensorError, ValueError, KeyError) as error:
             raise BankCorruptError(f"{self.file} is damaged: {error}") from error
         problem = layout_problem(self.numbers, self.chunk_offsets) if info.num_parts else None
         if problem or int(self.chunk_offsets[-1]) != info.num_chunks:
@@ -94,7 +98,8 @@ class LatentsFile:
         Reading is much faster than touching mapped pages one by one. All chunks together are checked.
 
         Raises:
-            BankCorruptError: the checksum of the whole tensor is wrong, or the file cannot be read.
+            BankCorruptError: the checksum of the whole tensor is wrong.
+            BankError: the file cannot be read.
         """
         name = tensor_name(kind, layer)
         mapped = self._map(name)
@@ -112,7 +117,8 @@ class LatentsFile:
         page after the other.
 
         Raises:
-            BankCorruptError: the file cannot be read.
+            BankCorruptError: the file ends too early.
+            BankError: it cannot be read.
         """
         mapped = self._map(tensor_name(kind, layer))
         found = torch.empty((len(rows), *mapped.shape[1:]), dtype=mapped.dtype)
@@ -140,7 +146,7 @@ class LatentsFile:
             try:
                 count = os.preadv(self._descriptor, [data[:_READ_BYTES]], place)
             except OSError as error:
-                raise BankCorruptError(f"{self.file} cannot be read ({error.strerror or error})") from error
+                raise unreadable(self.file, error) from error
             if not count:
                 raise BankCorruptError(f"{self.file} is damaged: it ends too early")
             place, data = place + count, data[count:]
@@ -149,15 +155,20 @@ class LatentsFile:
         """A line for every tensor whose checksum is wrong; ``check`` is called before each and may raise.
 
         Read, not mapped: the kernel ends a process that touches a mapped page which cannot be read.
+
+        Raises:
+            BankError: the file cannot be read.
         """
         for name, expected in self._checksums.items():
             check()
             try:
                 if self._checksum_on_disk(name) != expected:
                     yield f"{self.file} is damaged: the checksum of {name} is wrong"
-            except OSError as error:
+            except FileNotFoundError as error:
                 yield f"{self.file} cannot be read ({error.strerror or error})"
                 return
+            except OSError as error:
+                raise unreadable(self.file, error) from error
 
     def _checksum_on_disk(self, name: str) -> str:
         digest, left = xxhash.xxh3_128(), self._map(name).nbytes
@@ -189,6 +200,21 @@ def _reading() -> ThreadPoolExecutor:
 
 # a child process has none of its parent's threads
 os.register_at_fork(after_in_child=_reading.cache_clear)
+
+
+def _opened_to_map(file: Path) -> Any:
+    """What maps tensors of a file whose size and header are right.
+
+    Raises:
+        OSError: it cannot be opened at present.
+    """
+    try:
+        return safe_open(str(file), framework="pt")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # it opens the file twice, and says that it is not there, or what the system told torch, whatever the reason is
+        os.close(os.open(file, os.O_RDONLY))
+        told = re.search(r"\((\d+)\)$", str(error))
+        raise OSError(int(told[1]) if told else errno.EIO, str(error)) from error
 
 
 def _checked_header(file: Path, info: SegmentInfo, spec: BankSpec) -> tuple[dict[str, str], dict[str, int]]:

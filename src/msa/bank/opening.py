@@ -18,7 +18,7 @@ from msa.bank.manifest import (
 )
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.errors import BankCorruptError, BankError, BankFormatError, BankMismatchError
+from msa.errors import BankCorruptError, BankError, BankFileError, BankFormatError, BankMismatchError
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def open_state(folder: Path, manifest: Manifest, last: State | None) -> State:
     A segment with one damaged file is opened as far as it goes, and the damage logged.
 
     Raises:
-        BankCorruptError: a segment cannot be opened at all.
+        BankFileError: a segment cannot be opened at all.
+        BankError: no more files can be opened.
     """
     # what was damaged may have been restored since, or could not be read for a moment only
     known = {} if last is None else {segment.name: segment for segment in last.segments if not segment.damage}
@@ -99,7 +100,7 @@ def current_state(folder: Path, last: State | None) -> State:
     """
     newest = _newest_file(folder)
     if last is not None and (last.newest, last.stamp) == newest:
-        return last
+        return _looked_at_again(folder, last)
     for attempt in range(_ATTEMPTS):
         newest = _newest_file(folder)
         manifest = newest_manifest(folder)
@@ -107,7 +108,7 @@ def current_state(folder: Path, last: State | None) -> State:
             _check_same_model(folder, manifest, last.manifest)
         try:
             state = open_state(folder, manifest, last)
-        except BankCorruptError:
+        except BankFileError:
             # a file that the writer has removed between our reading the manifest and opening it is no damage
             if attempt == _ATTEMPTS - 1 or _newest_file(folder) == newest:
                 raise
@@ -117,6 +118,35 @@ def current_state(folder: Path, last: State | None) -> State:
         state.newest, state.stamp = newest
         return state
     raise AssertionError("unreachable")
+
+
+def _looked_at_again(folder: Path, last: State) -> State:
+    """The same state with what can be read by now of what could not; ``last`` itself where that is nothing."""
+    segments = [_opened_again(folder, segment, last.manifest) for segment in last.segments]
+    if all(new is old for new, old in zip(segments, last.segments, strict=True)):
+        return last
+    state = State(last.manifest, segments)
+    state.newest, state.stamp = last.newest, last.stamp
+    return state
+
+
+def _opened_again(folder: Path, segment: Segment, manifest: Manifest) -> Segment:
+    """A segment as it can be opened now, itself where that is no better."""
+    if not segment.damage or not segment.may_be_sound_by_now(folder):
+        return segment
+    try:
+        opened = Segment(folder, segment.info, manifest.spec)
+    except BankError:  # worse than before: what is open stays open
+        return segment
+    known = [*map(str, segment.damage)]
+    if [*map(str, opened.damage)] == known and opened.stamps == segment.stamps:
+        return segment
+    for problem in opened.damage:
+        if str(problem) not in known:
+            logger.warning("%s. The rest of the memory stays readable", problem)
+    if not opened.damage:
+        logger.info("the files of segment %s can be read again", segment.name)
+    return opened
 
 
 def _check_same_model(folder: Path, manifest: Manifest, last: Manifest) -> None:

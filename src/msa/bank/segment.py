@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from msa.bank.documents import DocumentsFile
 from msa.bank.latents import LatentsFile
 from msa.bank.manifest import SegmentInfo
 from msa.bank.schema import BankSpec, Kind
-from msa.errors import BankCorruptError
+from msa.errors import BankCorruptError, BankFileError, BankUnreadableError
 
 SEGMENTS = "segments"
 
@@ -23,27 +24,41 @@ class Segment:
     Attributes:
         info: what the manifest says of it.
         name: the segment's.
-        damage: what is wrong with its files; empty: nothing.
+        damage: what is wrong with its files, or why they cannot be read at present; empty: nothing is wrong.
+        stamps: what tells each of its files from another of the same name, or from none.
 
     Raises:
-        BankCorruptError: both files are damaged, so that nobody knows what newer commits had changed.
+        BankFileError: both files are of no use, so that nobody knows what newer commits had changed.
+        BankError: the process or the machine is short of what it takes to open files.
     """
 
     def __init__(self, folder: Path, info: SegmentInfo, spec: BankSpec) -> None:
         self.info, self.name = info, info.name
-        self.damage: list[BankCorruptError] = []
+        self.stamps = [_stamp(folder / SEGMENTS / name) for name in info.file_names]  # first: they may change meanwhile
+        self.damage: list[BankFileError] = []
         self._documents: DocumentsFile | None = None
         self._latents: LatentsFile | None = None
         try:
             self._documents = DocumentsFile(folder / SEGMENTS, info)
-        except BankCorruptError as error:
+        except BankFileError as error:
             self.damage.append(error)
         try:
             self._latents = LatentsFile(folder / SEGMENTS, info, spec)
-        except BankCorruptError as error:
+        except BankFileError as error:
             self.damage.append(error)
         if len(self.damage) == 2:
-            raise BankCorruptError(f"{self.damage[0]}; and {self.damage[1]}")
+            kind = BankUnreadableError if self.is_unreadable else BankCorruptError
+            raise kind(f"{self.damage[0]}; and {self.damage[1]}")
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether it has a file that cannot be read at present, and need not be damaged."""
+        return any(isinstance(problem, BankUnreadableError) for problem in self.damage)
+
+    def may_be_sound_by_now(self, folder: Path) -> bool:
+        """Whether to open it anew: what was damaged has changed since, or could not be read, and perhaps can be now."""
+        now = [_stamp(folder / SEGMENTS / name) for name in self.info.file_names]
+        return bool(self.damage) and (self.is_unreadable or self.stamps != now)
 
     @property
     def has_documents(self) -> bool:
@@ -60,7 +75,7 @@ class Segment:
         """Texts, metadata, parts and indexes.
 
         Raises:
-            BankCorruptError: they are damaged.
+            BankFileError: they are damaged, or cannot be read.
         """
         if self._documents is None:
             raise self.damage[0]
@@ -71,7 +86,7 @@ class Segment:
         """Routing keys, content keys and values.
 
         Raises:
-            BankCorruptError: they are damaged.
+            BankFileError: they are damaged, or cannot be read.
         """
         if self._latents is None:
             raise self.damage[0]
@@ -98,3 +113,12 @@ class Segment:
     def tensor(self, kind: Kind, layer: int) -> Tensor:
         """One kind of one layer, memory-mapped; see :meth:`LatentsFile.tensor`."""
         return self.latents.tensor(kind, layer)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What changes with a file's content, name or permissions; empty: it is not there."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -20,7 +20,7 @@ from msa.bank.manifest import Manifest
 from msa.bank.schema import StoredDocument, StoredPart
 from msa.bank.segment import Segment
 from msa.bank.terms import filter_terms
-from msa.errors import BankCorruptError
+from msa.errors import BankCorruptError, BankFileError
 
 _NOTHING = np.zeros((5, 0), np.int64)
 
@@ -73,7 +73,7 @@ class State:
         self.numbers, self.part_places, self.part_tokens, self.part_chunks, self.part_segments = self._parts
 
     @property
-    def damage(self) -> list[BankCorruptError]:
+    def damage(self) -> list[BankFileError]:
         """What is wrong with the files of this state, as far as opening them shows."""
         return [problem for segment in self.segments for problem in segment.damage]
 
@@ -92,8 +92,12 @@ class State:
         return found
 
     def content_hashes(self, ids: Iterable[str]) -> dict[str, str]:
-        """Content hashes of the present documents among ``ids`` with sound latents, as stored; no text is read."""
-        found = self.find(ids)
+        """Content hashes of the present documents among ``ids`` with sound latents, as stored; no text is read.
+
+        Raises:
+            BankError: whether one is there and sound cannot be read at present.
+        """
+        found = self._found_for_sure([*ids])
         hashes: dict[int, str] = {}
         for index, places in self._by_segment(found.values()).items():
             with contextlib.suppress(BankCorruptError):
@@ -102,13 +106,27 @@ class State:
         return {id_: hashes[place] for id_, place in found.items() if place in hashes and place not in lost}
 
     def sound_documents(self, ids: Iterable[str]) -> dict[str, StoredDocument]:
-        """Those of the present documents among ``ids`` whose texts and latents are sound."""
-        found = self.find(ids)
+        """Those of the present documents among ``ids`` whose texts and latents are sound.
+
+        Raises:
+            BankError: whether one is there and sound cannot be read at present.
+        """
+        found = self._found_for_sure([*ids])
         documents: dict[int, StoredDocument] = {}
         for index, places in self._by_segment(found.values()).items():
             documents |= self.segments[index].documents.sound_documents(places)
         lost = self.unroutable_places
         return {id_: documents[place] for id_, place in found.items() if place in documents and place not in lost}
+
+    def _found_for_sure(self, ids: Sequence[str]) -> dict[str, int]:
+        """As :meth:`find`; nothing may seem lost that only cannot be read."""
+        found = self.find(ids)
+        for segment in self.segments:
+            if segment.is_unreadable:
+                hidden = any(id_ not in found for id_ in ids)
+                if hidden if not segment.has_documents else not self.unroutable_places.isdisjoint(found.values()):
+                    raise segment.damage[0]
+        return found
 
     def _by_segment(self, places: Iterable[int]) -> dict[int, list[int]]:
         """Distinct places by the segment that has them.
@@ -145,7 +163,7 @@ class State:
         """Up to ``limit`` documents behind ``place``, in order.
 
         Raises:
-            BankCorruptError: a document is damaged, or those of a segment cannot be read and would be missing.
+            BankFileError: a document is damaged, or those of a segment cannot be read and would be missing.
         """
         self._check_listable()
         start = int(np.searchsorted(self.places, place, side="right"))
@@ -192,7 +210,7 @@ class State:
         places = dict(zip(asked[present].tolist(), self.part_places[rows[present]].tolist(), strict=True))
         names: dict[int, str] = {}
         for index, own in self._by_segment(places.values()).items():
-            with contextlib.suppress(BankCorruptError):
+            with contextlib.suppress(BankFileError):
                 names |= self.segments[index].documents.ids(own)
         return {number: names[place] for number, place in places.items() if place in names}
 

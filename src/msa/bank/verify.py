@@ -15,7 +15,7 @@ from msa.bank.manifest import Manifest, manifest_versions, read_manifest
 from msa.bank.opening import leftovers, missing_manifests, newest_manifest
 from msa.bank.segment import SEGMENTS, Segment
 from msa.bank.state import State
-from msa.errors import BankCorruptError, BankError
+from msa.errors import BankError, BankFileError, BankUnreadableError
 
 
 def verify(folder: Path, *, owns_lock: bool) -> list[str]:
@@ -101,7 +101,7 @@ def _segment_problems(folder: Path, manifest: Manifest, checked: set[str], check
     for info in manifest.segments:
         try:
             segments.append(Segment(folder, info, manifest.spec))
-        except BankCorruptError as error:
+        except BankFileError as error:
             if info.name not in checked:
                 yield str(error)
             checked.add(info.name)
@@ -112,11 +112,22 @@ def _segment_problems(folder: Path, manifest: Manifest, checked: set[str], check
         checked.add(segment.name)
         for damage in segment.damage:
             yield f"{damage}; {_affected(state, segment)}"
+        yield from _content_problems(state, segment, check)
+
+
+def _content_problems(state: State, segment: Segment, check: Callable[[], None]) -> Iterator[str]:
+    """What reading all of a segment's files shows, as far as they are open."""
+    try:
         if segment.has_documents and (problem := segment.documents.problem()):
             yield problem
+    except BankUnreadableError as error:
+        yield str(error)
+    try:
         if segment.has_latents:
             for problem in segment.latents.problems(check):
                 yield f"{problem}; {_affected(state, segment)}"
+    except BankUnreadableError as error:
+        yield f"{error}; {_affected(state, segment)}"
 
 
 def _affected(state: State, segment: Segment, limit: int = 5) -> str:

@@ -20,7 +20,7 @@ from msa.engine.generative import GenerativeMode
 from msa.engine.library_documents import LibraryDocuments
 from msa.engine.routed import RoutedMode
 from msa.engine.session import Session
-from msa.errors import BankCorruptError, ContextLengthError, NoDocumentsError
+from msa.errors import BankCorruptError, BankUnreadableError, ContextLengthError, NoDocumentsError
 from msa.generation.decoding import Decoding
 from msa.generation.interleave import InterleaveState, Limits
 from msa.generation.options import AskOptions
@@ -64,7 +64,7 @@ class Engine:
             ValueError: a question that is empty.
             TypeError: one that is no text, or a text in place of several questions.
             ContextLengthError: one that is longer than the model's context.
-            BankCorruptError: no document can be found, because the latents are damaged.
+            BankFileError: no document can be found, because the latents are damaged or cannot be read.
         """
         questions = _checked(questions)
         if not questions:
@@ -116,7 +116,7 @@ class Engine:
         """Answer a batch of questions; each gets the answer it would get alone, up to rounding in 16 bits.
 
         Raises:
-            ValueError, TypeError, ContextLengthError, BankCorruptError: as for :meth:`search`.
+            ValueError, TypeError, ContextLengthError, BankFileError: as for :meth:`search`.
             NoDocumentsError: there is no document to answer from.
         """
         answers: dict[int, Answer] = {}
@@ -176,7 +176,7 @@ class Engine:
         """Bool ``[N]``: documents that may be selected.
 
         Raises:
-            BankCorruptError: none could be, whatever the filter, because the latents are damaged.
+            BankFileError: none could be, whatever the filter, because the latents are damaged or cannot be read.
             NoDocumentsError: there are none.
         """
         mask = self.library.live_mask(where)
@@ -186,7 +186,8 @@ class Engine:
         if not damage:
             raise NoDocumentsError("the memory holds no documents; add some first")
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
-        raise BankCorruptError(
+        damaged = any(isinstance(problem, BankCorruptError) for problem in damage)
+        raise (BankCorruptError if damaged else BankUnreadableError)(
             f"no document can be routed to: {damage[0]}{more}. Restore the files from a copy, or delete the documents "
             "and add them again; msa verify names all that is damaged"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +14,11 @@ from typing import Any, Protocol, Self
 import torch
 
 from msa.bank import MemoryBank
+from msa.bank.state import State
 from msa.documents import Document
 from msa.documents.readers import documents_from_mappings
 from msa.engine import Engine
-from msa.errors import MemoryBudgetError, NoDocumentsError, ParallelError
+from msa.errors import BankUnreadableError, MemoryBudgetError, NoDocumentsError, ParallelError
 from msa.generation.decoding import Decoding
 from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling
@@ -27,12 +30,13 @@ from msa.routing import BankView, Library, Tiers
 from msa.zoo import load
 
 _AGREEMENT_ATTEMPTS = 5
+_PAUSE_S = 5.0  # between two attempts to load what could not be read
 
 
 class View(Library, Protocol):
-    """One version of a memory, as questions are asked of it."""
+    """One state of a memory, as questions are asked of it."""
 
-    version: int
+    state: State
 
 
 OpenView = Callable[[MemoryBank, torch.device, Tiers | None, Any], View]
@@ -63,7 +67,8 @@ class Memory:
         self._ranks = ranks
         self.open_view: OpenView = BankView
         self._view: View | None = None
-        self._engine: tuple[int, Engine] | None = None
+        self._engine: tuple[object, Engine] | None = None
+        self._look_again_s = math.inf  # by the clock of time.monotonic
         # what is made when first needed is made once
         self._making = threading.RLock()
         self._writer = WindowWriter(bank, lambda: self.model, ranks)
@@ -193,6 +198,7 @@ class Memory:
         Raises:
             DocumentError: an item that is no document; names its position.
             BankFullError: the memory would grow beyond ``max_bytes``; what was committed before stays.
+            BankUnreadableError: whether one of them is there already cannot be read at present.
             TypeError: one document instead of several.
         """
         self._bank.check_open()
@@ -228,7 +234,7 @@ class Memory:
             ValueError: an empty query or ``top_k`` below 1.
             TypeError: a query that is no text.
             NoDocumentsError: the memory holds no documents; where only none match ``where``, none are found.
-            BankCorruptError: no document can be found, because the latents are damaged.
+            BankFileError: no document can be found, because the latents are damaged or cannot be read.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -272,7 +278,7 @@ class Memory:
             ValueError: an empty question, or one too long for the model's context.
             TypeError: a question that is no text.
             NoDocumentsError: the memory holds no documents, or none that match ``where``.
-            BankCorruptError: no document can be found, because the latents are damaged.
+            BankFileError: no document can be found, because the latents are damaged or cannot be read.
         """
         return self._current_engine().stream(question, _options(**options), cancelled)
 
@@ -289,13 +295,16 @@ class Memory:
                 f"memory {self._bank.path} holds no documents; add some first: msa add {self._bank.path} PATH…"
             )
         with self._making:
-            version = 0 if self._ranks is not None else self._bank.version
-            if self._engine is None or self._engine[0] != version:
+            # the state itself: it can become another one of the same version, where more of it can be read
+            state = None if self._ranks is not None else self._bank.state()
+            if self._engine is None or self._engine[0] is not state or time.monotonic() > self._look_again_s:
                 if self._ranks is not None:
-                    self._engine = (0, Engine(self.model, self._shared_view(self._ranks)))
+                    self._engine = (None, Engine(self.model, self._shared_view(self._ranks)))
                 else:
                     self._view = self._newer_view()
-                    self._engine = (self._view.version, Engine(self.model, self._view))
+                    self._engine = (self._view.state, Engine(self.model, self._view))
+                    unread = any(isinstance(problem, BankUnreadableError) for problem in self._view.damage)
+                    self._look_again_s = time.monotonic() + _PAUSE_S if unread else math.inf
             return self._engine[1]
 
     def _newer_view(self) -> View:

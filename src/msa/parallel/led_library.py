@@ -22,7 +22,7 @@ from msa.bank import ByteCounter, MemoryBank, StoredPart
 from msa.bank.manifest import read_manifest
 from msa.bank.opening import open_state
 from msa.bank.state import State
-from msa.errors import BankCorruptError, BankNotFoundError, ParallelError
+from msa.errors import BankCorruptError, BankFileError, BankNotFoundError, ParallelError
 from msa.model import SelectedMemory
 from msa.model.memory_view import chunks_of_documents
 from msa.ops import Routing, RoutingSpec
@@ -103,7 +103,7 @@ class LedLibrary:
 
     Attributes:
         local: this rank's share.
-        version: the state's.
+        state: what it shows; version: the state's.
         numbers: document number of each global index ``[N]`` int64.
         chunk_size: tokens per chunk.
         chunk_offsets: ``[N + 1]`` int64 of all documents.
@@ -112,7 +112,7 @@ class LedLibrary:
     def __init__(self, leader: Leader, number: int, shares: _Shares, fetched: ByteCounter) -> None:
         self.number, self._leader, self._shares, self._fetched = number, leader, shares, fetched
         self.local = shares.view
-        self.version = self.local.version
+        self.state, self.version = self.local.state, self.local.version
         self.numbers: np.ndarray = shares.together.numbers
         self.chunk_size, self.chunk_offsets = shares.together.chunk_size, shares.together.chunk_offsets
         self._live = self._among(self.local.state.numbers)
@@ -124,7 +124,7 @@ class LedLibrary:
         return self._shares.together.num_documents
 
     @property
-    def damage(self) -> Sequence[BankCorruptError]:
+    def damage(self) -> Sequence[BankFileError]:
         """Why documents that are present are left out, as far as this rank knows."""
         return self.local.damage
 

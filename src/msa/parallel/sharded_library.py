@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msa.bank import Part, StoredPart
-from msa.errors import BankCorruptError
+from msa.errors import BankFileError
 from msa.parallel.ranks import Ranks
 from msa.parallel.sharded_memory import ShardedMemory, in_place
 from msa.routing import Library
@@ -60,7 +60,7 @@ class ShardedLibrary(ShardedMemory):
             )
 
     @property
-    def damage(self) -> Sequence[BankCorruptError]:
+    def damage(self) -> Sequence[BankFileError]:
         """Why documents that are present are left out, as far as this rank knows."""
         return self.library.damage
 

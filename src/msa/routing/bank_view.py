@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msa.bank import MemoryBank, StoredPart
-from msa.errors import BankCorruptError
+from msa.errors import BankFileError
 from msa.model import MemoryView, SelectedMemory
 from msa.model.memory_view import chunks_of_documents
 from msa.ops import Routing, RoutingSpec, route
@@ -41,7 +41,7 @@ class Library(MemoryView, Protocol):
     chunk_offsets: Tensor
 
     @property
-    def damage(self) -> Sequence[BankCorruptError]:
+    def damage(self) -> Sequence[BankFileError]:
         """Why documents that are present are left out, a line for each damaged file; empty: none is."""
 
     def parts(self, numbers: Sequence[int]) -> list[StoredPart | None]:
@@ -113,7 +113,7 @@ class BankView:
                 if latents is None:
                     latents = SegmentLatents(segment, self.spec, self.tiers, self.device, rank, world)
                 self._segments.append(latents)
-            except BankCorruptError as error:
+            except BankFileError as error:
                 logger.warning("left out: %s", error)
                 self.damage.append(error)
         empty = torch.zeros(0, dtype=torch.int64)
@@ -231,12 +231,12 @@ class BankView:
         """Original texts of documents by number, in the order asked; None for one whose text is damaged."""
         try:
             return [*self.state.parts(numbers)]
-        except BankCorruptError as error:
+        except BankFileError as error:
             logger.warning("left out: %s", error)
             return [self._readable(number) for number in numbers]
 
     def _readable(self, number: int) -> StoredPart | None:
         try:
             return self.state.parts([number])[0]
-        except BankCorruptError:
+        except BankFileError:
             return None
