@@ -166,7 +166,14 @@ def test_metadata_update_keeps_parts(bank: MemoryBank) -> None:
         ({"flag": 1}, [1]),
         ({"none": None}, [2]),
         ({"tags": [["x", "y"]]}, [2]),
-        ({"tags": ["x", "y"]}, []),
+        ({"tags": ["x", "y"]}, [2]),
+        ({"tags": "y"}, [2]),
+        ({"tags": ["z", "x"]}, [2]),
+        ({"tags": "z"}, []),
+        ({"tags": [1.0]}, [3, 4]),
+        ({"tags": True}, []),
+        ({"tags": [["x"]]}, [3, 4]),
+        ({"tags": "x", "lang": "en"}, []),
         ({'od"d.key': {"b": 1, "a": [2]}}, [1]),
         ({"absent": 1}, []),
     ],
@@ -176,7 +183,7 @@ def test_where(bank: MemoryBank, where: Mapping[str, Any], expected: list[int]) 
         bank,
         document("a", "t", 1, metadata={"lang": "en", "year": 2020, "flag": 1, 'od"d.key': {"a": [2], "b": 1}}),
         document("b", "t", 2, metadata={"lang": "de", "year": 2020.0, "none": None, "tags": ["x", "y"]}),
-        document("c", "t", 3, 2, metadata={"lang": "en", "flag": True}),
+        document("c", "t", 3, 2, metadata={"lang": "en", "flag": True, "tags": [["x"], 1]}),
     )
     assert bank.matching_numbers(where).tolist() == expected
 

@@ -55,3 +55,8 @@ def test_version_2_falls_back(tmp_path: Path) -> None:
     with MemoryBank.open(tmp_path / "mem") as bank:
         assert bank.get("c") == document("c", "third", 4, metadata={"year": 2024, "tags": ["x", None]})
         assert bank.get("b") is None
+        # its terms have no row for a member of a list
+        for tags in ("x", None, ["y", "x"], [["x", None]]):
+            assert bank.matching_numbers({"tags": tags}).tolist() == [4]
+        for tags in ("y", [], ["y", ["x"]]):
+            assert bank.matching_numbers({"tags": tags}).tolist() == []

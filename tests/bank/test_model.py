@@ -31,6 +31,11 @@ def equal_as_json(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
+def fulfils(value: Any, wanted: Any) -> bool:
+    """Whether a document's value is the one wanted, or a list with it."""
+    return any(equal_as_json(each, wanted) for each in [value, *(value if isinstance(value, list) else [])])
+
+
 def assert_as_from_scratch(state: State) -> None:
     """A state that was made from the one before is what all its segments say."""
     scratch = State(state.manifest, state.segments)
@@ -139,7 +144,7 @@ class MemoryMachine(RuleBasedStateMachine):
             numbers = [
                 part.number
                 for each in self.expected.values()
-                if key in each.metadata and any(equal_as_json(each.metadata[key], one) for one in wanted)
+                if key in each.metadata and any(fulfils(each.metadata[key], one) for one in wanted)
                 for part in each.parts
             ]
             assert self.reader.matching_numbers(where).tolist() == sorted(numbers)

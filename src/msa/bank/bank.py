@@ -318,8 +318,8 @@ class MemoryBank:
         """Return the numbers of the parts of the documents whose metadata match, ascending ``[n]``.
 
         Args:
-            where: metadata keys with the value each must have; values are equal if they are as JSON, so ``1``
-                equals ``1.0`` but not ``True``. A list means any of its members. An empty mapping matches all.
+            where: metadata keys with the value each must have, or have in a list; values are equal if they are as
+                JSON, so ``1`` equals ``1.0`` but not ``True``. A list means any of its members. Empty: all match.
 
         Raises:
             ValueError: an empty or non-string key, or a value JSON cannot express.

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from msa.bank.files import checksum, file_checksum, unreadable, written_durably
 from msa.bank.manifest import FileInfo, SegmentInfo, documents_name
 from msa.bank.schema import Part, StoredDocument, dump_json
-from msa.bank.terms import document_terms
+from msa.bank.terms import document_terms, member_terms
 from msa.errors import BankCorruptError, BankError
 
 BATCH = 500  # below SQLite's oldest limit of 999 variables in a statement
@@ -32,6 +33,7 @@ T = TypeVar("T")
 Row = tuple[int, StoredDocument]
 _COLUMNS = ("places", "superseded", "part_numbers", "part_places", "part_tokens", "part_chunks", "id_places")
 _DIGESTS = "id_digests"
+_TERMS_VERSION = 1  # from which on ``terms`` has members of lists too; before there was none, which is SQLite's 0
 _TABLES = """
 CREATE TABLE documents (
     place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, metadata TEXT NOT NULL,
@@ -87,6 +89,7 @@ class DocumentsFile:
         with self._errors():
             self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
             rows = self._connection.execute("SELECT name, data, checksum FROM columns").fetchall()
+            (self._terms_version,) = self._connection.execute("PRAGMA user_version").fetchone()
         stored = {name: data for name, data, expected in rows if _is_sound(name, data, expected)}
         if set(stored) != {*_COLUMNS, _DIGESTS}:
             raise BankCorruptError(f"{self.file} is damaged: the checksum of its table of columns is wrong")
@@ -175,7 +178,24 @@ class DocumentsFile:
 
     def with_terms(self, digests: Sequence[bytes]) -> set[int]:
         """Places of documents that have one of these terms."""
-        return {place for (place,) in self._select("SELECT place FROM terms WHERE digest IN ({})", digests, (int,))}
+        found = {place for (place,) in self._select("SELECT place FROM terms WHERE digest IN ({})", digests, (int,))}
+        if self._terms_version != _TERMS_VERSION:
+            found.update(*(self._places_of_members.get(digest, ()) for digest in digests))
+        return found
+
+    @cached_property
+    def _places_of_members(self) -> dict[bytes, list[int]]:
+        """Terms of the members of lists, with the documents that have them, for a file whose ``terms`` lacks them."""
+        query = "SELECT place, metadata FROM documents WHERE metadata LIKE '%[%' AND place IN ({})"
+        found: dict[bytes, list[int]] = {}
+        for place, metadata in self._select(query, self.places.tolist(), (int, str)):
+            try:
+                terms = member_terms(json.loads(metadata))
+            except (ValueError, AttributeError) as error:
+                raise BankCorruptError(f"{self.file} is damaged: the metadata of a document are not JSON") from error
+            for digest in terms:
+                found.setdefault(digest, []).append(place)
+        return found
 
     def matches(self, words: str) -> Iterator[tuple[int, float]]:
         """Part numbers and scores (BM25 inside this file, higher is better) for an FTS5 query, best first."""
@@ -279,7 +299,10 @@ def write_documents(
         try:
             with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                 # the file is synced as a whole, and worth nothing before it is finished
-                connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN; {_TABLES}")
+                connection.executescript(
+                    "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN; "
+                    f"PRAGMA user_version = {_TERMS_VERSION}; {_TABLES}"
+                )
                 _insert(connection, rows, superseded)
                 connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:

@@ -12,8 +12,14 @@ from msa.documents.json_values import json_problem
 
 
 def document_terms(metadata: Mapping[str, Any]) -> set[bytes]:
-    """A digest of every key with its value."""
-    return {term(key, value) for key, value in metadata.items()}
+    """A digest of every key with its value, and with each member of a value that is a list."""
+    return {term(key, value) for key, value in metadata.items()} | member_terms(metadata)
+
+
+def member_terms(metadata: Mapping[str, Any]) -> set[bytes]:
+    """A digest of every key whose value is a list with each of its members."""
+    lists = ((key, value) for key, value in metadata.items() if isinstance(value, list | tuple))
+    return {term(key, member) for key, members in lists for member in members}
 
 
 def filter_terms(where: Mapping[str, Any]) -> list[list[bytes]]:

@@ -153,8 +153,8 @@ def add_where_option(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="use only documents whose metadata have this value, read as JSON if it is JSON (a list: any of its "
-        "members) and else as a string; may be given several times",
+        help="use only documents whose metadata have this value, or have it in a list; read as JSON if it is JSON (a "
+        "list: any of its members) and else as a string; may be given several times",
     )
 
 

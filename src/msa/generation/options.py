@@ -29,7 +29,7 @@ class AskOptions:
             :class:`msa.documents.ProtocolStrings`; None: the checkpoint's own.
         constrain_answers: how an answer that begins with a quotation is held to what was read: ``quoted`` or ``none``,
             see :class:`msa.documents.ProtocolStrings`; None: the checkpoint's own. Others are not constrained.
-        where: metadata a document must have to be selected.
+        where: metadata a document must have to be selected; see :meth:`msa.Memory.search`.
         answer_lead: how the answer begins: given to the model in place of the checkpoint's own opening, and not shown
             (RULER prescribes one). A checkpoint that quotes before it answers opens its answers itself.
         context: what stands before the question, a conversation so far for instance. It is plain text, in which

@@ -227,7 +227,8 @@ class Memory:
         Args:
             query: the user's words.
             top_k: documents to return, at most; of a long document its best part.
-            where: metadata a document must have, ``{"lang": "en"}``.
+            where: metadata a document must have, ``{"lang": "en"}``; a list means any of its members, and a document's
+                own list matches if one of its members does.
             hybrid: fuse the routers' order with that of exact words; each hit's ``ranking`` says so.
 
         Raises:
