@@ -195,29 +195,27 @@ def test_a_long_text_is_split_into_parts(tmp_path):
     model = tiny_model(protocol={"max_document_tokens": 40})
     text = "".join(f"Sentence number {i} is here. " for i in range(12)) + "עברית 👩‍👩‍👧"
     with Memory.open(tmp_path / "memory", model) as memory:
-        memory.add([{"id": "short", "text": "short"}, {"id": "long", "text": text, "metadata": {"lang": "en"}}])
+        own = {"part": "tail", "parts": ["rotor", "blade"], "offset": -1}  # the user's own
+        memory.add([{"id": "short", "text": "short"}, {"id": "long", "text": text, "metadata": own}])
         parts = memory.bank.get("long").parts
         assert len(parts) > 5
         assert "".join(text[part.start : part.end] for part in parts) == text
         assert [part.number for part in parts] == list(range(2, 2 + len(parts)))
         engine = Engine(model, BankView(memory.bank))
         hits = [hit for hit in engine.search(["number"], top_k=100)[0] if hit.id == "long"]
-        assert sorted(hit.metadata["part"] for hit in hits) == list(range(1, len(parts) + 1))
+        assert sorted(hit.part for hit in hits) == list(range(1, len(parts) + 1))
         for hit in hits:
-            part = parts[hit.metadata["part"] - 1]
-            assert hit.metadata == {
-                "lang": "en",
-                "part": hit.metadata["part"],
-                "parts": len(parts),
-                "offset": part.start,
-            }
+            part = parts[hit.part - 1]
+            assert hit.metadata == own
+            assert (hit.parts, hit.offset) == (len(parts), part.start)
             assert hit.text == text[part.start : part.end]
             assert hit.number == part.number
         found = memory.search("number", top_k=2)  # one hit for each document: its best part
         assert sorted(hit.id for hit in found) == ["long", "short"]
         best = next(hit for hit in hits if hit.id == "long")
         assert next(hit for hit in found if hit.id == "long") == best
-        assert "part" not in next(hit for hit in found if hit.id == "short").metadata
+        short = next(hit for hit in found if hit.id == "short")
+        assert (short.metadata, short.part, short.parts, short.offset) == ({}, 1, 1, 0)
         assert memory.stats()["parts"] == 1 + len(parts)
         memory.delete(["long"])
         assert [hit.id for hit in memory.search("number", top_k=9)] == ["short"]

@@ -28,7 +28,7 @@ def test_json_is_one_object_with_everything_of_the_answer(msa, made_once):
     assert list(answer) == keys
     assert answer["question"] == "What is the moon?"
     assert {source["id"] for source in answer["sources"]} == {"moon", "sonne", "bridge"}
-    documented = ["id", "text", "score", "metadata", "number", "read"]
+    documented = ["id", "text", "score", "metadata", "part", "parts", "offset", "number", "read"]
     assert all(list(source) == documented for source in answer["sources"])
     assert [list(one) for one in answer["rounds"]] == [["retrieved", "numbers", "generated", "votes"]]
     assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "hidden_tokens", "total_tokens"}
@@ -183,7 +183,8 @@ def test_search_json(msa, made_once):
     }
     scores = [hit["score"] for hit in found["data"]]
     assert scores == sorted(scores, reverse=True)
-    assert all(list(hit) == ["id", "text", "score", "metadata"] for hit in found["data"])
+    documented = ["id", "text", "score", "metadata", "part", "parts", "offset"]
+    assert all(list(hit) == documented for hit in found["data"])
 
 
 def test_search_without_a_match(msa, made_once):

@@ -103,6 +103,13 @@ def test_only_a_document_that_was_cut_has_parts(msa, made):
     assert "(part" not in long
     assert "  part " in long
     assert " of " in long
+    hits = {hit["id"]: hit for hit in msa("search", made, "The bridge.", "--top-k", "20", "--json").json["data"]}
+    places = {name: (hits[name]["part"], hits[name]["parts"]) for name in ("short", "long")}
+    assert places["short"] == (1, 1)
+    assert 1 <= places["long"][0] <= places["long"][1] > 1
+    assert LONG[hits["long"]["offset"] :].startswith(hits["long"]["text"])
+    assert hits["short"]["metadata"]["part"] == 1  # the user's own
+    assert hits["long"]["metadata"] == {}
 
 
 def test_json_loses_nothing_where_the_terminal_has_no_such_characters(made, monkeypatch):

@@ -1,9 +1,11 @@
 """Which part of an answer rests on which document."""
 
+from dataclasses import replace
+
 import pytest
 
 from msa.generation.types import Hit
-from msa.serving.citations import citations_of, document_url
+from msa.serving.citations import citations_of, document_url, source_to_json
 
 
 def hit(doc_id, title=None, read=True, text="t", **metadata):
@@ -53,3 +55,10 @@ def test_addresses():
     assert document_url("http://h/", "m", hit("a/b c?#", None)) == "http://h/v1/memories/m/documents/a%2Fb%20c%3F%23"
     assert document_url("http://h/", "m", hit("a", url="https://e.org/x")) == "https://e.org/x"
     assert document_url("http://h", "m", hit("a", url="javascript:alert(1)")).startswith("http://h/v1/")
+
+
+def test_a_source_says_which_part_it_is_beside_the_metadata():
+    found = replace(hit("a", part="tail", offset=-1), part=2, parts=3, offset=40)
+    source = source_to_json(found, "u/a")
+    assert (source["part"], source["parts"], source["offset"]) == (2, 3, 40)
+    assert source["metadata"] == {"part": "tail", "offset": -1}

@@ -168,6 +168,7 @@ def test_search(http, memory):
         ("notes/ages.md", NEEDLE, {"title": "Ages", "lang": "en"})
     ]
     assert hits[0]["score"] > 0.9
+    assert (hits[0]["part"], hits[0]["parts"], hits[0]["offset"]) == (1, 1, 0)
     for where, count in (({"lang": "en"}, 2), ({"title": "Ages"}, 1), ({"lang": ["de", "fr"]}, 0)):
         body = {"query": QUESTION, "where": where}
         assert len(http.post(f"{memory}/search", json=body).json()["data"]) == count

@@ -44,7 +44,6 @@ from msa.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from msa.bank import MemoryBank
     from msa.generation.types import Answer, Event, Hit
     from msa.memory import Memory
     from msa.serving.conversation import Turn
@@ -162,7 +161,7 @@ def _answer(
     if as_json:
         write_json(answer_to_json(question, answer))
         return answer
-    _write_sources(answer.sources, memory.bank)
+    _write_sources(answer.sources)
     write_line()
     write_line(_summary(answer), style="dim")
     for note in answer.notes:
@@ -201,13 +200,13 @@ def _streamed(events: Iterator[Event]) -> Iterator[Event]:
     write("\n")
 
 
-def _write_sources(sources: list[Hit], bank: MemoryBank) -> None:
+def _write_sources(sources: list[Hit]) -> None:
     if not sources:
         return
     write_line()
     write_line("Sources", style="bold")
     rows = [
-        [f"{n}.", f"{hit.score:.3f}", shown_id(hit.id), place_of(hit, bank), "read" if hit.read else "not read"]
+        [f"{n}.", f"{hit.score:.3f}", shown_id(hit.id), place_of(hit), "read" if hit.read else "not read"]
         for n, hit in enumerate(sources, start=1)
     ]
     write_table(rows, right=(0, 1), whole=3)
@@ -238,7 +237,7 @@ def answer_to_json(question: str, answer: Answer) -> dict[str, Any]:
 
 def hit_to_json(hit: Hit) -> dict[str, Any]:
     """One document of a JSON answer."""
-    return {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata}
+    return {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata, **hit.place}
 
 
 class _Conversation:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from msa.bank import MemoryBank
     from msa.generation.types import Hit
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -145,19 +144,15 @@ def write_fields(fields: Mapping[str, Any]) -> None:
     write_table([[name, value if isinstance(value, str) else f"{value:,}"] for name, value in fields.items()])
 
 
-def place_of(hit: Hit, bank: MemoryBank) -> str:
+def place_of(hit: Hit) -> str:
     """Title or path of a hit, and which part of the document it is when that was cut, such as
     ``A (part 2 of 3, from character 1,500)``.
     """
     name = hit.title if hit.title != hit.id else ""
-    # metadata that name a part may be the user's own: the memory knows
-    stored = bank.get(hit.id) if "part" in hit.metadata else None
-    parts = stored.parts if stored and len(stored.parts) > 1 else ()
-    for number, part in enumerate(parts, start=1):
-        if part.number == hit.number:
-            place = f"part {number} of {len(parts)}, from character {part.start:,}"
-            return f"{name} ({place})" if name else place
-    return name
+    if hit.parts == 1:
+        return name
+    place = f"part {hit.part} of {hit.parts}, from character {hit.offset:,}"
+    return f"{name} ({place})" if name else place
 
 
 def size(num_bytes: int) -> str:

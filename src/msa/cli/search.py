@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     words(args.query, "query")
     with open_for_questions(args) as memory, working("looking through the memory"):
         hits = memory.search(args.query, top_k=args.top_k, where=where, hybrid=args.hybrid)
-        places = [] if args.json else [place_of(hit, memory.bank) for hit in hits]
+        places = [] if args.json else [place_of(hit) for hit in hits]
     if args.json:
         ranking = "hybrid" if args.hybrid else "memory"
         write_json({"query": args.query, "ranking": ranking, "data": [hit_to_json(hit) for hit in hits]})

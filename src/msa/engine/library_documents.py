@@ -92,16 +92,16 @@ class LibraryDocuments:
         for index, part in zip(indices, self.library.parts(numbers), strict=True):
             if part is None:  # deleted since this view of the memory was taken
                 continue
-            place = {}
-            if part.num_parts > 1:
-                place = {"part": part.index + 1, "parts": part.num_parts, "offset": part.part.start}
             hits.append(
                 Hit(
                     id=part.document_id,
                     text=part.text,
                     score=float(scores[index]),
-                    metadata={**part.metadata, **place},
+                    metadata={**part.metadata},
                     number=part.part.number,
+                    part=part.index + 1,
+                    parts=part.num_parts,
+                    offset=part.part.start,
                 )
             )
         return hits

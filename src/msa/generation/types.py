@@ -14,11 +14,12 @@ class Hit:
         id: the user's id.
         text: the original text; of a long document the part that was found.
         score: mean over router layers of the document's routing score; where ``ranking`` is ``hybrid``, the fused one.
-        metadata: the user's metadata; parts of a long document also have ``part``, ``parts`` and ``offset`` (in
-            characters).
+        metadata: the user's metadata.
         number: the document's number inside the memory, as the model writes it.
         read: whether the model was given the text to answer from.
         ranking: what ordered the documents: ``memory`` (the routers alone) or ``hybrid`` (fused with exact words).
+        part: which part of the document was found, from 1; parts: into how many it was cut: 1 unless it is long.
+        offset: where the part begins in the document's text, in characters.
     """
 
     id: str
@@ -28,6 +29,14 @@ class Hit:
     number: int = 0
     read: bool = False
     ranking: str = "memory"
+    part: int = 1
+    parts: int = 1
+    offset: int = 0
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Which part of the document it is, as it stands in JSON."""
+        return {"part": self.part, "parts": self.parts, "offset": self.offset}
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ _LEAST_CHARACTERS = 3  # of a title that is looked for in the text
 
 
 def source_to_json(hit: Hit, url: str) -> dict[str, Any]:
-    """A source with its text, and whether the model was given it."""
+    """A source with its text, which part of a document that is, and whether the model was given it."""
     return {
         "id": hit.id,
         "title": hit.title,
@@ -21,6 +21,7 @@ def source_to_json(hit: Hit, url: str) -> dict[str, Any]:
         "score": round(hit.score, 6),
         "text": hit.text,
         "metadata": hit.metadata,
+        **hit.place,
         "number": hit.number,
         "read": hit.read,
         "ranking": hit.ranking,

@@ -189,7 +189,7 @@ export class TurnView {
       value: Math.max(0, source.score / best),
       "aria-label": `Score of ${titleOf(source)}`,
     });
-    const { part, parts } = source.metadata ?? {};
+    const { part, parts } = source;
     return el(
       "li",
       { data: { id: source.id } },

@@ -192,10 +192,8 @@ async def search(name: ReadableMemory, request: Request, services: ServicesOf) -
         job = services.scheduler.submit(work, deadline=deadline, place=place)
     job.future.add_done_callback(lambda _: trace.ended(job))
     hits = await result_of(job, request, services)
-    data = [
-        {"id": hit.id, "text": hit.text, "score": hit.score, "metadata": hit.metadata, "ranking": hit.ranking}
-        for hit in hits
-    ]
+    names = ("id", "text", "score", "metadata", "ranking")
+    data = [{**{name: getattr(hit, name) for name in names}, **hit.place} for hit in hits]
     return {"object": "list", "data": data}
 
 
