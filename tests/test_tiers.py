@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from msa import Memory
 from msa.errors import MemoryBudgetError
 from msa.ops import RoutingSpec
 from msa.routing import BankView, Tiers, bank_view
 from msa.routing import tiers as tiers_module
+from msa.routing.tiers import ROUTING_KEYS
 
 TEXTS = [
     f"Document {i} is about {word} and about {i * i}." for i, word in enumerate(["rain", "iron", "tea", "law"] * 5)
@@ -33,7 +35,7 @@ def routed(view, layer, rows=3):
 
 
 @pytest.mark.parametrize("routing_keys", ["exact", "half", "int8", "mapped"])
-@pytest.mark.parametrize("content", ["mapped", "ram", "pinned"])
+@pytest.mark.parametrize("content", ["mapped", "ram"])
 def test_every_tier_finds_the_same(memory, routing_keys, content):
     reference = BankView(memory.bank)
     view = BankView(memory.bank, tiers=Tiers(routing_keys=routing_keys, content=content))
@@ -59,6 +61,38 @@ def test_int8_of_a_memory_without_stored_int8(memory, monkeypatch):
         for one, other in zip(blocks, made.key_blocks[layer], strict=True):
             assert torch.equal(one.keys, other.keys)
             assert torch.equal(one.scale, other.scale)
+
+
+@pytest.mark.parametrize("tiers", [Tiers(routing_keys=form) for form in ROUTING_KEYS] + [Tiers(key_share=0.5)])
+def test_a_model_that_compares_otherwise_than_the_one_that_made_the_memory(memory, tmp_path, tiers):
+    """What is stored ready for the other similarity is made anew from the stored keys."""
+    dotted = tiny_model(routing_similarity="dot")
+    assert dotted.fingerprint == memory.model.fingerprint
+    with Memory.open(tmp_path / "dot", dotted) as made:
+        made.add([{"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)])
+        made.delete(["d3"])
+        expected = made.search("tea and law", top_k=30)
+    with Memory.open(tmp_path / "memory", dotted, read_only=True, tiers=tiers) as opened:
+        found = opened.search("tea and law", top_k=30)
+        assert {hit.id for hit in found} <= {hit.id for hit in expected}
+        assert tiers.key_share < 1 or [hit.id for hit in found] == [hit.id for hit in expected]
+        scores = {hit.id: hit.score for hit in expected}
+        assert all(hit.score == pytest.approx(scores[hit.id], rel=2**-6) for hit in found)
+        assert opened.ask("What is tea?", max_new_tokens=2, retrieval="routed").sources
+        # and back, as where several share the model
+        dotted.lm.config.routing_similarity = "cosine"
+        found, expected = ([hit.id for hit in each.search("tea and law", top_k=3)] for each in (opened, memory))
+        assert tiers.key_share < 1 or found == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_page_locked_memory_without_a_gpu_is_refused_at_opening(memory, tmp_path, model):
+    tiers = Tiers(content="pinned")
+    with pytest.raises(ValueError, match="none is visible. Choose 'ram' or 'mapped'"):
+        Memory.open(tmp_path / "new", model, tiers=tiers)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="none is visible"):
+        BankView(memory.bank, tiers=tiers)
 
 
 def test_a_change_loads_only_what_is_new(memory):

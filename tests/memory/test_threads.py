@@ -27,11 +27,11 @@ def test_a_version_that_fits_only_alone(memory, monkeypatch):
     assert memory.search("d1")
     opened = []
 
-    def room_for_one(bank, device, tiers, previous):
+    def room_for_one(bank, device, tiers, previous, similarity):
         opened.append(previous)
         if previous is not None:
             raise MemoryBudgetError("no room for both")
-        return BankView(bank, device, tiers)
+        return BankView(bank, device, tiers, None, similarity)
 
     monkeypatch.setattr(memory, "open_view", room_for_one)
     memory.delete(["d0"])

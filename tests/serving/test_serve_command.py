@@ -6,12 +6,16 @@ import socket
 import sys
 
 import pytest
+import torch
 
 import msa
 from msa.cli import serve as command
 from msa.cli.options import ArgumentParser, UsageError
+from msa.routing import Tiers
 from msa.serving import ServerSettings, ServingError, create_app, serve
-from msa.serving.services import model_of
+from msa.serving.mcp import McpSettings
+from msa.serving.mcp.tools import MemoryTools
+from msa.serving.services import Services, model_of
 
 
 def settings(*arguments, monkeypatch=None):
@@ -135,3 +139,14 @@ def test_help_is_complete():
     text = options.choices["serve"].format_help()
     assert "msa serve memories/" in text
     assert "--read-only" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_page_locked_memory_without_a_gpu(tmp_path):
+    tiers = Tiers(content="pinned")
+    for start in (
+        lambda: Services(ServerSettings(root=tmp_path, model="./nothing/here", tiers=tiers)),
+        lambda: MemoryTools(McpSettings(memory=tmp_path / "notes", model="./nothing/here", tiers=tiers)),
+    ):
+        with pytest.raises(ValueError, match="page-locked for a CUDA GPU, but none is visible"):
+            start()

@@ -187,7 +187,7 @@ def add_tier_options(parser: argparse._ActionsContainer) -> None:
         "--content",
         choices=("mapped", "ram", "pinned"),
         default="mapped",
-        help="content keys and values on disk, in RAM, or in page-locked RAM (default: mapped from disk)",
+        help="content keys and values on disk, in RAM, or in RAM page-locked for a GPU (default: mapped from disk)",
     )
 
 

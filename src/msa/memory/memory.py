@@ -39,7 +39,7 @@ class View(Library, Protocol):
     state: State
 
 
-OpenView = Callable[[MemoryBank, torch.device, Tiers | None, Any], View]
+OpenView = Callable[[MemoryBank, torch.device, Tiers | None, Any, str], View]
 
 
 class Memory:
@@ -54,8 +54,9 @@ class Memory:
     :meth:`close` waits for a commit at work; what is called after it raises :class:`msa.errors.BankError`.
 
     Attributes:
-        open_view: makes what the newest version is asked through, from the bank, the model's device, the tiers and what
-            it made of the version before (None: nothing yet); see :meth:`msa.parallel.LedMemories.view`.
+        open_view: makes what the newest version is asked through, from the bank, the model's device, the tiers, what it
+            made of the version before (None: nothing yet) and the model's similarity; see
+            :meth:`msa.parallel.LedMemories.view`.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class Memory:
             BankLockedError: another process is writing to it.
             BankFormatError, BankCorruptError: it is no memory, or a damaged one.
             TypeError: ``model`` is neither a model nor a name.
+            ValueError: ``tiers`` that this machine does not have.
         """
+        (tiers or Tiers()).check_available()
         if isinstance(model, str | Path):
             model = load(model)
         if model is not None and not isinstance(model, MSAModel):
@@ -298,31 +301,37 @@ class Memory:
         with self._making:
             # the state itself: it can become another one of the same version, where more of it can be read
             state = None if self._ranks is not None else self._bank.state()
-            if self._engine is None or self._engine[0] is not state or time.monotonic() > self._look_again_s:
+            now = (state, self._similarity())
+            if self._engine is None or self._engine[0] != now or time.monotonic() > self._look_again_s:
                 if self._ranks is not None:
-                    self._engine = (None, Engine(self.model, self._shared_view(self._ranks)))
+                    self._engine = (now, Engine(self.model, self._shared_view(self._ranks)))
                 else:
                     self._view = self._newer_view()
-                    self._engine = (self._view.state, Engine(self.model, self._view))
+                    self._engine = ((self._view.state, now[1]), Engine(self.model, self._view))
                     unread = any(isinstance(problem, BankUnreadableError) for problem in self._view.damage)
                     self._look_again_s = time.monotonic() + _PAUSE_S if unread else math.inf
             return self._engine[1]
 
+    def _similarity(self) -> str:
+        """What the model compares routing keys by, as its configuration says now."""
+        return str(self.model.lm.config.routing_similarity)
+
     def _newer_view(self) -> View:
         """The latest version, by what is loaded of the last one."""
         try:
-            return self.open_view(self._bank, self.model.device, self._tiers, self._view)
+            return self.open_view(self._bank, self.model.device, self._tiers, self._view, self._similarity())
         except MemoryBudgetError:
             if self._view is None:
                 raise
             # all was written anew, as by a compaction: there is room for one version, not for both
             self._view = self._engine = None
-        return self.open_view(self._bank, self.model.device, self._tiers, None)
+        return self.open_view(self._bank, self.model.device, self._tiers, None, self._similarity())
 
     def _shared_view(self, ranks: Ranks) -> ShardedLibrary:
         """This process's share of a version that all ranks see."""
         for _ in range(_AGREEMENT_ATTEMPTS):
-            view = BankView(self._bank, self.model.device, self._tiers, shard=(ranks.rank, ranks.world))
+            shard = (ranks.rank, ranks.world)
+            view = BankView(self._bank, self.model.device, self._tiers, None, self._similarity(), shard)
             versions = torch.cat(ranks.gather(torch.tensor([view.version])))
             if bool((versions == view.version).all()):
                 return ShardedLibrary(view, ranks, view.positions.tolist())

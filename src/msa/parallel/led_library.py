@@ -48,7 +48,12 @@ class LedMemories:
         self._numbers = itertools.count(1)
 
     def view(
-        self, bank: MemoryBank, device: torch.device | str, tiers: Tiers | None = None, previous: Library | None = None
+        self,
+        bank: MemoryBank,
+        device: torch.device | str,
+        tiers: Tiers | None = None,
+        previous: Library | None = None,
+        similarity: str | None = None,
     ) -> LedLibrary:
         """The newest state of a bank, every rank holding its share; a memory's ``open_view``.
 
@@ -59,30 +64,33 @@ class LedMemories:
         """
         for attempt in range(1, _ATTEMPTS):
             try:
-                return self._newest(bank, torch.device(device), tiers or Tiers(), previous)
+                return self._newest(bank, torch.device(device), tiers or Tiers(), previous, similarity)
             except (BankCorruptError, BankNotFoundError):  # another process may have compacted it meanwhile
                 time.sleep(_PAUSE_S * 2**attempt)
         try:
-            return self._newest(bank, torch.device(device), tiers or Tiers(), previous)
+            return self._newest(bank, torch.device(device), tiers or Tiers(), previous, similarity)
         except (BankCorruptError, BankNotFoundError) as error:
             raise ParallelError(
                 f"the ranks see different states of {bank.path}: {error}. A memory that changes must lie in a folder "
                 "that all ranks share; copies of it can be served as long as nobody changes one of them"
             ) from error
 
-    def _newest(self, bank: MemoryBank, device: torch.device, tiers: Tiers, previous: Library | None) -> LedLibrary:
+    def _newest(
+        self, bank: MemoryBank, device: torch.device, tiers: Tiers, previous: Library | None, similarity: str | None
+    ) -> LedLibrary:
         state, number = bank.state(), next(self._numbers)
         last = previous if isinstance(previous, LedLibrary) else None
         known = None if last is None else last.local
-        ranks = self.leader.ranks
+        ranks, how = self.leader.ranks, (device, tiers, known, similarity)
         shares = self.leader.command(
             "open",
-            lambda channel, attempt: _shares(channel, attempt, ranks, bank.path, lambda: state, device, tiers, known),
+            lambda channel, attempt: _shares(channel, attempt, ranks, bank.path, lambda: state, *how),
             view=number,
             memory=bank.path.absolute().relative_to(self.root).as_posix(),
             version=state.manifest.version,
             digest=_digest(state),
             tiers=asdict(tiers),
+            similarity=similarity,
             previous=None if last is None else last.number,
         )
         assert shares is not None, "where nothing went wrong there is a view"
@@ -207,7 +215,7 @@ def follow_memories(ranks: Ranks, root: Path, timeout_s: float = DEFAULT_TIMEOUT
             return _state_of(folder, command["version"], command["digest"], None if known is None else known.state)
 
         tiers = Tiers(**command["tiers"])
-        shares = _shares(channel, attempt, ranks, folder, state, ranks.device, tiers, known)
+        shares = _shares(channel, attempt, ranks, folder, state, ranks.device, tiers, known, command["similarity"])
         if shares is not None:
             views[command["view"]] = shares
 
@@ -319,6 +327,7 @@ def _shares(
     device: torch.device,
     tiers: Tiers,
     known: BankView | None,
+    similarity: str | None,
 ) -> _Shares | None:
     """On all ranks: each loads its share of a state; None where one cannot, which the attempts then say."""
     found = None
@@ -329,7 +338,7 @@ def _shares(
         return None
     view = None
     with attempt():
-        view = BankView(_PinnedBank(folder, found), device, tiers, known, shard=(ranks.rank, ranks.world))
+        view = BankView(_PinnedBank(folder, found), device, tiers, known, similarity, (ranks.rank, ranks.world))
     if channel.problems(attempt.problem) or view is None:
         return None
     with attempt():

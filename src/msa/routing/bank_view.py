@@ -70,10 +70,11 @@ class BankView:
         device: where routing happens and fetched chunks go.
         tiers: where latents live.
         previous: an older view of the same bank, tiers and shard, whose segments are used again where they still are.
+        similarity: what the model that asks compares routing keys by; None: as the one did that made the bank.
         shard: rank and number of ranks, where several processes each hold a part of the documents; None: all of them.
 
     Attributes:
-        state: the bank's state this view shows; version: its version.
+        state: the bank's state this view shows; version: its version; similarity: as above.
         numbers: document number of each ``doc_index`` ``[N]`` int64, ascending.
         positions: places of these documents among those of all shards ``[N]`` int64, ascending.
         chunk_offsets: ``[N + 1]`` int64 on ``device``.
@@ -85,6 +86,7 @@ class BankView:
 
     Raises:
         MemoryBudgetError: the latents do not fit where the tiers put them.
+        ValueError: the tiers are not available here.
     """
 
     def __init__(
@@ -93,10 +95,15 @@ class BankView:
         device: torch.device | str = "cpu",
         tiers: Tiers | None = None,
         previous: BankView | None = None,
+        similarity: str | None = None,
         shard: tuple[int, int] | None = None,
     ) -> None:
         self.state, self.spec, self.tiers = bank.state(), bank.spec, tiers or Tiers()
+        self.tiers.check_available()
         self.device = torch.device(device)
+        self.similarity = similarity or similarity_of(self.spec)
+        if previous is not None and previous.similarity != self.similarity:
+            previous = None  # its keys are of no use
         self._fetched = bank.fetched
         self.version = self.state.manifest.version
         self.chunk_size = self.spec.chunk_size
@@ -111,7 +118,7 @@ class BankView:
             try:
                 latents = known.get(segment.name)
                 if latents is None:
-                    latents = SegmentLatents(segment, self.spec, self.tiers, self.device, rank, world)
+                    latents = SegmentLatents(segment, self.spec, self.tiers, self.device, self.similarity, rank, world)
                 self._segments.append(latents)
             except BankFileError as error:
                 logger.warning("left out: %s", error)
@@ -190,10 +197,10 @@ class BankView:
 
     def _make_indexes(self) -> dict[int, ClusterIndex]:
         """Router layer → lists over all segments; those that an older view has made are used again."""
-        started, similarity = time.perf_counter(), similarity_of(self.spec)
+        started = time.perf_counter()
         self._lists = {
             segment.name: self._lists.get(segment.name)
-            or {layer: lists_of(block, similarity) for layer, block in segment.key_blocks.items()}
+            or {layer: lists_of(block, self.similarity) for layer, block in segment.key_blocks.items()}
             for segment in self._segments
         }
         logger.info("sorted routing keys into lists in %.1f s", time.perf_counter() - started)

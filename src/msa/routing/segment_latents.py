@@ -26,9 +26,10 @@ class SegmentLatents:
 
     Args:
         segment: with sound latents.
-        spec: of the bank; its settings name the similarity that prepared keys are made for.
+        spec: of the bank.
         tiers: where latents live.
         device: where routing happens.
+        similarity: what prepared keys are made for. Those that are stored ready are for the bank's own.
         rank, world: of the processes that share the documents of each segment: this one holds the rank-th run.
 
     Attributes:
@@ -41,7 +42,14 @@ class SegmentLatents:
     """
 
     def __init__(
-        self, segment: Segment, spec: BankSpec, tiers: Tiers, device: torch.device, rank: int = 0, world: int = 1
+        self,
+        segment: Segment,
+        spec: BankSpec,
+        tiers: Tiers,
+        device: torch.device,
+        similarity: str,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.name, self._segment = segment.name, segment
         self.all_numbers = segment.numbers
@@ -52,16 +60,16 @@ class SegmentLatents:
         self._chunks = slice(int(segment.chunk_offsets[first]), int(segment.chunk_offsets[end]))
 
         def blocks(layers: Sequence[int]) -> list[KeyBlock]:
-            return [self._key_block(spec, tiers, device, layer) for layer in layers]
+            return [self._key_block(spec, tiers, device, similarity, layer) for layer in layers]
 
         self.shape = (int(self.counts.sum()), spec.num_key_value_heads, spec.head_dim)
         # reading and checking several at a time
         self.key_blocks = dict(zip(spec.layers, on_threads(blocks, spec.layers, _READERS), strict=True))
         self._content: dict[int, tuple[Tensor, Tensor]] = {}
         if tiers.content != "mapped":
-            pinned = tiers.content == "pinned" and torch.cuda.is_available()
             for layer in spec.layers:
                 keys, values = self._loaded("keys", layer), self._loaded("values", layer)
+                pinned = tiers.content == "pinned"
                 self._content[layer] = (keys.pin_memory(), values.pin_memory()) if pinned else (keys, values)
 
     def content(self, layer: int, rows: Tensor) -> Tensor:
@@ -81,12 +89,12 @@ class SegmentLatents:
     def _loaded(self, kind: Kind, layer: int) -> Tensor:
         return self._segment.latents.load(kind, layer, self._chunks.start, self._chunks.stop)
 
-    def _key_block(self, spec: BankSpec, tiers: Tiers, device: torch.device, layer: int) -> KeyBlock:
-        similarity, form = similarity_of(spec), tiers.routing_keys
+    def _key_block(self, spec: BankSpec, tiers: Tiers, device: torch.device, similarity: str, layer: int) -> KeyBlock:
+        form = tiers.routing_keys
         stored = _Rows(self, "routing_keys", layer)
         if form == "mapped":
             return ExactKeys(self._mapped("routing_keys", layer))
-        if form == "int8" and spec.int8:
+        if form == "int8" and spec.int8 and similarity == similarity_of(spec):
             keys, scales = self._loaded("int8_routing_keys", layer), self._loaded("int8_scales", layer)
             return QuantizedKeys(keys.to(device), scales.to(device), similarity, stored=stored)
         loaded = self._loaded("routing_keys", layer).to(device)
@@ -117,5 +125,5 @@ class _Rows:
 
 
 def similarity_of(spec: BankSpec) -> str:
-    """What prepared routing keys of a bank are compared by."""
+    """What the routing keys that a bank stores ready are compared by."""
     return str(spec.settings.get("routing_similarity", "cosine"))

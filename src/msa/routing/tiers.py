@@ -29,7 +29,7 @@ class Tiers:
             bfloat16, normalised beforehand; ``int8``: there as eight-bit integers with a scale per chunk; ``mapped``:
             memory-mapped from disk, compared exactly.
         content: content keys and values: ``mapped``: on disk, only the winners are read; ``ram``: in RAM; ``pinned``:
-            in page-locked RAM, from which a GPU fetches fastest.
+            in page-locked RAM, from which a GPU fetches fastest; it takes one, see :meth:`check_available`.
         key_share: of the routing keys, how many a question may look at: 1: all of them; less: those of the most
             promising lists of like keys (:mod:`msa.routing.cluster_index`), which are made when the memory is opened.
 
@@ -46,6 +46,17 @@ class Tiers:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         check_share(self.key_share)
+
+    def check_available(self) -> None:
+        """Make sure that this machine has what they are.
+
+        Raises:
+            ValueError: page-locked RAM without a GPU that it would be for.
+        """
+        if self.content == "pinned" and not torch.cuda.is_available():
+            raise ValueError(
+                "content 'pinned' is RAM page-locked for a CUDA GPU, but none is visible. Choose 'ram' or 'mapped'"
+            )
 
     def needed_bytes(self, spec: BankSpec, num_chunks: int) -> tuple[int, int]:
         """Bytes the memory of ``num_chunks`` chunks takes on the compute device, and in RAM beside it."""

@@ -61,10 +61,13 @@ class Services:
     Raises:
         ServingError: the folder is missing or served by another process.
         MSAError: the model cannot be loaded.
+        ValueError: tiers that this machine does not have.
     """
 
     def __init__(self, settings: ServerSettings, model: MSAModel | None = None, leader: Leader | None = None) -> None:
         bound_shape_caches()
+        if settings.tiers is not None:  # now, not when a memory is asked
+            settings.tiers.check_available()
         self.settings = settings
         self.leader = leader
         self.root = settings.folder

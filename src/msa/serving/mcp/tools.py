@@ -39,10 +39,13 @@ class MemoryTools:
 
     Raises:
         BankError: the memory cannot be opened.
+        ValueError: tiers that this machine does not have.
     """
 
     def __init__(self, settings: McpSettings, model: MSAModel | None = None) -> None:
         bound_shape_caches()
+        if settings.tiers is not None:
+            settings.tiers.check_available()
         self.settings = settings
         self.folder = settings.folder
         self.name = settings.name
