@@ -71,9 +71,7 @@ def read_question_set(
         raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     if max_document_chars < 1:
         raise ValueError(f"expected max_document_chars of at least 1, found {max_document_chars}")
-    lost = [file.as_posix() for file in (path, *corpus_files) if not file.exists()]
-    if lost:
-        raise EvaluationError(f"{', '.join(lost)} cannot be found. The search began in {Path.cwd()}")
+    _refuse_lost([path, *corpus_files])
     try:
         format = _detect(path) if format == "auto" else format
         if corpus_files and format != "msa":
@@ -94,6 +92,12 @@ def _paths(corpus: Iterable[str | Path]) -> list[Path]:
     if isinstance(corpus, str | PurePath):
         raise TypeError(f"expected a list of paths, found the single path {str(corpus)!r}; put it into a list")
     return [Path(file) for file in corpus]
+
+
+def _refuse_lost(files: Iterable[Path]) -> None:
+    lost = [file.as_posix() for file in files if not file.exists()]
+    if lost:
+        raise EvaluationError(f"{', '.join(lost)} cannot be found. The search began in {Path.cwd()}")
 
 
 def _detect(path: Path) -> str:

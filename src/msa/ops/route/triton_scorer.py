@@ -214,7 +214,6 @@ def _launch(
     # what was prepared for another similarity is refused
     block.rows(0, 0, spec.similarity)
     query = queries.form(block, normalize)
-    _, groups, steps, parts, tokens, width = query.parts.shape
     head_max = spec.head_reduce == "max"
     members = queries.q.shape[3] if head_max else 1
     length = block.keys.shape[1] * block.keys.shape[2]
@@ -240,28 +239,36 @@ def _launch(
         0 if selection is None else selection.first_slot,
         0 if selection is None else selection.candidates.shape[1],
         doc_mask.shape[1] if doc_mask is not None and doc_mask.dim() == 2 else 0,
-        groups,
+        query.parts.shape[1],
         WRITE=chunk_scores is not None,
         SELECT=selection is not None,
         SCALED=block.scale is not None,
         MASKED=doc_mask is not None,
         KEPT=2 if selection is None else selection.kept,
-        STEPS=steps,
-        WIDTH=query.width,
-        EVEN=query.width == width and steps * width == length * members,
         MEMBERS=members,
-        PARTS=parts,
         NORMALIZE=normalize,
         HEAD_MAX=head_max,
-        ONE_GROUP=groups == 1,
         TOKEN_MAX=not sums_tokens(spec),
-        DOT=_DOT.get(query.parts.dtype, tl.float32),
         CHUNKS=tiling.chunks,
-        TOKENS=tokens,
-        BLOCK=width,
-        STAGES=query.stages,
+        **_form_constants(query, length * members),
         num_warps=_WARPS,
     )
+
+
+def _form_constants(query: PreparedQuery, length: int) -> dict[str, Any]:
+    """The kernel's constants that follow from a query's form; ``length``: elements that a chunk is multiplied with."""
+    _, groups, steps, parts, tokens, width = query.parts.shape
+    return {
+        "STEPS": steps,
+        "WIDTH": query.width,
+        "EVEN": query.width == width and steps * width == length,
+        "PARTS": parts,
+        "ONE_GROUP": groups == 1,
+        "DOT": _DOT.get(query.parts.dtype, tl.float32),
+        "TOKENS": tokens,
+        "BLOCK": width,
+        "STAGES": query.stages,
+    }
 
 
 def _run_kernel(grid: tuple[int, int], *args: Any, **constants: Any) -> None:
