@@ -18,7 +18,7 @@ from msa import ProtocolStrings, zoo
 from msa.errors import CheckpointError, ModelNotFoundError
 from msa.model import MSAForCausalLM
 from msa.model.adapter import file_checksum
-from msa.model.bundle import model_fingerprint
+from msa.model.bundle import model_fingerprint, resolve_dtype
 
 
 def saved_model():
@@ -122,6 +122,18 @@ def test_dtype_and_device_are_checked(folder):
     for device in ("toaster", "mps", "meta"):
         with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:n"):
             zoo.load(folder, device=device)
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cpu"])
+def test_auto_is_bfloat16_only_where_the_device_computes_in_it(monkeypatch, device, native, dtype):
+    """GPUs that only emulate it are slower in it than in float32."""
+    gpu = device.startswith("cuda")
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: (native and gpu) or including_emulation
+    )
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native and not gpu)
+    assert resolve_dtype("auto", torch.device(device)) == dtype
 
 
 @pytest.mark.parametrize("name", ["unknown", "./unknown", "/nowhere/unknown", "a/b/c", "~/no-such-folder"])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -177,8 +177,17 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         ValueError: a dtype that is not ``auto``, ``bfloat16`` or ``float32``.
     """
     if dtype == "auto":
-        native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float32
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it; GPUs before Ampere only emulate it."""
+    if device.type != "cuda":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # torch answers for the current GPU
+    other = device.index is not None and torch.cuda.device_count() > 1
+    with torch.cuda.device(device) if other else nullcontext():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
