@@ -1,10 +1,13 @@
 """Drawing tokens: greedy, temperature, top-k and top-p, and what a seed promises."""
 
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
+from msa.generation.options import AskOptions
 from msa.generation.sampling import Sampling, sample
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.5])  # order: 1, 3, 4, 0, 2
@@ -103,3 +106,55 @@ def test_tiny_temperatures_are_nearly_greedy(temperature):
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": "hot"},
+        {"temperature": None},
+        {"temperature": True},
+        {"top_p": "0.5"},
+        {"top_p": [1.0]},
+        {"top_k": 2.5},
+        {"top_k": "3"},
+        {"top_k": None},
+        {"seed": True},
+        {"seed": 1.0},
+        {"seed": "7"},
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused_by_name(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(TypeError, match=f"{name} must be a .*number, got {re.escape(repr(value))}"):
+        Sampling(**options)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    mine = Sampling(temperature=np.float32(1.0), top_p=np.float64(0.9), top_k=np.int64(3), seed=np.int64(5))
+    assert draws(mine, times=20) == draws(Sampling(temperature=1.0, top_p=0.9, top_k=3, seed=5), times=20)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": "3"},
+        {"max_new_tokens": None},
+        {"max_new_tokens": True},
+        {"max_rounds": 1.0},
+        {"max_documents": "all"},
+        {"reread_documents": 2.5},
+        {"routed_context_tokens": None},
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused_by_name(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {re.escape(repr(value))}"):
+        AskOptions(**options)
+
+
+def test_a_sampling_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="sampling must be a Sampling"):
+        AskOptions(sampling={"temperature": 1.0})

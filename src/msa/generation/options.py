@@ -8,7 +8,7 @@ from typing import Any
 
 from msa.documents.formats import clean_text
 from msa.documents.protocol import ANSWERS, CONSTRAINTS, RETRIEVALS
-from msa.generation.sampling import Sampling
+from msa.generation.sampling import Sampling, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class AskOptions:
 
     Raises:
         ValueError: an unknown word, a negative number, or ``hybrid`` with generative retrieval.
-        TypeError: a context that is no text.
+        TypeError: a context that is no text, a number that is no whole one, or a ``sampling`` that is none.
     """
 
     retrieval: str | None = None
@@ -69,7 +69,14 @@ class AskOptions:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.hybrid and self.retrieval == "generative":
             raise ValueError("hybrid ranking needs retrieval='routed': in generative retrieval the model alone chooses")
+        if not isinstance(self.sampling, Sampling):
+            raise TypeError(f"sampling must be a Sampling, got {self.sampling!r}")
+        for name in ("max_rounds", "max_new_tokens"):  # how many are allowed: Limits, once a question is asked
+            check_whole(name, getattr(self, name))
         for name in ("max_documents", "reread_documents", "routed_context_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is None and name != "routed_context_tokens":
+                continue
+            check_whole(name, value)
+            if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")

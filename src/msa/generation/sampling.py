@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Sampling:
 
     Raises:
         ValueError: a value outside its range.
-        TypeError: a seed that is no whole number.
+        TypeError: a value that is no number, or a ``top_k`` or seed that is no whole one.
     """
 
     temperature: float = 0.0
@@ -31,14 +32,19 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        check_whole("top_k", self.top_k)
+        if self.seed is not None:
+            check_whole("seed", self.seed)
         if not 0 <= self.temperature <= 100:
             raise ValueError(f"temperature must lie in 0..100, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
-        if self.seed is not None and not isinstance(self.seed, int):
-            raise TypeError(f"seed must be a whole number, got {self.seed!r}")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must have at most 64 bits, got {self.seed}")
 
@@ -50,8 +56,18 @@ class Sampling:
         if self.seed is None:
             generator.seed()
         else:
-            generator.manual_seed(self.seed)
+            generator.manual_seed(int(self.seed))
         return generator
+
+
+def check_whole(name: str, value: object) -> None:
+    """Refuse what is no whole number; True and False are none.
+
+    Raises:
+        TypeError: that names ``name``.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
