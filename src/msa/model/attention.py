@@ -231,7 +231,7 @@ class QuestionReader:
             return None
         mask, num_tokens = self.attention_mask, positions.shape[1]
         if mask is not None or cache.local_mask is not None:
-            earlier = cache.layers[0].length - cache.layers[0].num_context - num_tokens
+            earlier = cache.num_local - num_tokens
             cache.local_mask = self._local_columns(earlier, num_tokens, positions.device)
         # rows end at their last real token's position: padding repeats its neighbour's
         cache.next_position = positions.amax(1) + 1
@@ -322,8 +322,8 @@ class QuestionReader:
     def _causal_bias(self, num_tokens: int, like: Tensor) -> Tensor:
         """Bias ``[B or 1, 1, T, L]`` over the L local columns, earlier ones in the cache included."""
         device = like.device
-        earlier = 0 if self.cache is None else self.cache.layers[0].length - self.cache.layers[0].num_context
-        earlier -= 0 if self.cache is None else num_tokens  # this layer's append has already counted the new tokens
+        # the first layer's append has already counted the new tokens
+        earlier = 0 if self.cache is None else self.cache.num_local - num_tokens
         columns = torch.arange(earlier + num_tokens, device=device)
         rows = torch.arange(earlier, earlier + num_tokens, device=device)[:, None]
         allowed = (columns <= rows)[None]

@@ -66,3 +66,37 @@ class KVCache:
     layers: list[LayerCache] = field(default_factory=list)
     local_mask: Tensor | None = None
     next_position: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def num_local(self) -> int:
+        """Local columns so far: the rows' own tokens, without prefix and selected content."""
+        return self.layers[0].length - self.layers[0].num_context
+
+
+def mask_of_new_tokens(
+    name: str, mask: Tensor | None, input_ids: Tensor, cache: KVCache | None = None
+) -> Tensor | None:
+    """A mask's columns ``[B, T]`` of the tokens ``input_ids`` ``[B, T]``.
+
+    With a cache it may have those of all the rows' tokens so far, as transformers passes it.
+
+    Raises:
+        ValueError: another shape; or earlier columns that are not those which the cache was made with.
+    """
+    if mask is None or mask.shape == input_ids.shape:
+        return mask
+    (batch, num_tokens), earlier = input_ids.shape, 0 if cache is None else cache.num_local
+    if cache is None or mask.shape != (batch, earlier + num_tokens):
+        of_all = f" (or [{batch}, {earlier + num_tokens}], with the tokens in the cache)" if earlier else ""
+        raise ValueError(
+            f"{name} must be [{batch}, {num_tokens}]{of_all}, a number for each token of input_ids; found "
+            f"{list(mask.shape)}"
+        )
+    given = mask[:, :earlier].bool()
+    known = torch.ones_like(given) if cache.local_mask is None else cache.local_mask.to(given.device)
+    if not torch.equal(given, known):
+        raise ValueError(
+            f"{name} hides other earlier tokens than when they were read; the cache was made with those already. Pass "
+            f"the columns of the new tokens alone"
+        )
+    return mask[:, earlier:]

@@ -33,7 +33,7 @@ from msa.model.attention import (
     Reader,
     RMSNorm,
 )
-from msa.model.cache import KVCache
+from msa.model.cache import KVCache, mask_of_new_tokens
 from msa.model.configuration_msa import MSAConfig
 from msa.model.fusion import FusedLinear, few_row_products
 from msa.model.losses import with_losses
@@ -250,7 +250,7 @@ class MSAForCausalLM(PreTrainedModel):
 
         Args:
             input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 0 on padding (left or right); None: none.
+            attention_mask: ``[B, T]``, 0 on padding (left or right); None: none. With a cache also of all its tokens.
             routing_mask: ``[B, T]``, 1 on the tokens that route; None: every real token.
             position_ids: ``[B, T]``; None: counted from T0 + top_k with a memory, from T0 without, on from the cache.
             memory: documents to route over, for instance from :meth:`encode_documents`.
@@ -262,25 +262,26 @@ class MSAForCausalLM(PreTrainedModel):
             doc_sample: ``[N]`` the row each document of an in-batch memory belongs to; None: all rows see all.
             positives: per row the indices of its relevant documents; asks for the routing loss.
             doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected.
-            use_cache: keep a cache; None: only when no gradient is asked for.
+            use_cache: keep a cache; None: unless a loss is asked for, or gradients of a network that trains.
             logits_to_keep: compute logits for the last so many tokens; 0: all.
             labelled_only: return no logits; the losses compute them for labelled tokens alone, in pieces.
             output_hidden_states: also return every layer's input.
 
         Raises:
-            ValueError: ``positives`` without a memory, or not one list per row.
+            ValueError: ``positives`` without a memory, or not one list per row; a mask of another shape.
         """
-        training = labels is not None or positives is not None
+        asks_for_loss = any(targets is not None for targets in (labels, answer_labels, positives))
+        trains = asks_for_loss or (self.training and torch.is_grad_enabled())
         reader = QuestionReader(
-            spec=self.config.routing_spec(training=training),
+            spec=self.config.routing_spec(training=asks_for_loss),
             top_k=self.config.top_k_docs if top_k is None else top_k,
             doc_mask=selectable_documents(doc_mask, doc_sample, input_ids.shape[0]),
-            attention_mask=attention_mask,
-            routing_mask=routing_mask,
+            attention_mask=mask_of_new_tokens("attention_mask", attention_mask, input_ids, cache),
+            routing_mask=mask_of_new_tokens("routing_mask", routing_mask, input_ids),
             memory=memory,
             prefix=prefix,
             cache=cache,
-            keep_cache=not (training or torch.is_grad_enabled()) if use_cache is None else use_cache,
+            keep_cache=not trains if use_cache is None else use_cache,
         )
         positions = reader.positions(input_ids) if position_ids is None else position_ids
         num_logits = None if labelled_only else logits_to_keep
@@ -345,8 +346,8 @@ class MSAForCausalLM(PreTrainedModel):
             spec=self.config.routing_spec(),
             top_k=self.config.top_k_docs if top_k is None else top_k,
             doc_mask=doc_mask,
-            attention_mask=attention_mask,
-            routing_mask=routing_mask,
+            attention_mask=mask_of_new_tokens("attention_mask", attention_mask, input_ids),
+            routing_mask=mask_of_new_tokens("routing_mask", routing_mask, input_ids),
             memory=memory,
             prefix=prefix,
             keep_cache=False,
@@ -359,12 +360,10 @@ class MSAForCausalLM(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, MemorySparseAttention) and hasattr(module, "routing_alpha"):
