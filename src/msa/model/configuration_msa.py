@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from msa.errors import UnsupportedModelError
 from msa.model.checkpoint import fields_from_published
-from msa.ops import RoutingSpec
+from msa.ops import ROUTING_LOSSES, RoutingSpec
 
 BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # RoPE types whose angles do not depend on the sequence's length: an encoded document's keys stay valid
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# published checkpoints may name BCE: they load and answer, and training by it is refused
+_LOSSES = (*ROUTING_LOSSES, "BCE")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "chunk_size",
+    "top_k_docs",
+)
+_FACTORS = ("initializer_range", "rms_norm_eps", "lm_loss_weight", "routing_loss_weight", "answer_loss_weight")
+_MISSPELT = 0.85  # similarity of names from which an unknown one is taken for one of ours
 
 
 class MSAConfig(PreTrainedConfig):
@@ -38,6 +59,8 @@ class MSAConfig(PreTrainedConfig):
 
     Raises:
         UnsupportedModelError: a family, RoPE type, sliding window or layer index this package does not implement.
+        ValueError: a value that a field cannot have, or a key that is nearly a field's name. Other unknown keys are
+            kept and mean nothing: configs of other releases of transformers have some.
     """
 
     model_type = "msa"
@@ -90,8 +113,43 @@ class MSAConfig(PreTrainedConfig):
                     setattr(self, field, value)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        _refuse_misspelt(kwargs)
+        window = kwargs.get("sliding_window")
+        if window and kwargs.get("use_sliding_window", True):
+            raise UnsupportedModelError(
+                f"this checkpoint attends through a sliding window of {window} tokens, which is not implemented: "
+                f"documents would be encoded differently from how the backbone reads them"
+            )
+        self._settle()
+        super().__post_init__(**kwargs)
+        self._refuse_long_rope()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; what ``kwargs`` set in place of the dict's values is checked like these."""
+        _refuse_misspelt(kwargs)
+        made = super().from_dict(config_dict, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made  # with return_unused_kwargs
+        config._settle()
+        config._refuse_long_rope()
+        return made
+
+    def _settle(self) -> None:
+        """Fill in what other fields imply, and check all."""
+        self._check_numbers()
+        assert self.num_key_value_heads is not None
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads, {self.num_attention_heads}, got "
+                f"{self.num_key_value_heads}"
+            )
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim must be even and at least 2, as RoPE turns pairs of numbers; got {self.head_dim} (where it "
+                f"is not given, it is hidden_size / num_attention_heads)"
+            )
         self.router_layers = _parse_layers(self.router_layers, self.num_hidden_layers)
         self.routing_similarity = self.routing_similarity or "cosine"
         if self.no_rope_layers is not None and len(self.no_rope_layers) != self.num_hidden_layers:
@@ -99,31 +157,40 @@ class MSAConfig(PreTrainedConfig):
                 f"no_rope_layers needs one number for each of {self.num_hidden_layers} layers, found "
                 f"{len(self.no_rope_layers)}"
             )
-        self._refuse_unsupported(kwargs)
-        super().__post_init__(**kwargs)
+        if self.backbone not in BACKBONES:
+            raise UnsupportedModelError(
+                f"backbone family must be one of {', '.join(BACKBONES)}, found {self.backbone!r}"
+            )
+        for name, known in (("hidden_act", tuple(ACT2FN)), ("routing_loss", _LOSSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.routing_spec()
+
+    def _check_numbers(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if value is None and name == "head_dim":
+                continue
+            if not _is_number(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in _FACTORS:
+            value = getattr(self, name)
+            if not _is_number(value, Real) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        tau = self.routing_temperature
+        if not _is_number(tau, Real) or not 0 < tau < math.inf:
+            raise ValueError(f"routing_temperature must be a number above 0, got {tau!r}")
+        for name in ("decouple_router", "routing_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _refuse_long_rope(self) -> None:
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type not in _ROPE_TYPES:
             raise UnsupportedModelError(
                 f"RoPE type {rope_type!r} changes its angles with the length of the text, so keys of encoded "
                 f"documents would not stay valid; supported are {', '.join(_ROPE_TYPES)}"
             )
-
-    def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
-        if self.backbone not in BACKBONES:
-            raise UnsupportedModelError(
-                f"backbone family must be one of {', '.join(BACKBONES)}, found {self.backbone!r}"
-            )
-        window = kwargs.get("sliding_window")
-        if window and kwargs.get("use_sliding_window", True):
-            raise UnsupportedModelError(
-                f"this checkpoint attends through a sliding window of {window} tokens, which is not implemented: "
-                f"documents would be encoded differently from how the backbone reads them"
-            )
-        if self.chunk_size < 1 or self.top_k_docs < 1:
-            raise ValueError(
-                f"chunk_size and top_k_docs must be at least 1, got {self.chunk_size} and {self.top_k_docs}"
-            )
-        self.routing_spec()
 
     @property
     def question_tokens(self) -> int:
@@ -160,3 +227,15 @@ def _parse_layers(layers: list[int] | str | None, num_layers: int) -> list[int]:
     if not chosen or chosen[0] < 0 or chosen[-1] >= num_layers:
         raise UnsupportedModelError(f"router layers {chosen} do not lie in 0..{num_layers - 1}")
     return chosen
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refuse_misspelt(names: Iterable[str]) -> None:
+    fields = [name for name in MSAConfig.__annotations__ if name != "model_type"]
+    for name in names:
+        near = [] if name in fields else get_close_matches(name, fields, n=1, cutoff=_MISSPELT)
+        if near:
+            raise ValueError(f"{name!r} is no field of an MSA config; is {near[0]!r} meant?")
