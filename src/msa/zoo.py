@@ -23,7 +23,7 @@ import platformdirs
 
 from msa.conversion import convert
 from msa.documents import ProtocolStrings
-from msa.errors import CheckpointError, ModelNotFoundError
+from msa.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from msa.model.adapter import adapter_metadata, apply_adapter, file_checksum
 from msa.model.bundle import MSAModel, load_checkpoint, model_fingerprint, resolve_device, resolve_dtype
 
@@ -166,6 +166,8 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     adapter = folder.suffix == ".safetensors"
     if adapter and folder.is_file():
         return _load_adapter(folder.resolve(), device, dtype)
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise UnsupportedModelError(f"{wanted} holds a plain model; convert it first: msa convert {wanted} DEST")
     if adapter or folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
         known = ", ".join([*MODELS, *SHIPPED])
         raise ModelNotFoundError(

@@ -24,6 +24,9 @@ from msa.model.modeling_msa import MSAForCausalLM
 
 _loading = threading.RLock()
 _FINGERPRINT_SAMPLES = 65536  # elements read per tensor
+_NAMED = 3  # weights in a message
+_MAY_BE_MISSING = ("temperature", ".routing_alpha")
+_MAY_BE_LEFT_OUT = (".router_q_proj.", ".router_k_proj.", ".routing_alpha", "rotary_emb.inv_freq")
 # settings that change what a document's latents are
 _FINGERPRINT_FIELDS = ("backbone", "router_layers", "chunk_size", "decouple_router", "rope_parameters", "protocol")
 
@@ -116,22 +119,61 @@ def load_checkpoint(
 
     Raises:
         ModelNotFoundError: no such folder, or files are missing.
-        CheckpointError: weights or tokenizer are damaged or do not fit the config.
+        UnsupportedModelError: a checkpoint of another model, for instance a backbone that was not converted.
+        CheckpointError: config, weights or tokenizer are damaged or do not fit each other.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     try:
         with quiet_loading():
-            config = MSAConfig.from_pretrained(folder)
+            config = _read_config(folder)
             if protocol is not None:
                 config.protocol = protocol.to_config()
-            lm = MSAForCausalLM.from_pretrained(folder, config=config, dtype=kind)
+            lm, report = MSAForCausalLM.from_pretrained(folder, config=config, dtype=kind, output_loading_info=True)
+            _check_weights(folder, config, set(report["missing_keys"]), set(report["unexpected_keys"]))
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ModelNotFoundError(f"cannot load {str(folder)!r}: {str(error).strip().splitlines()[0]}") from error
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"cannot read the weights in {str(folder)!r}: {error}") from error
     return MSAModel(lm.to(where), tokenizer, name or Path(folder).name)
+
+
+def _read_config(folder: str | Path) -> MSAConfig:
+    try:
+        return MSAConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise CheckpointError(f"cannot use the config.json in {str(folder)!r}: {error}") from error
+
+
+def _check_weights(folder: str | Path, config: MSAConfig, missing: set[str], unexpected: set[str]) -> None:
+    """Refuse weights that transformers would make up, or leave out, without a word.
+
+    May be missing: the temperature and a routing bias, which begin at numbers that are known. May be too many: routers
+    that the config does not use, and the angles of RoPE that old checkpoints hold.
+
+    Raises:
+        CheckpointError: that names some of them.
+    """
+    lost = sorted(name for name in missing if not name.endswith(_MAY_BE_MISSING))
+    unknown = sorted(name for name in unexpected if not any(part in name for part in _MAY_BE_LEFT_OUT))
+    if not lost and not unknown:
+        return
+    facts = [f"it lacks {_some(lost)}"] if lost else []
+    facts += [f"it has {_some(unknown)}, for which the model has no place"] if unknown else []
+    hint = "fetch or save it again, or correct its config.json"
+    if any(".router_" in name for name in lost):
+        hint = (
+            f"routers are made by training or by msa convert; the config.json names layers "
+            f"{', '.join(map(str, config.router_layers or []))} as router layers"
+        )
+    raise CheckpointError(f"the weights in {str(folder)!r} do not fit its config.json: {'; '.join(facts)}. {hint}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 @contextmanager

@@ -125,6 +125,27 @@ class MSAConfig(PreTrainedConfig):
         self._refuse_long_rope()
 
     @classmethod
+    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the ``config.json`` of a folder or hub id says, as in transformers.
+
+        Raises:
+            UnsupportedModelError: it is another model's; ``msa convert`` may make one of ours of it.
+        """
+        found, rest = super().get_config_dict(source, **kwargs)
+        family = found.get("model_type", cls.model_type)
+        if family in BACKBONES:
+            raise UnsupportedModelError(
+                f"{source} is a plain {family} checkpoint, without routers; convert it first: msa convert {source} "
+                f"DEST, and load DEST"
+            )
+        if family != cls.model_type:
+            raise UnsupportedModelError(
+                f"{source} is a checkpoint of the family {family!r}, expected {cls.model_type!r}; msa convert makes "
+                f"one of a checkpoint of: {', '.join(BACKBONES)}"
+            )
+        return found, rest
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; what ``kwargs`` set in place of the dict's values is checked like these."""
         _refuse_misspelt(kwargs)
