@@ -37,6 +37,7 @@ from msa.errors import TrainingDataError
 from msa.model import MSAForCausalLM
 from msa.model.adapter import apply_adapter, file_checksum
 from msa.model.bundle import MSAModel, model_fingerprint
+from msa.model.routing_temperature import set_routing_temperature
 from msa.training.batches import FileSource, NeedleSource, SampleSource, questions_before
 from msa.training.config import FileData, LoraConfig, Phase, TrainConfig
 from msa.training.data.formats import read_training_set
@@ -246,7 +247,7 @@ def prepared(args: argparse.Namespace, settings: TrainConfig) -> Stretch:
     if args.start is not None and not goes_on:
         apply_adapter(model.lm, args.start, backbone=backbone)
     model.lm.add_routing_bias(ROUTING_BIAS)
-    model.lm.temperature.data.fill_(ROUTING_TEMPERATURE)
+    set_routing_temperature(model.lm, ROUTING_TEMPERATURE)
     sources, held_out = read_sources(settings, args.data, model.protocol)
     rows = ReadingBatches(settings, model.protocol, sources, args.reading)
     batches = Prefetched(rows, settings, workers=args.workers)

@@ -41,6 +41,7 @@ WRONG = [
     ("routing_temperature", float("nan")),
     ("routing_temperature", float("inf")),
     ("routing_temperature", "hot"),
+    ("routing_bias_temperature", 0),
     ("rms_norm_eps", -1e-6),
     ("initializer_range", "small"),
     ("lm_loss_weight", -0.5),

@@ -810,6 +810,7 @@ CHANGED = {
     "chunk_reduce": "mean",
     "routing_loss": "INFONCE_FOCAL",
     "routing_temperature": 0.05,
+    "routing_bias_temperature": 0.2,
     "lm_loss_weight": 0.5,
     "routing_loss_weight": 0.25,
     "answer_loss_weight": 0.75,

@@ -86,6 +86,7 @@ def test_the_saved_adapter_over_the_untouched_backbone_is_the_trained_network(tm
     before = outputs(plain)
     apply_adapter(plain, tmp_path / "adapter.safetensors", backbone="b")
     assert float(plain.temperature) == pytest.approx(0.05), "what ids are weighed by, too"
+    assert plain.config.routing_temperature == pytest.approx(0.05)
     for got, wanted, first in zip(outputs(plain), expected, before, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
         assert (wanted - first).abs().max() > 1e-3  # training did change what the network says

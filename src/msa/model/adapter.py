@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from msa.errors import CheckpointError
 from msa.model.modeling_msa import MSAForCausalLM
+from msa.model.routing_temperature import set_routing_temperature
 
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
@@ -80,7 +81,7 @@ def apply_adapter(
     for name, value in updates.items():
         model.get_parameter(name).copy_(value)
     if temperature is not None and isinstance(model, MSAForCausalLM):
-        model.temperature.fill_(temperature)
+        set_routing_temperature(model, temperature)
 
 
 def _number(metadata: dict[str, str], name: str, path: Path) -> float | None:

@@ -85,7 +85,7 @@ class MemorySparseAttention(nn.Module):
             self.router_k_proj = nn.Sequential(nn.Linear(size, kv_size, bias=False))
         if self.is_router and config.routing_bias:
             self.routing_alpha = nn.Parameter(torch.ones(()))
-        self.routing_temperature = config.routing_temperature
+        self.bias_temperature = config.routing_bias_temperature or config.routing_temperature
         self.fused_qkv = FusedLinear()
 
     def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], reader: Reader) -> Tensor:
@@ -279,7 +279,7 @@ class QuestionReader:
             # α·(s_i − max s)/τ; zeros stand in for the −inf of missing documents, whose difference has no gradient
             known = routing.scores.masked_fill(routing.doc_indices < 0, 0.0)
             scores = known.gather(1, selected.slot.clamp(min=0)) - known[:, :1]
-            bias = attention.routing_alpha.float() * scores / attention.routing_temperature
+            bias = attention.routing_alpha.float() * scores / attention.bias_temperature
         else:
             bias = torch.zeros_like(padding, dtype=torch.float32)
         bias = bias.masked_fill(padding, NEG_INF)

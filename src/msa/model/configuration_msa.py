@@ -52,7 +52,10 @@ class MSAConfig(PreTrainedConfig):
         routing_similarity: ``cosine`` (the paper, the default) or ``dot`` (times head_dim^-0.5).
         head_reduce, query_reduce, chunk_reduce: see :class:`msa.ops.RoutingSpec`.
         routing_loss: the loss L_aux, one of ``msa.ops.ROUTING_LOSSES``.
-        routing_temperature: τ of the routing loss and the routing bias.
+        routing_temperature: τ of the routing loss and of weighed ids, which read it from the tensor ``temperature``
+            that published checkpoints have; :func:`msa.model.routing_temperature.set_routing_temperature` sets both.
+        routing_bias_temperature: τ of the routing bias, which stays as it is when the routers are trained with another;
+            None: ``routing_temperature``.
         lm_loss_weight, routing_loss_weight, answer_loss_weight: weights of the training losses.
         routing_bias: add α·(s_i − max s)/τ to the attention logits of selected document i (beyond the paper).
         protocol: the transcript's strings (:class:`msa.documents.Protocol`); empty: the published ones.
@@ -99,6 +102,7 @@ class MSAConfig(PreTrainedConfig):
     chunk_reduce: str = "max"
     routing_loss: str = "INFONCE_DECOUPLE"
     routing_temperature: float = 0.1
+    routing_bias_temperature: float | None = None
     lm_loss_weight: float = 1.0
     routing_loss_weight: float = 0.1
     answer_loss_weight: float = 1.0
@@ -198,9 +202,12 @@ class MSAConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not _is_number(value, Real) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        tau = self.routing_temperature
-        if not _is_number(tau, Real) or not 0 < tau < math.inf:
-            raise ValueError(f"routing_temperature must be a number above 0, got {tau!r}")
+        for name in ("routing_temperature", "routing_bias_temperature"):
+            tau = getattr(self, name)
+            if tau is None and name == "routing_bias_temperature":
+                continue
+            if not _is_number(tau, Real) or not 0 < tau < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {tau!r}")
         for name in ("decouple_router", "routing_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")

@@ -184,7 +184,7 @@ class TrainConfig:
             see training/sharding.py); else all of them.
         routing_bias: strength of the routing bias that routers begin with where the model has none; none: as the model
             is.
-        routing_temperature: τ of the routing loss; none: the model's.
+        routing_temperature: τ of the routing loss; none: the model's. A routing bias keeps its own.
         trainable: ``all`` weights, the ``routers`` alone, or ``lora`` beside the routers.
         lora: the settings of LoRA, with ``trainable: lora``.
         freeze_documents: encode documents without gradients (the document side is not trained).

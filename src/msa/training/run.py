@@ -13,6 +13,7 @@ from msa.documents import Protocol
 from msa.errors import TrainingDataError, TrainingError
 from msa.model import MSAForCausalLM
 from msa.model.bundle import MSAModel, model_fingerprint
+from msa.model.routing_temperature import set_routing_temperature
 from msa.training.batches import (
     Batches,
     FileSource,
@@ -69,11 +70,11 @@ def train(model: MSAModel, config: TrainConfig) -> Path | None:
 
 
 def begin_routing(lm: MSAForCausalLM, config: TrainConfig) -> None:
-    """The routing bias and the temperature that the configuration names."""
+    """The routing bias and the temperature of the routing loss that the configuration names."""
     if config.routing_bias is not None:
         lm.add_routing_bias(config.routing_bias)
     if config.routing_temperature is not None:
-        lm.temperature.data.fill_(config.routing_temperature)
+        set_routing_temperature(lm, config.routing_temperature)
 
 
 def save_result(model: MSAModel, config: TrainConfig, result: Path, base: dict[str, str]) -> None:
