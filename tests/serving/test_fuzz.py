@@ -62,7 +62,7 @@ def nested(levels, kind="[]"):
 def with_value(value):
     """A body that has some value in every place where any value may stand."""
     return (
-        f'{{"text": "x", "query": "x", "metadata": {{"v": {value}}}, "where": {{"v": {value}}}, "ids": ["x"], '
+        f'{{"text": "x", "query": "x", "metadata": {{"v": {value}}}, "where": {{"v": {value}}}, "ids": ["x", {value}], '
         f'"max_tokens": 4, "model": "msa-tiny@known", "user": {value}, "x": {value}, '
         f'"messages": [{{"role": "user", "content": "x", "name": {value}}}]}}'
     ).encode()
@@ -158,9 +158,24 @@ def test_what_sampling_and_the_tokenizer_cannot_take(http):
     assert http.post("/v1/chat/completions", content=body, headers=JSON).status_code == 200
 
 
+@pytest.mark.parametrize("half", [r"\ud800", r"a\udfff", r"\udc00\ud800"])
+def test_half_a_character_wherever_text_may_stand(http, half):
+    """JSON has them, UTF-8 does not: no answer may repeat one."""
+    body = (
+        f'{{"id": "fuzzed {half}", "text": "x{half}", "query": "x{half}", "metadata": {{"{half}": ["{half}"]}}, '
+        f'"where": {{"{half}": "{half}"}}, "ids": ["x", "{half}"], "model": "msa-tiny@known", "user": "{half}", '
+        f'"stop": ["{half}"], "max_tokens": 4, "{half}": "{half}", '
+        f'"messages": [{{"role": "system", "content": "{half}"}}, {{"role": "user", "content": "x{half}"}}]'
+    )
+    for end in ("}", f', "hybrid": true, "memory": "{half}"}}', ', "where": null}', ', "stream": true, "where": null}'):
+        for method, url in TARGETS:
+            check(http.request(method, url, content=(body + end).encode(), headers=JSON))
+
+
+TEXT = st.text(st.characters(), max_size=20)  # with lone surrogates, which st.text() alone leaves out
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 CHAT_FIELDS = (
@@ -180,6 +195,16 @@ def test_any_value_in_any_field_of_a_question(http, changes):
 @given(st.dictionaries(st.sampled_from(["query", "top_k", "where", "hybrid", "x"]), ANY, max_size=4))
 def test_any_value_in_any_field_of_a_search(http, changes):
     check(http.post("/v1/memories/known/search", content=json.dumps({"query": "x", **changes}), headers=JSON))
+
+
+@settings(max_examples=40)
+@given(st.lists(TEXT, max_size=3), st.dictionaries(st.sampled_from(["id", "text", "metadata", "x"]), ANY))
+@example(["\ud800"], {"id": "\ud800", "metadata": {"\ud800": "\ud800"}})
+def test_any_value_in_any_field_of_documents(http, ids, changes):
+    check(http.post("/v1/memories/known/documents/delete", content=json.dumps({"ids": ids}), headers=JSON))
+    document = {"id": "fuzzed", "text": "x", **changes}
+    for body in (document, {"documents": [document]}):
+        check(http.post("/v1/memories/known/documents", content=json.dumps(body), headers=JSON))
 
 
 @settings(max_examples=40)
@@ -278,3 +303,16 @@ def test_an_id_that_clients_resolve_is_refused(http):
         assert http.post("/v1/memories/known/documents", json={"id": doc_id, "text": "x"}).status_code == 200
     gone = http.post("/v1/memories/known/documents/delete", json={"ids": ["../x", "...", "a/.."]}).json()
     assert len(gone["deleted"]) == 3
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"a\udfff", r"\udc00\ud800"])
+def test_an_id_with_half_a_character_deletes_nothing(http, half):
+    """The answer names what was deleted, and half a character cannot be sent."""
+    documents, delete = "/v1/memories/known/documents", "/v1/memories/known/documents/delete"
+    body = f'{{"documents": [{{"id": "x/y", "text": "x"}}, {{"id": "{half}", "text": "x"}}]}}'.encode()
+    _, stored = http.post(documents, content=body, headers=JSON).json()["ids"]
+    refused = error_of(http.post(delete, content=f'{{"ids": ["x/y", "{half}"]}}'.encode(), headers=JSON), 400)
+    assert (refused["param"], "U+FFFD" in refused["message"]) == ("ids.1", True)
+    assert http.get(f"{documents}/x%2Fy").json()["text"] == "x"
+    gone = http.post(delete, json={"ids": ["x/y", stored, "\U0001f600"]}).json()
+    assert (gone["deleted"], gone["unknown"]) == (["x/y", stored], ["\U0001f600"])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.convertors import Convertor, register_url_convertor
 
 from msa.documents import Document
+from msa.documents.formats import clean_surrogates
 from msa.documents.readers import documents_from_mappings
 from msa.memory import AddProgress, Memory
 from msa.serving.bodies import discard, spool_body, spool_documents, start_spooled
@@ -299,6 +300,7 @@ async def delete_documents(name: WritableMemory, request: Request, services: Ser
     with _room(request, services):
         body, _ = await read_json(request, services.settings.max_json_bytes, services)
         ids = as_model(body, DeleteRequest).ids
+        _check_ids(ids)  # all of them before any is deleted: the answer names them, and could not be sent
         deleted = await _delete(name, ids, request, services)
     gone = set(deleted)
     return {
@@ -306,6 +308,16 @@ async def delete_documents(name: WritableMemory, request: Request, services: Ser
         "deleted": deleted,
         "unknown": [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in gone],
     }
+
+
+def _check_ids(ids: list[str]) -> None:
+    for index, doc_id in enumerate(ids):
+        if clean_surrogates(doc_id) != doc_id:
+            raise invalid(
+                f"ids.{index}: {doc_id[:40]!r} holds half a character (a lone surrogate), which no id does: it "
+                "is stored as U+FFFD. Give the id as adding answered it; nothing was deleted",
+                param=f"ids.{index}",
+            )
 
 
 async def _delete(name: str, ids: list[str], request: Request, services: Services) -> list[str]:
