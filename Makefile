@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# where pip finds torch; empty: where it finds everything else, which on Linux x86-64 usually is a build with gigabytes of
+# CUDA packages. PyTorch's installation page names the index of its builds for CPUs alone: make demo TORCH_INDEX=URL
+TORCH_INDEX ?=
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # what `make test` skips, by the extra that it needs; each in a .venv of its own, for their libraries do not all agree
 EXTRA ?= fuzz-tests
@@ -17,7 +21,8 @@ TESTS-ray := tests/test_deploy.py -k ray
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(if $(TORCH_INDEX),$(BIN)/python $(PIP_INSTALL) --index-url '$(TORCH_INDEX)' torch)
+	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## build a memory from the documents in examples/ and ask it five questions
@@ -28,8 +33,8 @@ test: $(VENV)/.installed  ## the whole test suite
 
 $(VENV)-$(EXTRA)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-$(EXTRA)
-	$(VENV)-$(EXTRA)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[tests,train,eval,serve,mcp,$(EXTRA)]'
+	$(if $(TORCH_INDEX),$(VENV)-$(EXTRA)/bin/python $(PIP_INSTALL) --index-url '$(TORCH_INDEX)' torch)
+	$(VENV)-$(EXTRA)/bin/python $(PIP_INSTALL) -e '.[tests,train,eval,serve,mcp,$(EXTRA)]'
 	$(if $(filter browser-tests,$(EXTRA)),command -v chromium || $(VENV)-$(EXTRA)/bin/python -m playwright install chromium)
 	@touch $@
 

@@ -1,8 +1,11 @@
 """The README's Python example runs, and its commands and links exist."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 from tiny import tiny_model
 
 import msa
@@ -35,3 +38,18 @@ def test_commands_named_are_commands(capsys):
     for command in sorted(set(re.findall(r"\bmsa (\w+) ", README))):
         assert main([command, "--help"]) == 0, command
     assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("target", ["demo", "test", "test-extra"])
+def test_torch_comes_from_the_index_that_is_named(target, tmp_path):
+    def commands(*variables):
+        dry_run = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}", *variables]
+        shown = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [line.partition(" -m pip ")[2] for line in shown.splitlines() if " -m pip " in line]
+
+    (alone,) = commands()
+    assert "index" not in alone
+    torch, rest = commands("TORCH_INDEX=https://builds.example/cpu")
+    assert torch.endswith("-c constraints.txt --index-url 'https://builds.example/cpu' torch")
+    assert rest == alone
