@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from storing import made_by
 
 import msa
 from msa import zoo
 from msa.bank import BankSpec, Latents, MemoryBank, Part, StoredDocument
 from msa.documents import Document
 from msa.documents.readers import read_documents
-from msa.evaluation.environment import version_stamp
 from msa.ops import RoutingSpec
 from msa.ops.route import quantize_keys
 from msa.routing import BankView
@@ -221,7 +221,7 @@ def main() -> None:
         "what": "speed and size only: of each size, so many tokens have REAL latents of a model, the rest SYNTHETIC "
         "ones (Gaussian) in its shape",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
         "question_tokens": QUESTION_TOKENS,
         "top_k": TOP_K,
         "real_part": real,

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import made_by
 from torch import Tensor
 
 import msa
-from msa.evaluation.environment import version_stamp
 from msa.ops import RoutingSpec, route
 from msa.ops.route import KeyBlock, measure_keys, quantize_keys
 from msa.routing import BankView, Tiers
@@ -252,7 +252,7 @@ def main() -> None:
             "source": source.what,
             "keys": args.keys,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            **version_stamp(),
+            **made_by(),
             "sizes": [
                 measure(source, size, args.shares, args.keys) for size in args.chunks or [int(source.chunk_offsets[-1])]
             ],

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from storing import show_and_store
+from storing import made_by, show_and_store
 
 import msa
 from msa.bench.answering import decoding_rounds
@@ -26,7 +26,6 @@ from msa.bench.twin import transformers_twin
 from msa.documents.batching import length_buckets, pad_right
 from msa.documents.readers import read_documents
 from msa.encoding.encoder import BATCH_TOKENS, encode_in_batches
-from msa.evaluation.environment import version_stamp
 
 CORPUS = Path(__file__).parent.parent / "examples" / "packages.jsonl"
 
@@ -72,7 +71,7 @@ def main() -> None:
         "what": "tokens/s, medians",
         "model": repr(model),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
         "encoding": encoding(model, twin, args.repeats, args.documents),
         "decoding": decoding(model, twin, args.repeats),
     }

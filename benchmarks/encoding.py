@@ -27,19 +27,17 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from storing import show_and_store
+from storing import made_by, show_and_store
 
 import msa
 from msa.bench.encoding import Works, made_up_documents, padding, ratios
 from msa.bench.timing import alternated
 from msa.encoding.encoder import BATCH_TOKENS
-from msa.evaluation.environment import version_stamp
 from msa.training.data.words import needle_words
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -67,14 +65,13 @@ def main() -> None:
     tokens = sum(works.lengths)
     result = {
         "what": f"tokens/s from text to committed segment, medians of {args.repeats} rounds, by {args.clock} clock",
-        "command": " ".join(["python", *sys.argv]),
         "model": repr(model),
         "machine": (
             f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
             f"{torch.cuda.get_device_name() if model.device.type == 'cuda' else 'no GPU'}, torch {torch.__version__}"
         ),
         "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
-        **version_stamp(),
+        **made_by(),
         "documents": len(documents),
         "tokens": tokens,
         "longest_tokens": max(works.lengths),

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import made_by
 
 import msa
 from msa.documents.protocol import ANSWERS, CONSTRAINTS
-from msa.evaluation.environment import version_stamp
 from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds, keys_of
 from msa.training.data.samples import Sample, TrainingSet
 from msa.training.data.words import haystack_sentences, needle_words
@@ -156,7 +156,7 @@ def main() -> None:
         "max_rounds": args.max_rounds,
         "twins": args.twins,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
         "sizes": [],
     }
     with tempfile.TemporaryDirectory() as folder, msa.Memory.open(folder, model=model) as memory:

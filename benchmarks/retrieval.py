@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import made_by
 
 import msa
 from msa.documents.readers import read_documents
-from msa.evaluation.environment import version_stamp
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -63,7 +63,7 @@ def main() -> None:
             "documents": len(memory),
             "questions": len(questions),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            **version_stamp(),
+            **made_by(),
             **{f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 3, 16)},
             **({"first_source": first, "in_3_sources": sourced, "and_named": named} if args.answers else {}),
             "ranks": ranks,

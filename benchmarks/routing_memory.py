@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from storing import show_and_store
+from storing import made_by, show_and_store
 from torch import Tensor
 
 from msa.bench.routing import SHAPES, TOP_K, draw_keys, draw_query, offsets_of
 from msa.bench.timing import peak_mib, reset_peak, timed
-from msa.evaluation.environment import version_stamp
 from msa.ops import RoutingSpec, route
 
 SHAPE, TOKENS, CHUNKS_PER_DOC = SHAPES["published"], 32, 2
@@ -86,7 +85,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "shapes": f"{SHAPE}, {TOKENS} tokens, {args.chunks} chunks, {args.dtype}",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
     }
     for method in METHODS:
         command = [sys.executable, __file__, "--method", method, *options]

@@ -35,9 +35,9 @@ import httpx
 from soak_client import Client, Tally, text_of
 from soak_moments import MEMORY, departures, full_queue, kills
 from soak_server import Server
+from storing import made_by
 
 from msa.bank import MemoryBank
-from msa.evaluation.environment import version_stamp
 
 WARM_UP_SHARE, WARM_UP_MOST = 0.25, 5.0  # of the minutes; minutes
 JUDGED_MINUTES = 10.0  # a shorter run shows warming up, not leaks
@@ -251,9 +251,8 @@ def main() -> int:
     judged = verdicts(measured, arguments.minutes, dict(tally.problems))
     report = {
         "what": "many clients at msa serve: consistency, memory, latency",
-        "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
-        **version_stamp(),
+        **made_by(),
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
         "verdicts": [asdict(verdict) for verdict in judged],
         "problems": dict(tally.problems),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import made_by
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
@@ -28,7 +29,6 @@ sys.path.insert(0, str(RECIPES))
 import tiny  # noqa: E402
 
 import msa  # noqa: E402
-from msa.evaluation.environment import version_stamp  # noqa: E402
 from msa.training.batches import Batches  # noqa: E402
 from msa.training.metrics import evaluate  # noqa: E402
 from msa.training.run import sources_of  # noqa: E402
@@ -82,7 +82,7 @@ def main() -> None:
         "scale": args.scale,
         "phases": args.phases,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
         "variants": {name: measure(folder, args) for name, folder in folders.items()},
     }
     lines = [
