@@ -3,8 +3,9 @@
     python benchmarks/routing_keys.py [--tokens 1000000 10000000 100000000] [--layers 15] [--keys random topics]
         [--question-tokens 12] [--out benchmarks/results/FILE.json]
 
-Keys are SYNTHETIC. ``random`` draws every value by itself, the hardest case: the best of a million unrelated chunks
-lie close together. ``topics`` draws chunks around documents around topics, in dimensions of falling variance, and
+Keys are SYNTHETIC. ``random`` draws every value by itself: the best of a million unrelated chunks lie close together,
+which is hard for recall; for the time of the exact form keys that share a direction are harder (routing_scorer.py
+--cosine). ``topics`` draws chunks around documents around topics, in dimensions of falling variance, and
 questions near one chunk, as trained keys are. Layers hold copies of the same values in memory of their own, so that a
 question reads as much as with real ones. Recall is the mean share of the sixteen documents that exact routing over the
 stored keys selects in the same run; with a second look compact forms score the best documents again from those.
@@ -23,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from storing import show_and_store
+from storing import made_by, show_and_store
 from torch import Tensor
 
-from msa.evaluation.environment import version_stamp
 from msa.ops import ExactKeys, KeyBlock, RoutingSpec, halve_keys, quantize_keys, route
 from msa.ops.route import measure_keys
 
@@ -162,7 +162,7 @@ def main() -> None:
         "shapes": f"{args.layers} layers, {args.kv_heads} kv heads x {args.group} x {args.head_dim}, stored bfloat16, "
         f"{args.question_tokens} question tokens",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **version_stamp(),
+        **made_by(),
     }
     for num_tokens in args.tokens:
         for kind in args.keys:

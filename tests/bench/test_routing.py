@@ -52,6 +52,17 @@ def test_all_do_the_same_work(similarity):
     assert len(set(flat()) & set(wanted)) >= TOP_K - (similarity == "cosine")
 
 
+def test_keys_that_share_a_direction():
+    shape = Shape(2, 3, 64, "dot")
+    for cosine in (0.0, 0.8):
+        keys = draw_keys(CHUNKS, shape, cosine=cosine).float().flatten(1)
+        query = draw_query(50, shape, cosine)[0].float()[:, :: shape.group].flatten(1)
+        for rows in (keys, query):
+            rows = torch.nn.functional.normalize(rows, dim=-1)
+            assert abs(float((rows @ rows.T).mean()) - cosine) < 0.05
+    assert torch.equal(draw_keys(CHUNKS, shape), draw_keys(CHUNKS, shape, cosine=0.0))
+
+
 def test_halved_in_place_is_the_same():
     keys = question("cosine")[2]
     copy = prepare("half", keys, "cosine").keys

@@ -52,20 +52,39 @@ class Shape:
 SHAPES = {"default": Shape(3, 3, 64, "cosine"), "published": Shape(8, 4, 128, "dot")}
 
 
-def draw_keys(num_chunks: int, shape: Shape, device: str | torch.device = "cpu") -> Tensor:
-    """``[C, Hkv, D]`` bfloat16, a piece at a time. Random: the best lie close together, the hardest case."""
+def draw_keys(num_chunks: int, shape: Shape, device: str | torch.device = "cpu", cosine: float = 0.0) -> Tensor:
+    """``[C, Hkv, D]`` bfloat16, a piece at a time.
+
+    Random, unlike each other: a first look by rounded numbers tells them apart. Keys that share a direction are harder
+    for it, because what rounding can do grows with what they share and what tells them apart does not.
+
+    Args:
+        num_chunks: how many.
+        shape: of the keys.
+        device: where they are.
+        cosine: of two of them, in the mean; above 0 they share a direction.
+    """
     generator = torch.Generator(device).manual_seed(0)
     keys = torch.empty(num_chunks, shape.kv_heads, shape.head_dim, dtype=torch.bfloat16, device=device)
+    shared = _shared_direction(shape, cosine).to(device)
     for start in range(0, num_chunks, PIECE):
         piece = keys[start : start + PIECE]
-        piece.copy_(torch.randn(piece.shape, generator=generator, device=device))
+        piece.copy_(torch.randn(piece.shape, generator=generator, device=device).add_(shared))
     return keys
 
 
-def draw_query(tokens: int, shape: Shape) -> Tensor:
-    """``[1, T, Hq, D]``."""
+def draw_query(tokens: int, shape: Shape, cosine: float = 0.0) -> Tensor:
+    """``[1, T, Hq, D]``; ``cosine`` above 0: its tokens share the direction of keys drawn with the same one."""
     size = (1, tokens, shape.kv_heads * shape.group, shape.head_dim)
-    return torch.randn(size, generator=torch.Generator().manual_seed(tokens))
+    query = torch.randn(size, generator=torch.Generator().manual_seed(tokens))
+    return query + _shared_direction(shape, cosine).repeat_interleave(shape.group, dim=0)
+
+
+def _shared_direction(shape: Shape, cosine: float) -> Tensor:
+    """``[Hkv, D]``: what is added to vectors of variance 1 for two of them to have this cosine in the mean."""
+    direction = torch.randn(shape.kv_heads, shape.head_dim, generator=torch.Generator().manual_seed(1))
+    direction *= shape.head_dim**0.5 / direction.norm(dim=-1, keepdim=True)
+    return direction * (cosine / (1 - cosine)) ** 0.5
 
 
 def offsets_of(num_chunks: int, chunks_per_document: int = CHUNKS_PER_DOCUMENT) -> Tensor:
