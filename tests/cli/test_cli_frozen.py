@@ -99,3 +99,15 @@ def test_defaults():
     for name, expected in DEFAULTS.items():
         parser = commands()[name]
         assert {key: parser.get_default(key) for key in expected} == expected
+
+
+def test_the_help_says_which_model_is_the_default():
+    """A command that is given no memory must not speak of the one that made it."""
+    made_by, shipped = "the one that made the memor", "$MSA_MODEL or the shipped one"
+    wanted = {"ask": {made_by}, "search": {made_by}} | {name: {made_by, shipped} for name in ("add", "mcp", "serve")}
+    wanted |= {name: {shipped} for name in ("ruler", "scaling", "compare", "qa")}
+    found = {}
+    for name, parser in {**commands(), **commands(commands()["eval"])}.items():
+        (text,) = [action.help for action in parser._actions if "--model" in action.option_strings] or [""]
+        found[name] = {words for words in (made_by, shipped) if words in text}
+    assert {name: words for name, words in found.items() if words} == wanted

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from msa.cli.console import console, count, is_terminal, one_line, working, write_line, write_note
 from msa.cli.opening import load_model, memory_folder, open_memory, ranks_of_torchrun, with_model
-from msa.cli.options import ArgumentParser, Subparsers, add_command, add_memory_argument, byte_size
+from msa.cli.options import (
+    MODEL_THAT_MADE_OR_MAKES_IT,
+    ArgumentParser,
+    Subparsers,
+    add_command,
+    add_memory_argument,
+    byte_size,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -45,7 +52,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
             'msa add mem/ corpus.jsonl      # a line: {"id": "a", "text": "…", "metadata": {"lang": "en"}}',
             "pdftotext thesis.pdf - | msa add mem/ -",
         ],
-        model=True,
+        model=MODEL_THAT_MADE_OR_MAKES_IT,
     )
     add_memory_argument(parser)
     parser.add_argument(

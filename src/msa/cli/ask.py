@@ -26,6 +26,7 @@ from msa.cli.console import (
 )
 from msa.cli.opening import is_shared, open_for_questions
 from msa.cli.options import (
+    MODEL_THAT_MADE_IT,
     ArgumentParser,
     Subparsers,
     UsageError,
@@ -66,7 +67,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
             "msa ask mem/ 'When was the bridge opened?'",
             "msa ask mem/ 'Who wrote it?' --where lang=en --where year=2024 --json",
         ],
-        model=True,
+        model=MODEL_THAT_MADE_IT,
     )
     add_memory_argument(parser)
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="the question; none: an interactive prompt")

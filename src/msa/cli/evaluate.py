@@ -7,7 +7,7 @@ import re
 import sys
 
 from msa.cli import evaluating
-from msa.cli.options import ArgumentParser, Subparsers, add_command, add_tier_options, non_negative, positive
+from msa.cli.options import ANY_MODEL, ArgumentParser, Subparsers, add_command, add_tier_options, non_negative, positive
 
 
 def register(commands: Subparsers[ArgumentParser]) -> None:
@@ -45,7 +45,7 @@ def _register_ruler(tasks: Subparsers[ArgumentParser]) -> None:
             "msa eval ruler --sizes 4K 8K --samples 50 --out results/ruler",
             "msa eval ruler --read ruler-data/ --out results/theirs",
         ],
-        model=True,
+        model=ANY_MODEL,
     )
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="such as niah_single_1 vt (default: the eight NIAH)")
     parser.add_argument(
@@ -71,7 +71,7 @@ def _register_scaling(tasks: Subparsers[ArgumentParser]) -> None:
         summary="the same questions while a memory grows, and needles at every depth of every size",
         details="The memory only grows; it is kept in OUT/memory, and a stopped run goes on without encoding it again.",
         examples=["msa eval scaling --model msa-tiny --sizes 16K 64K 256K 1M 10M --out results/scaling"],
-        model=True,
+        model=ANY_MODEL,
     )
     _add_growing(parser, "16K", "64K", "256K")
     parser.add_argument("--max-rounds", type=non_negative, metavar="N", help="rounds of retrieval, at most")
@@ -86,7 +86,7 @@ def _register_compare(tasks: Subparsers[ArgumentParser]) -> None:
         evaluating.run_compare,
         summary="ways of answering side by side on the same needles, as the documents grow",
         examples=["msa eval compare --ways msa full --document-tokens 128 --sizes 8K 64K --out results/ways"],
-        model=True,
+        model=ANY_MODEL,
     )
     _add_growing(parser, "8K", "32K")
     _add_ways(parser, ["msa", "full", "streaming-llm", "rag-bm25@1"])
@@ -106,7 +106,7 @@ def _register_qa(tasks: Subparsers[ArgumentParser]) -> None:
             "msa eval qa 2wikimqa.jsonl --judge --out results/qa",
             "msa eval qa fever/ --split dev --ways msa rag-bm25@10 --out results/fever",
         ],
-        model=True,
+        model=ANY_MODEL,
     )
     parser.add_argument("set", metavar="PATH", help="the set's file or folder")
     parser.add_argument("--format", default="auto", metavar="NAME", help="its format (default: by its files)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msa.cli.console import is_terminal, write_note
 from msa.cli.opening import memory_folder, quiet_libraries
 from msa.cli.options import (
+    MODEL_THAT_MADE_OR_MAKES_IT,
     ArgumentParser,
     Subparsers,
     UsageError,
@@ -43,7 +44,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
             "msa mcp mem/ --read-only",
             "MSA_API_KEYS=sk-4cf1a97be2 msa mcp mem/ --http --port 8001",
         ],
-        model=True,
+        model=MODEL_THAT_MADE_OR_MAKES_IT,
     )
     add_memory_argument(parser)
     parser.add_argument("--read-only", action="store_true", help="leave out the tool that changes the memory")

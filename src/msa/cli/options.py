@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from msa.routing import Tiers
 
 _MAX_SEED = 2**63 - 1
+# what --model of a command is, and which it is where nothing is said
+MODEL_THAT_MADE_IT = "the model; by default the one that made the memory"
+MODEL_THAT_MADE_OR_MAKES_IT = f"{MODEL_THAT_MADE_IT}, for a new memory $MSA_MODEL or the shipped one"
+ANY_MODEL = "the model; by default $MSA_MODEL or the shipped one"
 
 
 class UsageError(Exception):
@@ -55,7 +59,7 @@ def add_command(
     summary: str,
     details: str = "",
     examples: Sequence[str],
-    model: bool = False,
+    model: str | None = None,
 ) -> ArgumentParser:
     """Add one command with the options that every command has.
 
@@ -66,8 +70,8 @@ def add_command(
         summary: what it does, in one line.
         details: more for its own help.
         examples: command lines for its own help.
-        model: whether it loads a model as ``--model``, ``--device`` and ``--dtype`` say; other commands get what
-            they lack of these from :func:`complete_model_options`.
+        model: what ``--model`` is, of a command that loads one as this, ``--device`` and ``--dtype`` say; other
+            commands get what they lack of these from :func:`complete_model_options`.
     """
     shown = "\n".join(f"  {example}" for example in examples)
     parser = commands.add_parser(
@@ -77,20 +81,17 @@ def add_command(
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n{shown}",
     )
     parser.set_defaults(run=run)
-    if model:
-        _add_model_options(parser)
+    if model is not None:
+        _add_model_options(parser, model)
     group = parser.add_argument_group("diagnostics")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group.add_argument("-v", "--verbose", action="store_true", help="show what is being done")
     return parser
 
 
-def _add_model_options(parser: ArgumentParser) -> None:
+def _add_model_options(parser: ArgumentParser, description: str) -> None:
     group = parser.add_argument_group("model")
-    add_model_option(
-        group,
-        "the model; by default the one that made the memory, for a new memory $MSA_MODEL or the shipped one",
-    )
+    add_model_option(group, description)
     add_device_option(group)
     add_dtype_option(group)
 

@@ -8,6 +8,7 @@ from msa.cli.ask import hit_to_json
 from msa.cli.console import place_of, shown_id, snippet, working, write_json, write_line, write_note
 from msa.cli.opening import open_for_questions
 from msa.cli.options import (
+    MODEL_THAT_MADE_IT,
     ArgumentParser,
     Subparsers,
     add_command,
@@ -30,7 +31,7 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
         run,
         summary="find the best documents for a query; nothing is generated",
         examples=["msa search mem/ 'suspension bridges' --top-k 5", "msa search mem/ 'bridges' --where lang=en --json"],
-        model=True,
+        model=MODEL_THAT_MADE_IT,
     )
     add_memory_argument(parser)
     parser.add_argument("query", metavar="QUERY", help="what to look for")

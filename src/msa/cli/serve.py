@@ -41,7 +41,8 @@ def register(commands: Subparsers[ArgumentParser]) -> None:
             "MSA_API_KEYS=sk-4cf1a97be2 msa serve memories/ --read-only",
             "torchrun --nproc-per-node 4 --no-python msa serve memories/ --drain 20",
         ],
-        model=True,
+        model="the model; by default the one that made the memories; where there are none, or several made them, "
+        "$MSA_MODEL or the shipped one",
     )
     parser.add_argument("root", metavar="ROOT", help="the folder with the memories; made if there is none")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
