@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,26 @@ def test_links_and_make_targets_exist():
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
     assert {"demo", "test"} <= targets
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_method_has_as_many_lines_as_is_said():
+    tour = (ROOT / "docs" / "architecture.md").read_text()
+    named, said = re.search(r"The method itself \((.*?)\) is about\s+([\d,]+)\s+lines", tour, re.DOTALL).groups()
+    paths = [ROOT / "src" / "msa" / name for name in re.findall(r"`([^`]+)`", named)]
+    files = [file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])]
+    assert len(files) > 11
+    count = sum(len(file.read_text().splitlines()) for file in files)
+    assert abs(count - int(said.replace(",", ""))) <= 50, count
+    assert re.search(rf"The method itself \([^)]*\) is about\s+{said}\s+lines", README)
+
+
+def test_the_extras_named_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"'\.\[([\w,-]+)\]'", README))
+    assert {"serve", "mcp", "train", "eval", "bench"} <= named <= set(extras)
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for command, extra in (("msa serve", "serve"), ("msa eval", "eval"), ("msa train", "train")):
+            assert command not in block or f"'.[{extra}]'" in block, command
 
 
 def test_commands_named_are_commands(capsys):
