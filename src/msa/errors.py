@@ -25,6 +25,10 @@ class DocumentError(MSAError):
     """An input file or line that cannot be read as documents; names the file and line."""
 
 
+class NotFiniteError(DocumentError):
+    """Documents of which the model makes NaN or infinite latents; they are named. Beside such, none could be found."""
+
+
 class TrainingDataError(MSAError):
     """Training files with broken lines, unknown ids or nothing to learn from; names each file and line."""
 

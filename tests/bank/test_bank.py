@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import msa.bank.documents
 from msa.bank import BankSpec, MemoryBank, StoredDocument
 from msa.bank.documents import BATCH
-from msa.errors import BankError
+from msa.errors import BankError, NotFiniteError
 
 TEXT = "naïve café 日本 😀\x00 after a NUL"
 
@@ -350,3 +350,20 @@ def test_matches_that_are_left_in_the_middle_hold_nobody_up(bank: MemoryBank) ->
             found.close()
         assert [number for number, _ in file.matches("word")] == [*range(1, 2 * BATCH)]
         assert other.submit(file.ids, [2]).result(timeout=10) == {2: "d2"}
+
+
+@pytest.mark.parametrize("kind", ["routing_keys", "keys", "values"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_latents_that_are_no_numbers_are_refused(bank: MemoryBank, kind: str, value: float) -> None:
+    add(bank, document("a", "first", 1))
+    new = [document("a", "changed", 2), document("b", "second", 3, 2), document("c", "third", 5)]
+    broken = latents(new)
+    getattr(broken, kind)[3][2, 1, 3] = value  # the second part of b
+    with pytest.raises(NotFiniteError, match="of document 'b' are not finite"):
+        bank.commit(put=new, latents=broken)
+    assert (contents(bank), bank.version, bank.verify()) == ({"a": "first"}, 1, [])
+    getattr(broken, kind)[1][:] = value
+    with pytest.raises(NotFiniteError, match="of document 'a', 'b', 'c' are not finite"):
+        bank.commit(put=new, latents=broken)
+    bank.commit(put=new, latents=latents(new))
+    assert [*contents(bank)] == ["a", "b", "c"]

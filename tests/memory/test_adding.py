@@ -12,7 +12,7 @@ from msa.documents import Document
 from msa.documents.batching import pad_right
 from msa.documents.splitting import split_text
 from msa.encoding.encoder import BATCH_TOKENS, batches_of
-from msa.errors import DocumentError
+from msa.errors import DocumentError, NotFiniteError
 from msa.memory.adding import text_digest, windows
 from msa.model.bundle import MSAModel
 
@@ -190,3 +190,35 @@ def test_metadata_that_cannot_be_kept_change_nothing(tmp_path, model, value):
             memory.search("first", where={"k": value})
         assert (memory.bank.version, memory.verify()) == (version, [])
         assert [hit.id for hit in memory.search("first", where={"lang": "en"})] == ["a"]
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_document_whose_latents_are_no_numbers_is_refused(tmp_path, model, monkeypatch, overlapped):
+    real = msa.memory.adding.encode_in_batches
+
+    def poisoned(lm, sequences, **options):
+        memory = real(lm, sequences, **options)
+        for index, ids in enumerate(sequences):
+            if model.tokenizer.decode(ids).count("bad"):
+                with torch.inference_mode():
+                    memory.routing_keys[lm.config.router_layers[0]][memory.chunk_offsets[index]] = float("nan")
+        return memory
+
+    monkeypatch.setattr(msa.memory.adding, "encode_in_batches", poisoned)
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 60)
+    with Memory.open(tmp_path / "memory", model) as memory:
+        memory._writer._overlapped = overlapped
+        memory.add(given(["first, as it was"]))
+        texts = [f"a text of about thirty letters, {index}" for index in range(12)]
+        texts[7] = "a bad one of about thirty letters"
+        with pytest.raises(NotFiniteError, match="of document '7' are not finite numbers.*dtype float32"):
+            memory.add(given(texts))
+        assert len(memory) >= 3
+        assert "7" not in memory
+        with pytest.raises(NotFiniteError, match="of document '0'"):
+            memory.add(given(["bad"]))
+        assert memory.get("0").text == texts[0]
+        assert memory.verify() == []
+        del texts[7]
+        memory.add(given(texts))
+        assert len(memory) == len(memory.search("letters", top_k=20)) == 11

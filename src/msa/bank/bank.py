@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from msa.bank.backup import copy_memory
 from msa.bank.byte_counter import ByteCounter
-from msa.bank.checks import check_creatable, check_fingerprint, check_put
+from msa.bank.checks import check_creatable, check_fingerprint, check_finite, check_put
 from msa.bank.commit import prune, publish, write_changes
 from msa.bank.compact import compact, merge_small
 from msa.bank.files import fsync_folders, make_folder
@@ -217,6 +217,7 @@ class MemoryBank:
 
         Raises:
             ValueError: the documents and latents do not fit each other, the spec or what is stored.
+            NotFiniteError: latents are NaN or infinite; nothing was changed.
             BankFullError: the folder would grow beyond ``max_bytes``; nothing was changed.
             BankError: the bank is read-only, or the disk failed; the memory keeps its previous state.
         """
@@ -224,6 +225,7 @@ class MemoryBank:
         check_documents(put, delete)
         if latents is not None:
             check_latents(self.spec, latents)
+            check_finite(put, latents)
         with self._write_lock:
             self._check_lock()
             state = self._state()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from msa.bank.files import folder_bytes
 from msa.bank.latents import num_latents_bytes
 from msa.bank.lock import LOCK_NAME
 from msa.bank.manifest import Manifest, manifest_versions
-from msa.bank.schema import BankSpec, Latents, StoredDocument
+from msa.bank.schema import KINDS, BankSpec, Latents, StoredDocument
 from msa.bank.segment import SEGMENTS
 from msa.bank.state import State
-from msa.errors import BankCorruptError, BankFormatError, BankFullError, BankMismatchError
+from msa.errors import BankCorruptError, BankFormatError, BankFullError, BankMismatchError, NotFiniteError
 
 _MANIFEST_BYTES = 512  # of a manifest, for each of its segments
+_NAMED = 5  # documents, in a message
 
 
 def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | None, places: Mapping[str, int]) -> None:
@@ -47,6 +50,26 @@ def check_put(state: State, put: Sequence[StoredDocument], latents: Latents | No
                 f"part {number} was put with {num_chunks} chunks for document {id_!r}, it is stored with "
                 f"{state.part_chunks[row]} chunks for document {owner.id!r}"
             )
+
+
+def check_finite(put: Sequence[StoredDocument], latents: Latents) -> None:
+    """Make sure that all latents are finite: one NaN among routing keys, and no question would find anything.
+
+    Raises:
+        NotFiniteError: some are not; their documents are named.
+    """
+    tensors = [tensor for kind in KINDS for tensor in getattr(latents, kind).values()]
+    # many times faster than isfinite; NaN wins over any number
+    if all(math.isfinite(bound) for tensor in tensors for bound in map(float, tensor.aminmax())):
+        return
+    broken = torch.stack([~tensor.flatten(1).isfinite().all(1) for tensor in tensors]).any(0)  # [C]
+    numbers = {*latents.numbers.repeat_interleave(latents.chunk_offsets.diff())[broken].tolist()}
+    names = [repr(document.id) for document in put if any(part.number in numbers for part in document.parts)]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    raise NotFiniteError(
+        f"the model's latents of document {', '.join(names[:_NAMED])}{more} are not finite numbers, and were not "
+        "stored, nor was what came with them. Leave these documents out, or load the model with dtype float32"
+    )
 
 
 def check_room(

@@ -200,6 +200,8 @@ class Memory:
 
         Raises:
             DocumentError: an item that is no document; names its position.
+            NotFiniteError: the model makes NaN or infinite latents of documents, which are named; what was committed
+                before stays.
             BankFullError: the memory would grow beyond ``max_bytes``; what was committed before stays.
             BankUnreadableError: whether one of them is there already cannot be read at present.
             TypeError: one document instead of several.
