@@ -244,3 +244,21 @@ def test_memory_that_a_query_cannot_get(folder: Path, damaged: bool) -> None:
         with pytest.raises(BankError, match="is damaged" if damaged else "Cannot allocate memory") as caught:
             bank.list()
         assert isinstance(caught.value, BankCorruptError) == damaged
+
+
+def test_a_disk_that_fails_while_texts_are_read(folder: Path) -> None:
+    class Failing:
+        def execute(self, *_: Any) -> None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
+
+        def close(self) -> None:
+            pass
+
+    with MemoryBank.open(folder, read_only=True) as bank:
+        bank.segments()[0].documents._connection = Failing()  # type: ignore[assignment]
+        for call in (bank.list, lambda: bank.sound_documents(["a"]), lambda: bank.content_hashes(["a"])):
+            with pytest.raises(BankUnreadableError, match=r"cannot be read \(disk I/O error\)"):
+                call()
+        assert [*bank.sound_documents(["b"])] == ["b"]

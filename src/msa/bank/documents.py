@@ -28,7 +28,7 @@ from msa.errors import BankCorruptError, BankError
 
 BATCH = 500  # below SQLite's oldest limit of 999 variables in a statement
 # what SQLite says, in the lower eight bits of its codes, where it could not read rather than read nonsense
-_UNREADABLE = frozenset({sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
+_UNREADABLE = frozenset({sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
 T = TypeVar("T")
 Row = tuple[int, StoredDocument]
 _COLUMNS = ("places", "superseded", "part_numbers", "part_places", "part_tokens", "part_chunks", "id_places")
@@ -265,8 +265,10 @@ class DocumentsFile:
 
     def _said(self, error: Exception) -> BankError:
         """What an error of SQLite's says of the file: damage, or nothing where it could not be read."""
-        short = isinstance(error, MemoryError)
-        if short or getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNREADABLE:
+        short, code = isinstance(error, MemoryError), getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_IOERR:  # no reason to read the whole of a file on a disk that fails
+            return unreadable(self.file, OSError(str(error)))
+        if short or code in _UNREADABLE:
             try:
                 if file_checksum(self.file) == self._info.checksum:  # else damage made it ask for what there is not
                     return unreadable(self.file, MemoryError() if short else OSError(str(error)))
