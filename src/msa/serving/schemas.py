@@ -102,7 +102,10 @@ class UsageCounts(BaseModel):
 
 
 class Source(BaseModel):
-    """A document that was retrieved; ``read``: whether its text was given to the model."""
+    """A document that was retrieved; ``read``: whether its text was given to the model.
+
+    ``text`` is the ``part``-th of its ``parts``, beginning at the character ``offset``.
+    """
 
     id: str
     title: str
@@ -110,6 +113,9 @@ class Source(BaseModel):
     score: float
     text: str
     metadata: dict[str, Any]
+    part: int
+    parts: int
+    offset: int
     number: int
     read: bool
     ranking: Literal["memory", "hybrid"]
@@ -194,13 +200,16 @@ class MemoryDeleted(BaseModel):
 
 
 class Found(BaseModel):
-    """A document that a search found."""
+    """A document that a search found; ``part``, ``parts`` and ``offset`` as of a source."""
 
     id: str
     text: str
     score: float
     metadata: dict[str, Any]
     ranking: Literal["memory", "hybrid"]
+    part: int
+    parts: int
+    offset: int
 
 
 class FoundList(BaseModel):
