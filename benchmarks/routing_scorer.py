@@ -1,7 +1,7 @@
 """The routing scorer beside the plain ones and beside what memory and processor allow at most.
 
     python benchmarks/routing_scorer.py [--shapes default published] [--tokens 1000000 10000000 100000000]
-        [--question-tokens 8 32 64] [--forms int8 half exact] [--cosine 0.9] [--memory]
+        [--question-tokens 8 32 64] [--forms int8 half exact] [--cosine 0 0.9] [--memory]
         [--out benchmarks/results/FILE.json]
     python benchmarks/routing_scorer.py --device cuda --shapes published --tokens 100000000
 
@@ -31,6 +31,7 @@ its work on the GPU alone (a CUDA graph of it), ``route`` a call for all documen
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import shlex
@@ -173,11 +174,11 @@ def measure_memory(what: str, shape: Shape, num_chunks: int, tokens: int, cosine
     return peak_mib() - before
 
 
-def in_own_process(args: argparse.Namespace, shape: str, chunks: int, what: str) -> dict[str, Any]:
+def in_own_process(args: argparse.Namespace, shape: str, chunks: int, what: str, cosine: float) -> dict[str, Any]:
     """What this file measures of one scorer, and on a CPU its memory for each length, in processes of their own."""
     command = [sys.executable, __file__, "--shapes", shape, "--measure", what, "--chunks", str(chunks)]
     command += ["--repeats", str(args.repeats), "--device", args.device, "--plain-chunks", str(args.plain_chunks)]
-    command += ["--cosine", str(args.cosine), "--question-tokens"]
+    command += ["--cosine", str(cosine), "--question-tokens"]
     lengths = sorted(args.question_tokens)
     timed_too = {} if args.memory else printed_by([*command, *map(str, lengths)])
     result: dict[str, Any] = {**{f"{tokens} tokens": {} for tokens in lengths}, **timed_too}
@@ -194,13 +195,13 @@ def printed_by(command: list[str]) -> Any:
     return json.loads(run.stdout)
 
 
-def measure_size(args: argparse.Namespace, shape: str, chunks: int) -> dict[str, Any]:
+def measure_size(args: argparse.Namespace, shape: str, chunks: int, cosine: float) -> dict[str, Any]:
     """All forms and, where that is not too much, the other scorers; and how they compare."""
-    forms = {form: in_own_process(args, shape, chunks, form) for form in args.forms}
+    forms = {form: in_own_process(args, shape, chunks, form, cosine) for form in args.forms}
     beside = chunks <= args.plain_chunks and args.device == "cpu"
     peers, missing = peers_here() if beside else ([], {})
     methods = (*PLAIN, *peers) if beside else ()
-    others = {method: in_own_process(args, shape, chunks, method) for method in methods}
+    others = {method: in_own_process(args, shape, chunks, method, cosine) for method in methods}
     for key in (f"{tokens} tokens" for tokens in args.question_tokens):
         for ours in (form[key] for form in forms.values()):
             for method, theirs in ((name, each[key]) for name, each in others.items()):
@@ -221,13 +222,13 @@ def compare_selections(found: dict[str, dict[str, Any]]) -> None:
 
 def measured(args: argparse.Namespace) -> Any:
     """What this process was started for."""
-    shape, lengths = SHAPES[args.shapes[0]], args.question_tokens
+    shape, lengths, cosine = SHAPES[args.shapes[0]], args.question_tokens, args.cosine[0]
     if args.device == "cuda":
         return measure_gpu(args.measure, shape, args.chunks, lengths, args.repeats, args.plain_chunks)
     if args.memory:
-        return measure_memory(args.measure, shape, args.chunks, lengths[0], args.cosine)
+        return measure_memory(args.measure, shape, args.chunks, lengths[0], cosine)
     measure = measure_ours if args.measure in FORMS else measure_other
-    return measure(args.measure, shape, args.chunks, lengths, args.repeats, args.cosine)
+    return measure(args.measure, shape, args.chunks, lengths, args.repeats, cosine)
 
 
 def main() -> None:
@@ -241,14 +242,16 @@ def main() -> None:
     parser.add_argument(
         "--plain-chunks", type=int, default=PLAIN_CHUNKS, help="the other scorers run on up to so many chunks"
     )
-    parser.add_argument("--cosine", type=float, default=0.0, help="of two keys, in the mean; 0: random ones (CPU only)")
+    parser.add_argument(
+        "--cosine", type=float, nargs="+", default=[0.0], help="of two keys, in the mean; 0: random ones (CPU only)"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", choices=(*GPU_FORMS, *PLAIN, *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true", help="peaks of memory alone, on a CPU")
     parser.add_argument("--chunks", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not 0 <= args.cosine < 1 or ((args.cosine or args.memory) and args.device == "cuda"):
+    if not all(0 <= each < 1 for each in args.cosine) or ((any(args.cosine) or args.memory) and args.device == "cuda"):
         parser.error("--cosine takes 0 to below 1; it and --memory are measured on a CPU")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
@@ -264,14 +267,14 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         + (torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability()),
         **made_by(),
-        "mean cosine of two keys": args.cosine,
     }
     for name in args.shapes:
         shape = SHAPES[name]
         result[name] = {"heads": str(shape)}
-        for tokens in sorted(args.tokens):
-            result[name][f"{tokens} tokens"] = measure_size(args, name, tokens // CHUNK_TOKENS)
-            print(json.dumps({f"{name}, {tokens} tokens": result[name][f"{tokens} tokens"]}, indent=1), flush=True)
+        for tokens, cosine in itertools.product(sorted(args.tokens), args.cosine):
+            size = f"{tokens} tokens" + (f", cosine {cosine:g}" if cosine else "")
+            result[name][size] = measure_size(args, name, tokens // CHUNK_TOKENS, cosine)
+            print(json.dumps({f"{name}, {size}": result[name][size]}, indent=1), flush=True)
             if args.out:
                 args.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -51,19 +51,20 @@ def test_each_length_has_its_memory_from_a_process_of_its_own(script, monkeypatc
     scorer, asked = script("routing_scorer"), []
 
     def printed_by(command):
+        assert command[command.index("--cosine") + 1] == "0.9"
         lengths = command[command.index("--question-tokens") + 1 :]
         asked.append(lengths)
         return 2.5 if lengths[-1] == "--memory" else {f"{tokens} tokens": {"best": 1.0} for tokens in lengths}
 
     monkeypatch.setattr(scorer, "printed_by", printed_by)
-    args = SimpleNamespace(question_tokens=[32, 8], repeats=1, device="cpu", plain_chunks=1, cosine=0.0, memory=False)
-    found = scorer.in_own_process(args, "default", 64, "exact")
+    args = SimpleNamespace(question_tokens=[32, 8], repeats=1, device="cpu", plain_chunks=1, memory=False)
+    found = scorer.in_own_process(args, "default", 64, "exact", 0.9)
     assert asked == [["8", "32"], ["8", "--memory"], ["32", "--memory"]]
     assert found == {f"{tokens} tokens": {"best": 1.0, "peak_added_mib": 2.5} for tokens in (8, 32)}
     args.memory = True
-    assert scorer.in_own_process(args, "default", 64, "exact")["32 tokens"] == {"peak_added_mib": 2.5}
+    assert scorer.in_own_process(args, "default", 64, "exact", 0.9)["32 tokens"] == {"peak_added_mib": 2.5}
     args.device, args.memory = "cuda", False
-    assert "peak_added_mib" not in scorer.in_own_process(args, "default", 64, "exact")["8 tokens"]
+    assert "peak_added_mib" not in scorer.in_own_process(args, "default", 64, "exact", 0.9)["8 tokens"]
 
 
 def test_memory_is_found_however_little_the_last_question_took(script):
