@@ -13,19 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from performance_tables import (
-    CONCURRENCY,
-    CPU_SIZE,
-    GPU_FORMS,
-    GPU_SIZE,
-    LENGTHS,
-    TOP_K,
-    WAYS,
-    blocks,
-    load,
-    question_floor,
-    stored,
-)
+from performance_routing import CPU, CPU_SIZE, GPU, GPU_FORMS, GPU_SIZE, LENGTHS, WAYS
+from performance_tables import CONCURRENCY, TOP_K, blocks, question_floor
+from result_tables import load, stored
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -59,7 +49,7 @@ def save(figure: Any, name: str) -> None:
 
 def draw_question_length() -> None:
     """Routing on a CPU by question length: both shapes, the plain scorers and the floors."""
-    content = load("routing_scorer_2cpu_202611")
+    content = load(CPU)
     figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained")
     for axis, shape in zip(axes, ("default", "published"), strict=True):
         sizes = content[shape][CPU_SIZE]
@@ -84,7 +74,7 @@ def draw_question_length() -> None:
 
 def draw_gpu() -> None:
     """The kernel as a multiple of its floor."""
-    sizes = load("routing_scorer_h200_202611")["published"][GPU_SIZE]
+    sizes = load(GPU)["published"][GPU_SIZE]
     figure, axis = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
     for number, length in enumerate(LENGTHS):
         ratios = [sizes[form][length]["replayed / floor"] for form in GPU_FORMS]
@@ -117,7 +107,7 @@ def draw_memory_size() -> None:
     axis.set_xticks(tokens, [f"{count // 10**6}M" for count in tokens])
     axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
-    axis.set_title("A question of 12 tokens through 15 layers, two cores", fontsize=11)
+    axis.set_title("A question of 12 tokens through 15 layers, two cores, before the scorer's rewrite", fontsize=11)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     save(figure, "memory-size")

@@ -6,148 +6,34 @@ pictures. Two floors were not measured in the run they stand beside and are deri
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from performance_routing import (
+    CPU,
+    CPU_FORMS,
+    CPU_SIZE,
+    GPU,
+    GPU_FORMS,
+    GPU_SIZE,
+    LENGTHS,
+    ratios_again,
+    ratios_of,
+    routing_again,
+    routing_alike,
+    routing_cpu,
+    routing_gpu,
+    routing_memory,
+    times_the_memory,
+)
+from result_tables import load, ms, origin, rate, span, stored, table, times, unnamed
+
 CONCURRENCY, TOP_K = "serving_throughput_2cpu_202611", "top_k_growth_2cpu_202611"
 GPU_MEMORY = "gpu_memory_h200_202611"
 ANSWERING = "bench_answering_smollm2-135m_2cpu_202611"
 FEW_ROWS = "few_row_products_2cpu_202611"
 GPU_MEMORY_FORMER = "gpu_memory_former_h200_202611"
-COMMANDS = {
-    "encode_decode_2cpu_202611": "python benchmarks/encode_decode.py",
-    "routing_memory_2cpu_202611": "python benchmarks/routing_memory.py",
-    "bank_scale_2cpu_202611": "python benchmarks/bank_scale.py --folder F --tokens 1000000 10000000 100000000",
-    CONCURRENCY: "python benchmarks/serving_throughput.py",
-}
-CPU_SIZE, GPU_SIZE = "4194304 tokens", "100000000 tokens"
-LENGTHS = ("8 tokens", "32 tokens", "64 tokens")
-CPU_SHAPES = ("default", "published")
-CPU_FORMS, GPU_FORMS = ("exact", "half", "int8"), ("exact", "half", "float8", "int8")
-WAYS = ("as written", "folded")
-PEERS = ("faiss flat", "maxsim-cpu (another score)")  # only where the stored measurement has them
 LAYERS, CHUNKS = 15, 65536  # router layers of the default model; chunks of the stored CPU measurement
-
-
-def load(name: str) -> dict[str, Any]:
-    """One stored result."""
-    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-
-
-def stored(name: str) -> bool:
-    """Whether there is such a result."""
-    return (RESULTS / f"{name}.json").is_file()
-
-
-def origin(name: str) -> str:
-    """Command, machine and date."""
-    content = load(name)
-    made = content.get("environment", content)
-    machine = made["machine"] + (f", {made['threads']} threads" if "threads" in made else "")
-    command = content.get("command") or COMMANDS.get(name) or made["command"]
-    return f"[`{name}.json`](../benchmarks/results/{name}.json): `{command}`; {machine}; {made['date']}."
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; all but the first column to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def ms(seconds: float) -> str:
-    """Milliseconds with three digits."""
-    value = 1000 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def rate(value: float) -> str:
-    """Tokens in a second, three digits or more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def times(ratio: float) -> str:
-    """A ratio with enough digits to be compared with a target."""
-    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"
-
-
-def span(values: Iterable[float]) -> str:
-    """The least and the greatest of several ratios."""
-    ordered = sorted(values)
-    return f"{times(ordered[0]).removesuffix('×')}–{times(ordered[-1])}"
-
-
-def routing_cpu() -> str:
-    """Each form of key and question length, for both shapes."""
-    name = "routing_scorer_2cpu_202611"
-    content, rows = load(name), []
-    ways = [*WAYS, *(peer for peer in PEERS if all(peer in content[shape][CPU_SIZE] for shape in CPU_SHAPES))]
-    for shape in CPU_SHAPES:
-        sizes = content[shape][CPU_SIZE]
-        for form in CPU_FORMS:
-            for length in LENGTHS:
-                ours, stream = sizes[form][length], sizes[form]["stream"]
-                rows.append(
-                    [
-                        f"{shape}, {form}, {length}",
-                        ms(ours["best"]),
-                        f"{ms(stream)} / {ms(ours['product'])}",
-                        times(ours["/ floor"]),
-                        *(f"{ms(sizes[way][length]['best'])} ({times(ours[f'{way}: times as long'])})" for way in ways),
-                        f"{ours['peak_added_mib']:.1f} / {sizes['as written'][length]['peak_added_mib']:.0f}",
-                    ]
-                )
-    header = ["shape, keys, question", "ms", "floors: read / multiply, ms", "of the larger"]
-    header += [*(f"{way}, ms (slower)" for way in ways), "memory added: here / as written, MiB"]
-    return f"{table(header, rows)}\n\n{above_the_product()}\n\n{origin(name)}"
-
-
-def above_the_product() -> str:
-    """What the scorer takes beside multiplying, by question length."""
-    sizes = load("routing_scorer_2cpu_202611")["published"][CPU_SIZE]
-    found = {
-        form: " / ".join(ms(sizes[form][length]["best"] - sizes[form][length]["product"]) for length in LENGTHS)
-        for form in CPU_FORMS
-    }
-    shown = "; ".join(f"{form} {values}" for form, values in found.items())
-    return f"Time beyond multiplying, published shape, 8 / 32 / 64 tokens, ms: {shown}."
-
-
-def routing_gpu() -> str:
-    """Each form of key and question length, 100M tokens of the published shape."""
-    name = "routing_scorer_h200_202611"
-    sizes, rows = load(name)["published"][GPU_SIZE], []
-    for form in GPU_FORMS:
-        for length in LENGTHS:
-            ours = sizes[form][length]
-            ways = ("select", "route", "plain", "select, 65536 chunks", "naive, 65536 chunks")
-            seconds = [ours[way]["best"] for way in ways]
-            rows.append(
-                [
-                    f"{form}, {length}",
-                    ms(ours["replayed"]["best"]),
-                    ms(sizes[form]["stream"]),
-                    times(ours["replayed / floor"]),
-                    *map(ms, seconds[:3]),
-                    f"{ms(seconds[3])} / {ms(seconds[4])}",
-                ]
-            )
-    header = ["keys, question", "kernel, ms", "floor: read, ms", "of the floor", "whole call, ms"]
-    others = ["with all scores, ms", "plain torch, ms", "call / naive, 64K chunks, ms"]
-    return f"{table([*header, *others], rows)}\n\n{origin(name)}"
-
-
-def routing_memory() -> str:
-    """What scoring adds to the resident keys."""
-    name = "routing_memory_2cpu_202611"
-    content = load(name)
-    rows = [
-        [way, ms(content[way]["seconds"]), f"{content[way]['keys_mib']:.0f}", f"{content[way]['peak_added_mib']:.0f}"]
-        for way in ("msa", "folded", "head by head")
-    ]
-    return f"{table(['scorer', 'median ms', 'keys, MiB', 'added at the peak, MiB'], rows)}\n\n{origin(name)}"
 
 
 def encoding() -> str:
@@ -201,8 +87,10 @@ def answering() -> str:
         others = part[unit] / part["baselines"][beside]["times as fast here"]
         faster = times(part["baselines"][beside]["times as fast here"])
         floor = f"{part['highest floor']}: {times(part['/ floor'])}" if unit == "tokens/s" else ""
-        rows.append([f"{what}, {unit}", rate(part[unit]), f"{beside}: {rate(others)}", faster, floor])
-    return f"{table(['smollm2-135m', 'here', 'beside', 'ratio', 'of the floor'], rows)}\n\n{origin(ANSWERING)}"
+        same = str(part.get("texts as one at a time", ""))
+        rows.append([f"{what}, {unit}", rate(part[unit]), f"{beside}: {rate(others)}", faster, floor, same])
+    header = ["smollm2-135m", "here", "beside", "ratio", "of the floor", "texts as alone"]
+    return f"{table(header, rows)}\n\n{origin(ANSWERING)}"
 
 
 def few_rows() -> str:
@@ -225,7 +113,7 @@ def few_rows() -> str:
 
 def read_speed() -> float:
     """Bytes/s of reading 128 MiB of keys once, as the routing measurement found it on the same machine."""
-    exact = load("routing_scorer_2cpu_202611")["published"][CPU_SIZE]["exact"]
+    exact = load(CPU)["published"][CPU_SIZE]["exact"]
     return float(exact["key_mib"]) * 2**20 / float(exact["stream"])
 
 
@@ -244,11 +132,17 @@ def decode_of_streaming() -> float:
     return next(float(part["/ floor"]) for part in load(ANSWERING)["answering"] if part["what"].endswith("decode"))
 
 
+def _of_generate() -> float:
+    """Tokens/s as a multiple of transformers' ``generate``, by ``msa bench answering``."""
+    part = next(part for part in load(ANSWERING)["answering"] if part["what"].endswith("decode"))
+    return float(part["baselines"]["generate"]["times as fast here"])
+
+
 def question_floor(size: Mapping[str, Any], tier: str) -> float:
     """Seconds of routing through all layers at least: reading the keys, or multiplying them with 8 tokens; derived."""
     form = "int8" if tier == "int8" else "half"
     stored_bytes = next(row["routing_key_bytes"] for row in size["tiers"] if row["routing_keys"] == form)
-    product = load("routing_scorer_2cpu_202611")["default"][CPU_SIZE][form]["8 tokens"]["product"]
+    product = load(CPU)["default"][CPU_SIZE][form]["8 tokens"]["product"]
     return max(stored_bytes / read_speed(), product * LAYERS * size["chunks"] / CHUNKS)
 
 
@@ -297,7 +191,7 @@ def gpu_memory() -> str:
         sources.append(
             f"* {code}: the encoder alone {rate(speeds['encoder'])} tokens/s; the layers it needs, over batches padded "
             f"beforehand, nothing kept, {rate(speeds['bare'])}. [`{name}.json`](../benchmarks/results/{name}.json): "
-            f"{made}; {content['date']}."
+            f"{made}; {content['date']}{unnamed(content['command'], content.get('commit'))}."
         )
     header = ["tokens", "added, tokens/s", "on disk, GB", "search, ms: exact / int8", "floor: read the keys, ms"]
     return f"{table([*header, 'first text, ms', 'GPU memory, GB'], rows)}\n\n" + "\n".join(sources)
@@ -353,58 +247,65 @@ def concurrency() -> str:
     return "\n\n".join([heading, *tables, picture, origin(CONCURRENCY)])
 
 
-def ratios_of(shape: str, forms: Iterable[str], key: str) -> list[float]:
-    """One ratio of the stored CPU routing measurement, for all lengths."""
-    sizes = load("routing_scorer_2cpu_202611")[shape][CPU_SIZE]
-    return [sizes[form][length][key] for form in forms for length in LENGTHS]
-
-
 def targets() -> str:
-    """What was aimed at, what was reached."""
-    at_32 = load("routing_scorer_2cpu_202611")["published"][CPU_SIZE]
-    at_32 = {form: at_32[form]["32 tokens"] for form in ("exact", "int8")}
-    gpu = load("routing_scorer_h200_202611")["published"][GPU_SIZE]
+    """What was aimed at, what was reached; the worse of two runs decides."""
     coding, decoding = load("encoding_msa-tiny_2cpu_202611")["ratios"], load("encode_decode_2cpu_202611")["ratios"]
-    of_gpu = {form: [gpu[form][length]["replayed / floor"] for length in LENGTHS] for form in GPU_FORMS}
+    growing = load(GPU_MEMORY)
+    reading, added = growing["encoding"]["tokens_per_s"], growing["sizes"][-1]["adding"]["tokens_per_s"]
+    lines: list[tuple[str, str, list[float], list[float], float]] = [
+        *_routing_targets(),
+        ("text to segment, of our bare forward, msa-tiny", "≥", [coding["add / bare_forward"]], [], 0.95),
+        ("… of transformers' bare forward", "≥", [coding["add / transformers_forward"]], [], 0.95),
+        ("… of batches in document order", "≥", [coding["add / naive"]], [], 1.5),
+        ("text to segment on an H200, of the layers needed, default", "≥", [added / reading["bare"]], [], 0.95),
+        ("ids to latents, of the bare forward, default", "≥", [decoding["encode / forward without logits"]], [], 0.95),
+        ("decoding, of transformers' generate, default", "≥", [decoding["decode / generate"]], [_of_generate()], 2.5),
+        ("… × streaming the weights once", "≤", [], [decode_of_streaming()], 1.6),
+    ]
+    rows = []
+    for what, sign, values, again, target in lines:
+        met = max(values + again) <= target if sign == "≤" else min(values + again) >= target
+        rows.append([what, _shown(values), _shown(again), f"{sign} {target}×", "met" if met else "**missed**"])
+    return table(["", "measured", "by `msa bench`", "target", ""], rows)
+
+
+def _routing_targets() -> list[tuple[str, str, list[float], list[float], float]]:
+    gpu = load(GPU)["published"][GPU_SIZE]
+
+    def of_gpu(*forms: str) -> list[float]:
+        return [gpu[form][length]["replayed / floor"] for form in forms for length in LENGTHS]
+
     whole, scored = (
         [gpu[form][length][way]["best"] / gpu[form]["stream"] for form in GPU_FORMS[:2] for length in LENGTHS]
         for way in ("select", "route")
     )
-    growing = load(GPU_MEMORY)
-    reading, added = growing["encoding"]["tokens_per_s"], growing["sizes"][-1]["adding"]["tokens_per_s"]
-    memory = [at_32[form]["as written: times the memory"] for form in at_32]
-    lines: list[tuple[str, str, list[float], float]] = [
-        ("routing on CPU, exact and half, × floor", "≤", ratios_of("published", ("exact", "half"), "/ floor"), 1.5),
-        ("… int8", "≤", ratios_of("published", ("int8",), "/ floor"), 1.5),
-        ("… × the floor at peak, exact and half", "≤", ratios_of("published", ("exact", "half"), "/ peak floor"), 1.5),
-        ("… int8", "≤", ratios_of("published", ("int8",), "/ peak floor"), 1.5),
-        ("… default model's shape, all forms, × floor", "≤", ratios_of("default", CPU_FORMS, "/ floor"), 1.5),
-        ("… faster than as written, 32 tokens, exact", "≥", [at_32["exact"]["as written: times as long"]], 30),
-        ("… int8", "≥", [at_32["int8"]["as written: times as long"]], 30),
-        ("… less extra memory than as written, 32 tokens", "≥", memory, 10),
-        ("… faster than folded, 32 tokens, exact", "≥", [at_32["exact"]["folded: times as long"]], 4),
-        ("… int8", "≥", [at_32["int8"]["folded: times as long"]], 4),
-        ("routing on an H200 (earlier kernel), exact and half, × floor", "≤", of_gpu["exact"] + of_gpu["half"], 1.3),
-        ("… float8 and int8", "≤", of_gpu["float8"] + of_gpu["int8"], 1.3),
-        ("… exact and half, the whole call", "≤", whole, 1.3),
-        ("… with all scores, as a memory asks", "≤", scored, 1.3),
-        ("text to segment, of our bare forward, msa-tiny", "≥", [coding["add / bare_forward"]], 0.95),
-        ("… of transformers' bare forward", "≥", [coding["add / transformers_forward"]], 0.95),
-        ("… of batches in document order", "≥", [coding["add / naive"]], 1.5),
-        ("text to segment on an H200, of the layers needed, default", "≥", [added / reading["bare"]], 0.95),
-        ("ids to latents, of the bare forward, default", "≥", [decoding["encode / forward without logits"]], 0.95),
-        ("decoding, of transformers' generate, default", "≥", [decoding["decode / generate"]], 2.5),
-        ("… × streaming the weights once", "≤", [decode_of_streaming()], 1.6),
+
+    def both(what: str, sign: str, forms: tuple[str, ...], key: str, target: float) -> Any:
+        """By both measurements; speed is compared at 32 tokens, floors at all lengths."""
+        lengths = ("32 tokens",) if sign == "≥" else LENGTHS
+        found = ratios_of("published", forms, key, lengths), ratios_again(forms, key, lengths)
+        return (what, sign, *found, target)
+
+    return [
+        both("routing on CPU, exact and half, × floor", "≤", ("exact", "half"), "/ floor", 1.5),
+        both("… int8", "≤", ("int8",), "/ floor", 1.5),
+        both("… × the floor at peak, exact and half", "≤", ("exact", "half"), "/ peak floor", 1.5),
+        both("… int8", "≤", ("int8",), "/ peak floor", 1.5),
+        ("… default model's shape, all forms, × floor", "≤", ratios_of("default", CPU_FORMS, "/ floor"), [], 1.5),
+        both("… faster than as written, 32 tokens, exact", "≥", ("exact",), "as written: times as long", 30),
+        both("… int8", "≥", ("int8",), "as written: times as long", 30),
+        ("… less extra memory than as written, 32 tokens", "≥", times_the_memory("32 tokens"), [], 10),
+        both("… faster than folded, 32 tokens, exact", "≥", ("exact",), "folded: times as long", 4),
+        both("… int8", "≥", ("int8",), "folded: times as long", 4),
+        ("routing on an H200 (earlier kernel), exact and half, × floor", "≤", of_gpu("exact", "half"), [], 1.3),
+        ("… float8 and int8", "≤", of_gpu("float8", "int8"), [], 1.3),
+        ("… exact and half, the whole call", "≤", whole, [], 1.3),
+        ("… with all scores, as a memory asks", "≤", scored, [], 1.3),
     ]
-    rows = []
-    for what, sign, values, target in lines:
-        met = max(values) <= target if sign == "≤" else min(values) >= target
-        rows.append([what, times(values[0]) if len(values) == 1 else span(values), f"{sign} {target}×", _met(met)])
-    return table(["", "measured", "target", ""], rows)
 
 
-def _met(met: bool) -> str:
-    return "met" if met else "**missed**"
+def _shown(values: list[float]) -> str:
+    return "" if not values else times(values[0]) if len(values) == 1 else span(values)
 
 
 def blocks() -> dict[str, str]:
@@ -412,6 +313,8 @@ def blocks() -> dict[str, str]:
     return {
         "targets": targets(),
         "routing on a cpu": routing_cpu(),
+        "routing again": routing_again(),
+        "alike": routing_alike(),
         "memory of routing": routing_memory(),
         "routing on an h200": routing_gpu(),
         "encoding": encoding(),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from performance_tables import load, origin, stored
+from result_tables import load, origin, stored
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
