@@ -235,9 +235,16 @@ def concurrency() -> str:
     if not stored(CONCURRENCY):
         return ""
     content = load(CONCURRENCY)
-    keys = ("questions/s", "tokens/s", "times one at a time", "texts as alone")
+    keys = ("questions/s", "tokens/s", "times one at a time", "questions a pass", "texts as alone")
     rows = [
-        [way, f"{row[keys[0]]:.3g}", f"{row[keys[1]]:,.0f}", times(row[keys[2]]), str(row[keys[3]])]
+        [
+            way,
+            f"{row[keys[0]]:.3g}",
+            f"{row[keys[1]]:,.0f}",
+            times(row[keys[2]]),
+            f"{row[keys[3]]:.3g}" if keys[3] in row else "not noted",
+            str(row[keys[4]]),
+        ]
         for way, row in content["throughput"].items()
     ]
     passes = [[rows_, ms(row["seconds"]), f"{row['tokens/s']:,.0f}"] for rows_, row in content["passes"].items()]
