@@ -49,3 +49,25 @@ def test_where_no_token_has_a_vector_of_its_own_it_says_so(outputs, caplog):
 def test_without_any_spare_token_the_end_of_a_turn_serves(outputs):
     strings = protocol_for(tokenizer(*WORDS[:3]), outputs[:3])
     assert (strings.reference_end, strings.end_of_retrieve) == ("<|im_end|>", "<|im_end|>")
+
+
+QWEN3 = "{%- if enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+
+
+@pytest.mark.parametrize(
+    ("words", "template", "is_done"),
+    [
+        ((*WORDS, "<think>", "</think>"), QWEN3, True),
+        ((*WORDS, "<think>", "</think>"), {"default": QWEN3}, True),
+        ((*WORDS, "<think>", "</think>"), "{{ messages }}", False),  # one that only shares the vocabulary
+        ((*WORDS, "<think>", "</think>"), None, False),
+        (WORDS, QWEN3, False),
+    ],
+)
+def test_a_model_that_reasons_first_begins_with_reasoning_that_is_done(words, template, is_done):
+    given = tokenizer(*words)
+    given.chat_template = template
+    strings = protocol_for(given)
+    ending = "assistant\n<think>\n\n</think>\n\n" if is_done else "assistant\n"
+    assert strings.reader_prompt.endswith(ending)
+    assert strings.question_end.endswith("assistant\n")

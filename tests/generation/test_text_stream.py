@@ -36,6 +36,14 @@ def test_a_character_that_never_ends_is_shown_as_such_at_the_end(model):
     assert pieces == ["a", "b", "", "", "", "\ufffd"]
 
 
+def test_a_character_that_the_limit_cut_is_left_out(model):
+    tokens = of(model, "ab 😀")
+    for missing in (1, 2, 3):
+        cut = TextStream(model.protocol)
+        pieces = [cut.push(token) for token in tokens[:-missing]] + [cut.finish(cut=True)]
+        assert "".join(pieces) == cut.text == "ab "
+
+
 @pytest.mark.parametrize("stop", [("\n\n",), ("STOP",), ("ab STOP", "zz"), ("S", "STOP")])
 def test_text_ends_before_a_stop_string(model, stop):
     text = "ab STOP\n\nnever"
@@ -181,3 +189,22 @@ def test_streaming_equals_cutting_the_whole_text(model, text, stop):
     for lead in ("a:", "é:"):
         pieces, ended = stream(model, of(model, text), stop=stop, hidden_lead=lead)
         assert ("".join(pieces), ended.stopped) == cut_by_hand(text, stop, lead)
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+def test_long_answers_are_what_their_tokens_say_and_cost_no_more_a_token(model, monkeypatch, prepend):
+    """Also where a tokenizer leaves out the space before a text's first word."""
+    text = "Ünïcode 😀 wörds, and  spaces\n\n" * 40
+    tokens = of(model, text)
+    decoded, lengths = Protocol.decode, []
+
+    def watched(protocol, ids):
+        lengths.append(len(ids))
+        said = decoded(protocol, ids)
+        return said.removeprefix(" ") if prepend else said
+
+    monkeypatch.setattr(Protocol, "decode", watched)
+    pieces, ended = stream(model, tokens)
+    assert ended.text == "".join(pieces) == text
+    assert len(tokens) > 1000
+    assert max(lengths) < 100

@@ -14,6 +14,7 @@ from msa.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _READING = "{documents}Using the text above, answer the question in one or two sentences.\nQuestion: {question}"
+_NO_REASONING = "<think>\n\n</think>\n\n"
 # single tokens of known vocabularies that no ordinary text uses, best first
 _SPARE_TOKENS = (
     "<|object_ref_end|>",
@@ -67,6 +68,7 @@ def protocol_for(tokenizer: Any, outputs: Tensor | None = None) -> ProtocolStrin
         instructed = "[INST]" in vocabulary
         opening, answer = (f"{begin}[INST]", "[/INST]") if instructed else (begin or "\n", "\nAnswer:")
         document = f"{begin}[{{id}}]. {{text}}[{{id}}]{end}"
+    reasoning = _NO_REASONING if _thinks(tokenizer, vocabulary) else ""
     spare = _writable(_SPARE_TOKENS, tokenizer, outputs, end)
     return ProtocolStrings(
         document=document,
@@ -80,10 +82,17 @@ def protocol_for(tokenizer: Any, outputs: Tensor | None = None) -> ProtocolStrin
         answer_end=end,
         route_whole_turn=False,
         retrieval="routed",
-        reader_prompt=opening + _READING + answer,
+        reader_prompt=opening + _READING + answer + reasoning,
         reader_document="{text}\n\n",
         max_document_tokens=512,
     )
+
+
+def _thinks(tokenizer: Any, vocabulary: set[str]) -> bool:
+    """Whether the model reasons first unless its turn begins with reasoning that is done, as Qwen3's does."""
+    templates = getattr(tokenizer, "chat_template", None) or ""
+    written = " ".join(templates.values()) if isinstance(templates, dict) else templates
+    return {"<think>", "</think>"} <= vocabulary and "<think>" in written
 
 
 def _writable(candidates: Sequence[str], tokenizer: Any, outputs: Tensor | None, otherwise: str) -> str:

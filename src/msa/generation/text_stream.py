@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msa.documents import Protocol
 
 _UNFINISHED = "\ufffd"  # what a cut UTF-8 sequence decodes to
 # tokens; what goes on for longer is no quotation, and whoever waits for an answer is shown it
 LONGEST_QUOTATION = 256
+
+
+# tokens at the end of an answer that are decoded at every new one, and how many of them were before: some tokenizers
+# treat the first token of a text in another way
+_DECODED_AGAIN, _OVERLAP = 64, 8
+
+
+class _Settled(NamedTuple):
+    """Text that further tokens cannot change; of the tokens from ``overlap`` on it ends with so many characters."""
+
+    text: str = ""
+    overlap: int = 0
+    overlap_characters: int = 0
 
 
 class TextStream:
@@ -34,6 +48,7 @@ class TextStream:
         self._hidden_lead = hidden_lead.strip()
         self._quotation_end = quotation_end  # None: nothing is being quoted, or no longer
         self._tokens: list[int] = []
+        self._settled = _Settled()
         self._num_shown = 0  # characters of what the tokens say
         self._follows_opening = False
         self.text = ""
@@ -73,7 +88,10 @@ class TextStream:
         return "" if self.stopped else self._advance(final=True, cut=cut)
 
     def _advance(self, final: bool, cut: bool = False) -> str:
-        whole = self._visible(self._protocol.decode(self._tokens), begun=final and not cut)
+        said = self._said()
+        if cut:
+            said = said.rstrip(_UNFINISHED)  # what would have completed the character does not come
+        whole = self._visible(said, begun=final and not cut)
         found = [at for string in self._stop if (at := whole.find(string)) >= 0]
         if found:
             whole, self.stopped = whole[: min(found)], True
@@ -83,6 +101,17 @@ class TextStream:
         self._num_shown += len(piece)
         self.text += piece
         return piece
+
+    def _said(self) -> str:
+        """The text of all tokens, of which only the last few are decoded again."""
+        settled = self._settled
+        text = settled.text + self._protocol.decode(self._tokens[settled.overlap :])[settled.overlap_characters :]
+        if len(self._tokens) - settled.overlap > _DECODED_AGAIN and not text.endswith(_UNFINISHED):
+            overlap = len(self._tokens) - _OVERLAP
+            ending = self._protocol.decode(self._tokens[overlap:])
+            if text.endswith(ending):  # not so if they begin within a character: then a little later
+                self._settled = _Settled(text, overlap, len(ending))
+        return text
 
     def _visible(self, text: str, begun: bool) -> str:
         """Without the hidden lead; of one that was only ``begun``: all, else nothing, for it may still be coming."""
