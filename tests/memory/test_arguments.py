@@ -3,7 +3,7 @@
 import pytest
 
 from msa import Memory
-from msa.errors import BankError
+from msa.errors import BankError, DocumentError
 from msa.generation.sampling import Sampling
 
 SHORT = {"retrieval": "routed", "max_new_tokens": 2}
@@ -49,6 +49,32 @@ def test_every_seed_that_is_taken_can_be_drawn_with(seed):
 def test_no_strings_that_stop(memory):
     texts = {memory.ask("Why?", **SHORT, **stop).text for stop in ({}, {"stop": None}, {"stop": []}, {"stop": ()})}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("value", [2.5, "3", True])
+def test_numbers_of_documents_are_whole_ones(memory, value):
+    with pytest.raises(TypeError, match="top_k must be a whole number"):
+        memory.search("Why?", top_k=value)
+    with pytest.raises(TypeError, match="limit must be a whole number"):
+        memory.list(limit=value)
+
+
+def test_ids_to_delete_are_several(memory):
+    with pytest.raises(TypeError, match="several ids.*got one int"):
+        memory.delete(3)
+
+
+def test_an_id_of_too_many_digits_is_refused_with_its_place(memory):
+    with pytest.raises(DocumentError, match='item 1: "id" is a number of too many digits'):
+        memory.add([{"id": 10**300, "text": "x"}, {"id": 10**5000, "text": "y"}])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("stop", 3), ("stop", [1]), ("answer_lead", 3), ("stop", {"a"}), ("stop", b"x")]
+)
+def test_texts_of_options_are_texts(memory, option, value):
+    with pytest.raises(TypeError, match=f"{option} must be"):
+        memory.ask("Why?", **{option: value}, **SHORT)
 
 
 def test_the_document_to_list_after_is_named(memory):

@@ -77,6 +77,9 @@ def document_from_record(record: Any, where: str) -> Document:
     )
 
 
+_MOST_ID_BITS = 1024  # Python refuses to write out numbers of more than some thousand digits
+
+
 def text_id(text: str, kind: str = "sha256") -> str:
     """The id of a text that has none: the same text always gets the same id."""
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -86,6 +89,8 @@ def _check_id(doc_id: Any, text: str, where: str) -> str:
     if doc_id is None:
         return text_id(text)
     if isinstance(doc_id, int) and not isinstance(doc_id, bool):
+        if doc_id.bit_length() > _MOST_ID_BITS:
+            raise DocumentError(f'{where}: "id" is a number of too many digits. Give it as a string, or leave it out')
         return str(doc_id)
     if not isinstance(doc_id, str):
         raise DocumentError(f'{where}: "id" is {_kind(doc_id)}. Give it as a string, or leave it out')

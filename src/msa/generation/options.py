@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,12 @@ class AskOptions:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.hybrid and self.retrieval == "generative":
             raise ValueError("hybrid ranking needs retrieval='routed': in generative retrieval the model alone chooses")
+        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+            raise TypeError(f"stop must be several texts, as in stop=['\\n'], got {self.stop!r}")
+        for name, texts in (("stop", self.stop), ("answer_lead", [self.answer_lead])):
+            wrong = [text for text in texts if not isinstance(text, str)]
+            if wrong:
+                raise TypeError(f"{name} must be text, got {wrong[0]!r}")
         if not isinstance(self.sampling, Sampling):
             raise TypeError(f"sampling must be a Sampling, got {self.sampling!r}")
         for name in ("max_rounds", "max_new_tokens"):  # how many are allowed: Limits, once a question is asked

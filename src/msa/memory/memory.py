@@ -21,7 +21,7 @@ from msa.engine import Engine
 from msa.errors import BankUnreadableError, MemoryBudgetError, NoDocumentsError, ParallelError
 from msa.generation.decoding import Decoding
 from msa.generation.options import AskOptions
-from msa.generation.sampling import Sampling
+from msa.generation.sampling import Sampling, check_whole
 from msa.generation.types import Answer, Event, Hit
 from msa.memory.adding import AddProgress, WindowWriter, spec_of, windows
 from msa.model.bundle import MSAModel
@@ -174,7 +174,10 @@ class Memory:
         Raises:
             KeyError: there is no document ``after``.
             ValueError: ``limit`` is negative.
+            TypeError: it is no whole number.
         """
+        if limit is not None:
+            check_whole("limit", limit)
         stored = self._bank.list(limit=limit, after=after)
         return [Document(id=item.id, text=item.text, metadata=item.metadata) for item in stored]
 
@@ -214,8 +217,9 @@ class Memory:
 
     def delete(self, ids: Iterable[str]) -> builtins.list[str]:
         """Remove documents; returns the ids that were there. Unknown ids are ignored."""
-        if isinstance(ids, str):
-            raise TypeError("delete expects several ids, as in memory.delete(['a']); got one string")
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            got = "one string" if isinstance(ids, str) else f"one {type(ids).__name__}"
+            raise TypeError(f"delete expects several ids, as in memory.delete(['a']); got {got}")
         wanted = [*dict.fromkeys(ids)]
         with self._writer.changing:
             found = self._bank.state().find(wanted)
@@ -238,10 +242,11 @@ class Memory:
 
         Raises:
             ValueError: an empty query or ``top_k`` below 1.
-            TypeError: a query that is no text.
+            TypeError: a query that is no text, a ``top_k`` that is no whole number.
             NoDocumentsError: the memory holds no documents; where only none match ``where``, none are found.
             BankFileError: no document can be found, because the latents are damaged or cannot be read.
         """
+        check_whole("top_k", top_k)
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         engine = self._current_engine()
