@@ -109,6 +109,20 @@ def test_the_worse_of_two_runs_decides(scripts, routing, results, tmp_path):
     assert verdict()[-1] == "**missed** "
 
 
+def test_keys_that_share_a_direction_stand_beside_random_ones(routing, results, tmp_path):
+    sizes = results(routing.ALIKE)["default"]
+    random, alike = (
+        sizes[size]["exact"]["8 tokens"]["best"] for size in sizes if size.endswith(("tokens", "cosine 0.9"))
+    )
+    header, _, first, *rows = routing.routing_alike().split("\n\n")[0].splitlines()
+    assert f"| 0 (random) | {1000 * random:.3g} |" in first
+    (row,) = [row for row in rows if row.startswith("| 0.9 |")]
+    assert f"| {1000 * alike:.3g} ({alike / random:.2f}×) |" in row
+    assert header.count("|") == row.count("|")
+    (tmp_path / f"{routing.ALIKE}.json").unlink()
+    assert routing.routing_alike() == ""
+
+
 def test_both_runs_are_shown(routing):
     shown = routing.routing_again()
     assert shown.count("| published, ") == 9
