@@ -11,6 +11,7 @@ import pytest
 import msa
 from msa.training.data.needles import NOT_IN_MEMORY, NeedleConfig, NeedleWorlds
 from msa.training.data.words import haystack_sentences, needle_words
+from msa.training.tiny import QUOTING_PROTOCOL
 
 FOLDER = Path(str(files("msa").joinpath("models", "msa-tiny")))
 QUESTIONS = 60
@@ -99,6 +100,27 @@ def test_answers_stand_in_what_was_read_and_refusals_are_true(memory, world, ans
             assert not any(answer.quotation.removesuffix(" mentioned") in text for text in read)
         elif any(answer.quotation in text for text in read):
             assert any(f"{answer.quotation}: {answer.text}" in text for text in read)
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_it_answers_from_what_the_routers_chose(memory, answers, hybrid):
+    """In its transcript, as though it had written their ids; second hops are the one thing it needs them for."""
+    routed = memory.ask_many([sample.query for sample in answers], retrieval="routed", hybrid=hybrid)
+    routed = dict(zip(answers, routed, strict=True))
+    assert rate(routed, {"word", "number", "uuid"}, answered) >= 0.85
+    assert rate(routed, {"unanswerable"}, refused) >= 0.7
+    assert {(len(answer.rounds), answer.rounds[0].generated) for answer in routed.values()} == {(1, "")}
+    sample, answer = next((s, a) for s, a in routed.items() if s.source == "needle/word" and a.text == s.answer)
+    assert answer.quotation.strip() == sample.quotation.strip()
+
+
+def test_its_config_is_what_its_recipe_makes(model):
+    assert model.protocol.strings == QUOTING_PROTOCOL
+
+
+def test_memories_made_with_it_stay_readable(model):
+    """A memory names the fingerprint of its model: with another it would be refused."""
+    assert model.fingerprint == "9e48518a9f019204"
 
 
 def test_a_batch_and_a_stream_answer_alike(memory, answers):

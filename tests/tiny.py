@@ -14,6 +14,7 @@ from msa.model.bundle import MSAModel
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|object_ref_end|>")
 NOT_SPECIAL = ("<think>",)  # added to the vocabulary, but not special
+READER_PROMPT = "{documents}\nQuestion: {question}<|im_end|>\n<|im_start|>"
 VOCABULARY = 256 + len(SPECIAL) + len(NOT_SPECIAL)
 
 
@@ -56,9 +57,10 @@ def tiny_lm(backbone: str = "qwen3", *, seed: int = 0, **settings: Any) -> MSAFo
     return lm.eval()
 
 
-def tiny_model(backbone: str = "qwen3", **settings: Any) -> MSAModel:
-    """The tiny network with its tokenizer and the default transcript."""
-    return MSAModel(tiny_lm(backbone, **settings), tiny_tokenizer(), name="tiny")
+def tiny_model(backbone: str = "qwen3", protocol: dict[str, Any] | None = None, **settings: Any) -> MSAModel:
+    """The tiny network with its tokenizer and the default transcript, and a prompt to read from in routed mode."""
+    strings = {"reader_prompt": READER_PROMPT, **(protocol or {})}
+    return MSAModel(tiny_lm(backbone, protocol=strings, **settings), tiny_tokenizer(), name="tiny")
 
 
 def random_tokens(*lengths: int, seed: int = 0) -> list[list[int]]:

@@ -182,6 +182,24 @@ def test_a_control_string_that_is_not_one_token_is_refused(field, text):
     assert repr(text) in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["reader_prompt", "reader_document", "reread_prompt"])
+def test_control_tokens_of_another_vocabulary_are_refused_for_a_reader(field):
+    """They would be text to the model; the protocol serves other modes all the same."""
+    protocol = Protocol(ProtocolStrings(**{field: "<|im_start|>{text}<|user|>{question}"}), tiny_tokenizer())
+    with pytest.raises(
+        CheckpointError, match=rf"needs a {field} of .*'<\|user\|>' is 8 tokens .*<\|im_end\|>"
+    ) as caught:
+        protocol.check_reader()
+    assert "leave reader_prompt empty" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<|im_start|>{documents}<|im_end|>", "a <|b c|> d <| {question}|> <||> <|>", "<think>"]
+)
+def test_what_is_no_control_token_may_stand_in_a_readers_prompt(text):
+    Protocol(ProtocolStrings(reader_prompt=text), tiny_tokenizer()).check_reader()
+
+
 @pytest.mark.parametrize(
     ("strings", "message"),
     [

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import READER_PROMPT, tiny_model
 
 from msa.documents import ProtocolStrings
 from msa.evaluation import Question
@@ -29,7 +29,11 @@ def ask(text="What orbits the earth?", **fields):
 @pytest.fixture(scope="module")
 def routed():
     """A tiny model that reads as routed mode does: documents first."""
-    return tiny_model(protocol=ProtocolStrings(retrieval="routed", reader_lead="See {title}:").to_config())
+    return tiny_model(
+        protocol=ProtocolStrings(
+            retrieval="routed", reader_prompt=READER_PROMPT, reader_lead="See {title}:"
+        ).to_config()
+    )
 
 
 def greedy(model, ids, num_tokens):

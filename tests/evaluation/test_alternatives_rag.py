@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import READER_PROMPT, tiny_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -30,7 +30,9 @@ def ask(text, **fields):
 
 @pytest.fixture(scope="module")
 def routed():
-    strings = ProtocolStrings(retrieval="routed", reader_lead="See {title}:", max_document_tokens=200)
+    strings = ProtocolStrings(
+        retrieval="routed", reader_prompt=READER_PROMPT, reader_lead="See {title}:", max_document_tokens=200
+    )
     return tiny_model(protocol=strings.to_config())
 
 
@@ -146,7 +148,7 @@ def test_ways_of_one_run_share_an_encoder_and_nothing_else(encoder, routed, monk
 
 def test_long_documents_are_parts_and_what_does_not_fit_is_shortened_around_its_best_passage(encoder):
     pytest.importorskip("faiss")
-    strings = ProtocolStrings(retrieval="routed", max_document_tokens=150)
+    strings = ProtocolStrings(retrieval="routed", reader_prompt=READER_PROMPT, max_document_tokens=150)
     small = tiny_model(max_position_embeddings=220, protocol=strings.to_config())
     row = make("rag-minilm@1", small, encoder=encoder)
     row.prepare({"long": "aaaa bbbb. " * 30 + "qq zz qq. ", "short": "cccc"})

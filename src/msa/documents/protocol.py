@@ -23,6 +23,7 @@ RETRIEVALS = ("generative", "routed")
 CONSTRAINTS = ("existing", "selected", "weighed", "none")
 ANSWERS = ("quoted", "none")
 _GAP = "\n\n"  # between a conversation and the question
+_LIKE_CONTROL = re.compile(r"<\|[^|<>{}\s]+\|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,9 @@ class ProtocolStrings:
         route_whole_turn: True: the whole user turn routes (as published); False: only the user's own words.
         retrieval: ``generative``: the model writes ids; ``routed``: the best documents by the mean of the router
             layers' scores, for models not trained to write ids.
-        reader_prompt: routed mode: what the model is given to answer from; ``{documents}`` holds the documents.
+        reader_prompt: routed mode: all that the model is given to answer from, the prefix included; ``{documents}``
+            holds the documents. Empty: the transcript, with the documents as though the model had written their ids,
+            which is what a checkpoint that was trained to write them knows how to answer from.
         reader_document: routed mode: one document inside ``reader_prompt``.
         reader_lead: routed mode: how the answer opens, shown to the user; ``{title}`` is the best document's. Empty:
             the model opens it.
@@ -84,7 +87,7 @@ class ProtocolStrings:
     constrain_answers: str = "none"
     route_whole_turn: bool = True
     retrieval: str = "generative"
-    reader_prompt: str = "{documents}\nQuestion: {question}<|im_end|>\n<|im_start|>"
+    reader_prompt: str = ""
     reader_document: str = "{text}\n\n"
     reader_lead: str = ""
     reader_documents: int = 3
@@ -197,6 +200,21 @@ class Protocol:
                 f"single token, for instance one of {', '.join(sorted(self._control)[:8])}"
             )
         return ids[0]
+
+    def check_reader(self) -> None:
+        """Refuse a reader of routed mode with control tokens of another vocabulary: the model would read them as text.
+
+        Raises:
+            CheckpointError: that names one.
+        """
+        for name in ("reader_prompt", "reader_document", "reread_prompt"):
+            for piece in _LIKE_CONTROL.findall(getattr(self.strings, name)):
+                if (count := len(self.template_ids(piece))) != 1:
+                    raise CheckpointError(
+                        f"routed retrieval needs a {name} of this vocabulary's control tokens, and in it {piece!r} is "
+                        f"{count} tokens of text; name others in the config's protocol, for instance of "
+                        f"{', '.join(sorted(self._control)[:8])}, or leave reader_prompt empty"
+                    )
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text that is nothing but text, whatever it contains."""

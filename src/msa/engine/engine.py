@@ -45,7 +45,7 @@ class Engine:
         self.library = library
         self._documents = LibraryDocuments(library, model.protocol)
         self._generative = GenerativeMode(model, self._documents)
-        self._routed = RoutedMode(model, self._documents)
+        self._routed = RoutedMode(model, self._documents, self._generative)
 
     @torch.inference_mode()
     def search(
@@ -118,6 +118,7 @@ class Engine:
         Raises:
             ValueError, TypeError, ContextLengthError, BankFileError: as for :meth:`search`.
             NoDocumentsError: there is no document to answer from.
+            CheckpointError: in routed mode, a protocol whose reader's control tokens are not in the vocabulary.
         """
         answers: dict[int, Answer] = {}
         for item in self._run(questions, options or AskOptions(), None):
@@ -139,6 +140,8 @@ class Engine:
         if not selectable.any():
             named = json.dumps(dict(options.where or {}), ensure_ascii=False)[:_SHOWN_FILTER]
             raise NoDocumentsError(f"no documents found with this metadata: {named}. Change the filter or leave it out")
+        if retrieval == "routed":
+            self.model.protocol.check_reader()
         sessions = [self._open(question, options, retrieval, selectable) for question in questions]
         if retrieval == "routed":
             yield from self._routed.retrieve(sessions, options)
@@ -195,7 +198,7 @@ class Engine:
     def _open(self, question: str, options: AskOptions, retrieval: str, selectable: np.ndarray) -> Session:
         config, protocol = self.model.lm.config, self.model.protocol
         limits = Limits(
-            max_rounds=options.max_rounds,
+            max_rounds=options.max_rounds or int(retrieval == "routed"),  # routed mode has one whatever is asked
             max_new_tokens=options.max_new_tokens,
             context_tokens=config.question_tokens,
         )
@@ -207,7 +210,7 @@ class Engine:
         state = InterleaveState(
             protocol, question, limits, exists, options.answer_lead, options.context, options.routed_context_tokens
         )
-        free = state.free_tokens() if retrieval == "generative" else self._routed.free_tokens(question, options)
+        free = state.free_tokens() if retrieval == "generative" else self._routed.free_tokens(state, options)
         if free < 0:
             asked = len(protocol.plain_ids(protocol.after(options.context, question)))
             what = "the question and what stands before it have" if options.context else "the question has"
@@ -216,7 +219,8 @@ class Engine:
                 f"{config.max_position_embeddings} tokens. Shorten it or lower max_new_tokens"
             )
         hidden = "" if options.answer_lead else protocol.strings.answer_lead
-        quotation_end = protocol.quotation_end_id if retrieval == "generative" else None
+        transcript = retrieval == "generative" or not protocol.strings.reader_prompt
+        quotation_end = protocol.quotation_end_id if transcript else None
         stream = TextStream(protocol, options.stop, hidden, quotation_end)
         return Session(question, state, stream, time.perf_counter())
 

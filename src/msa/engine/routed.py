@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from msa.engine.generative import answer_prompt
+from msa.engine.generative import GenerativeMode, answer_prompt
 from msa.engine.library_documents import LibraryDocuments
 from msa.engine.session import Session, is_in
 from msa.generation.budget import Fitted
 from msa.generation.decoding import Decoding
+from msa.generation.interleave import InterleaveState
 from msa.generation.options import AskOptions
 from msa.generation.reread import question_likelihoods
 from msa.generation.types import Event, Hit, RoundStarted, TextPiece
@@ -28,12 +29,14 @@ class RoutedMode:
     Args:
         model: network, tokenizer and transcript.
         documents: of the memory to answer from.
+        generative: answers where the checkpoint has no ``reader_prompt``: from its transcript, as it was trained to.
     """
 
-    def __init__(self, model: MSAModel, documents: LibraryDocuments) -> None:
+    def __init__(self, model: MSAModel, documents: LibraryDocuments, generative: GenerativeMode) -> None:
         self.model = model
         self.documents = documents
         self.library = documents.library
+        self._generative = generative
 
     def retrieve(self, sessions: list[Session], options: AskOptions) -> Iterator[tuple[int, Event]]:
         """The best documents by the mean of the layers' scores, the very best to be read."""
@@ -42,31 +45,37 @@ class RoutedMode:
             started = time.perf_counter()
             hits, fitted, votes = self._retrieved(session, options)
             session.route_s = time.perf_counter() - started
-            session.notes += fitted.notes
+            if self._has_prompt:
+                session.state.round_texts.append("")
+                session.notes += fitted.notes
+            else:
+                session.state.given(fitted)
             if options.hybrid:
                 session.notes.append("documents were ranked by the routers and by exact words together (hybrid)")
-            session.state.round_texts.append("")
             yield from ((i, event) for event in session.end_round(hits, fitted, votes))
-            session.state.ids = self._reader_ids(session, fitted)
-            session.state.ids += self.model.protocol.plain_ids(options.answer_lead)
-            lead = self.model.protocol.strings.reader_lead
-            if lead and fitted.documents and not options.answer_lead:
-                lead = lead.replace("{title}", next(hit.title for hit in hits if is_in(hit, fitted)))
-                session.state.ids += self.model.protocol.plain_ids(lead)
-                session.stream.text = lead
-                yield i, TextPiece(text=lead)
+            if self._has_prompt:
+                yield from ((i, piece) for piece in self._write_prompt(session, hits, fitted, options))
 
     def decode_answers(self, sessions: list[Session], options: AskOptions) -> Decoding:
-        """Plain reading of the retrieved texts."""
+        """Plain reading of the retrieved texts, or the transcript's own way."""
+        if not self._has_prompt:
+            return self._generative.decode_answers(sessions, options, None)
         prompts = [answer_prompt(self.model, session.state.ids, [], options) for session in sessions]
         return Decoding(self.model.lm, prompts)
 
-    def free_tokens(self, question: str, options: AskOptions) -> int:
+    def free_tokens(self, state: InterleaveState, options: AskOptions) -> int:
         """Tokens free for documents in the prompt."""
-        prompt, asked = self.model.protocol.strings.reader_prompt, self.model.protocol.after(options.context, question)
+        if not self._has_prompt:
+            return state.free_tokens()
+        prompt = self.model.protocol.strings.reader_prompt
+        asked = self.model.protocol.after(options.context, state.question)
         written = len(self.model.protocol.template_ids(prompt, documents="", question=asked))
         written += len(self.model.protocol.plain_ids(options.answer_lead))
         return self.model.lm.config.max_position_embeddings - options.max_new_tokens - written
+
+    @property
+    def _has_prompt(self) -> bool:
+        return bool(self.model.protocol.strings.reader_prompt)
 
     def _retrieved(self, session: Session, options: AskOptions) -> tuple[list[Hit], Fitted, dict[int, list[int]]]:
         """The best documents, what of the texts of the very best fits, and the layers' votes."""
@@ -87,10 +96,12 @@ class RoutedMode:
         hits, best = self.documents.best(routing, 0, max(num_kept, num_reread), words)
         order = self._reread(hits, num_reread, session)[:num_kept]
         hits, best = [hits[i] for i in order], [best[i] for i in order]
-        leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
-        free = self.free_tokens(session.question, options)
-        free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
-        fitted = self.documents.fit(hits[:num_read], best[:num_read], strings.reader_document, free)
+        template, free = strings.expanded_document, self.free_tokens(session.state, options)
+        if self._has_prompt:
+            leads = [strings.reader_lead.replace("{title}", hit.title) for hit in hits[:num_read]]
+            template = strings.reader_document
+            free -= max((len(protocol.plain_ids(lead)) for lead in leads), default=0)
+        fitted = self.documents.fit(hits[:num_read], best[:num_read], template, free)
         return hits, fitted, self.documents.votes(routing, 0)
 
     def _reread(self, hits: list[Hit], num_reread: int, session: Session) -> list[int]:
@@ -104,8 +115,19 @@ class RoutedMode:
             likelihoods = likelihoods + _WINDOW_WEIGHT * window
         return [*likelihoods.argsort(descending=True, stable=True).tolist(), *range(len(texts), len(hits))]
 
-    def _reader_ids(self, session: Session, fitted: Fitted) -> list[int]:
-        protocol = self.model.protocol
+    def _write_prompt(
+        self, session: Session, hits: list[Hit], fitted: Fitted, options: AskOptions
+    ) -> Iterator[TextPiece]:
+        """The ``reader_prompt`` in place of the transcript, and how the answer opens."""
+        protocol, lead = self.model.protocol, self.model.protocol.strings.reader_lead
         documents = protocol.reader_text(fitted.documents)
         question = protocol.after(session.state.context, session.question)
-        return protocol.template_ids(protocol.strings.reader_prompt, documents=documents, question=question)
+        session.state.ids = protocol.template_ids(
+            protocol.strings.reader_prompt, documents=documents, question=question
+        )
+        session.state.ids += protocol.plain_ids(options.answer_lead)
+        if lead and fitted.documents and not options.answer_lead:
+            lead = lead.replace("{title}", next(hit.title for hit in hits if is_in(hit, fitted)))
+            session.state.ids += protocol.plain_ids(lead)
+            session.stream.text = lead
+            yield TextPiece(text=lead)

@@ -159,6 +159,11 @@ class InterleaveState:
             self.continues = list(generated) == self._closing and len(self._whole_turn.ids) == self._num_question
             self._request_answer()
 
+    def given(self, fitted: Fitted) -> None:
+        """End retrieval with texts that were chosen without the model, as though it had written their ids."""
+        self.retrieved(self._closing, fitted)
+        self.round_texts[-1] = ""
+
     def _request_answer(self) -> None:
         """The model has enough, or gets no more: ask for the answer."""
         added = [*self._closing, *self.answer_request]

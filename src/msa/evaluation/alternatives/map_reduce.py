@@ -13,6 +13,7 @@ from msa.evaluation.alternatives.prompts import (
     read_and_answer,
     reading_prompt,
     stop_ids,
+    transcript,
 )
 from msa.evaluation.alternatives.taken_in import take_in
 from msa.evaluation.types import Prediction, Question
@@ -180,5 +181,7 @@ class MapReduceAnswerer:
         # as a text to read, whatever the checkpoint retrieves by: after a bare question one that is trained for the
         # memory writes the ids of documents
         protocol = model.protocol
+        if not protocol.strings.reader_prompt:
+            return transcript(model, [(1, text)], INSTRUCTION)[0]
         documents = protocol.reader_text([(1, text)])
         return protocol.template_ids(protocol.strings.reader_prompt, documents=documents, question=INSTRUCTION)

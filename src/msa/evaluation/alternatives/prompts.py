@@ -41,6 +41,11 @@ def is_generative(model: MSAModel) -> bool:
     return model.protocol.strings.retrieval == "generative"
 
 
+def reads_transcript(model: MSAModel) -> bool:
+    """Whether it is given texts in its transcript: it was trained so, or knows no other prompt to read from."""
+    return is_generative(model) or not model.protocol.strings.reader_prompt
+
+
 def answer_lead(model: MSAModel, question: Question) -> str:
     """How the answer is to begin; empty for a checkpoint that was trained to begin in its own words.
 
@@ -68,8 +73,8 @@ def reading_prompt(
         raise ValueError(f"question {question.id!r} is empty; ask something")
     protocol, strings = model.protocol, model.protocol.strings
     allowed = None
-    if is_generative(model):
-        ids, ranges = _transcript(model, documents, asked)
+    if reads_transcript(model):
+        ids, ranges = transcript(model, documents, asked)
         lead = ""
         if strings.constrain_answers == "quoted":
             request = protocol.template_ids(strings.answer_request, question=asked)
@@ -90,7 +95,7 @@ def reading_prompt(
     )
 
 
-def _transcript(
+def transcript(
     model: MSAModel, documents: Sequence[tuple[int, str]], question: str
 ) -> tuple[list[int], tuple[tuple[int, int], ...]]:
     """The engine's transcript with these documents inserted in one round; and the ranges that ask."""
@@ -110,14 +115,14 @@ def _transcript(
 def free_tokens(model: MSAModel, question: Question, max_new_tokens: int, title: str = "") -> int:
     """Tokens the model's context leaves for documents beside the question and its answer."""
     empty = len(reading_prompt(model, [], question, title).ids)
-    reserve = 2 if is_generative(model) else 0  # the closing tokens that only follow inserted texts
+    reserve = 2 if reads_transcript(model) else 0  # the closing tokens that only follow inserted texts
     return model.lm.config.max_position_embeddings - max_new_tokens - empty - reserve
 
 
 def document_template(model: MSAModel) -> str:
     """How one document is written into the prompt, for counting its tokens."""
     strings = model.protocol.strings
-    if is_generative(model):
+    if reads_transcript(model):
         return "[{id}]" + strings.expanded_document  # once where ids are written, once before the text
     return strings.reader_document
 
@@ -141,7 +146,7 @@ class Writing:
     """Tokens of an answer → its text without what a checkpoint hides of it, and the moment of the first one."""
 
     def __init__(self, model: MSAModel, opening: str = "") -> None:
-        quotation_end = model.protocol.quotation_end_id if is_generative(model) else None
+        quotation_end = model.protocol.quotation_end_id if reads_transcript(model) else None
         self._quotes = quotation_end is not None
         self._stream = TextStream(model.protocol, (), model.protocol.strings.answer_lead, quotation_end)
         self._stream.text = opening

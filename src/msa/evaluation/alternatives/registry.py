@@ -15,7 +15,7 @@ from msa.evaluation.alternatives.memn2n_row import MemN2NAnswerer
 from msa.evaluation.alternatives.memn2n_training import MemN2NTraining, train_memn2n
 from msa.evaluation.alternatives.memory_rows import MemoryAnswerer
 from msa.evaluation.alternatives.patterns import BigBird, FullAttention, Longformer, SlidingWindow, StreamingLLM
-from msa.evaluation.alternatives.prompts import is_generative
+from msa.evaluation.alternatives.prompts import reads_transcript
 from msa.evaluation.alternatives.rag import RagAnswerer
 from msa.evaluation.alternatives.retrievers import BM25Retriever, DenseRetriever, TextEncoder
 from msa.evaluation.types import Answerer
@@ -59,7 +59,7 @@ def _context(
         name,
         model,
         pattern(**options),
-        reuse_documents=not is_generative(model) if reuse_documents is None else reuse_documents,
+        reuse_documents=not reads_transcript(model) if reuse_documents is None else reuse_documents,
         allow_extrapolation=allow_extrapolation,
         max_cache_bytes=max_cache_bytes,
     )
