@@ -257,8 +257,7 @@ class MSAForCausalLM(PreTrainedModel):
             prefix: from :meth:`encode_prefix`.
             cache: from an earlier call on the same rows; memory and prefix are in it already.
             top_k: documents selected per router layer; None: ``config.top_k_docs``.
-            labels: ``[B, T]`` next-token targets, −100 where there is none (shifted inside).
-            answer_labels: as ``labels``, for the separately weighted loss on answers.
+            labels, answer_labels: ``[B, T]`` next tokens, −100 where none is learnt (shifted inside); a loss of each.
             doc_sample: ``[N]`` the row each document of an in-batch memory belongs to; None: all rows see all.
             positives: per row the indices of its relevant documents; asks for the routing loss.
             doc_mask: bool ``[N]`` or ``[B, N]``, False for documents that must not be selected.
