@@ -112,13 +112,15 @@ def measure_size(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     script = importlib.import_module("routing_scorer")
 
-    def measured(args, shape, chunks, what):
+    def measured(args, shape, chunks, what, cosine):
         measure = script.measure_ours if what == "exact" else script.measure_other
-        return measure(what, SHAPES[shape], chunks, args.question_tokens, 1)
+        found = measure(what, SHAPES[shape], chunks, args.question_tokens, 1, cosine)
+        found["3 tokens"]["peak_added_mib"] = script.measure_memory(what, SHAPES[shape], chunks, 3, cosine)
+        return found
 
     monkeypatch.setattr(script, "in_own_process", measured)
-    args = argparse.Namespace(forms=["exact"], plain_chunks=600, device="cpu", question_tokens=[3])
-    return lambda chunks: script.measure_size(args, "default", chunks)
+    args = argparse.Namespace(forms=["exact"], plain_chunks=600, device="cpu", question_tokens=[3], memory=False)
+    return lambda chunks: script.measure_size(args, "default", chunks, 0.5)
 
 
 def test_a_size_is_measured_beside_what_is_installed(measure_size, plain_library, monkeypatch):

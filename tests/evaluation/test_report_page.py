@@ -169,7 +169,7 @@ def test_every_benchmark_keeps_the_commit_it_ran_at():
     storing = [path for path in scripts if re.search('"machine": |"environment": ', path.read_text())]
     assert len(storing) >= 15
     for path in storing:
-        assert re.search(r"\*\*version_stamp\(\)|environment\(", path.read_text()), path
+        assert re.search(r"\*\*(version_stamp|made_by)\(\)|environment\(", path.read_text()), path
 
 
 def test_unlike_tasks_of_ruler_stand_in_their_own_columns(report, tmp_path):
