@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import time
+import tracemalloc
 
 import bs4
 import pytest
@@ -129,6 +130,35 @@ def test_what_cannot_be_read_in_a_folder_is_skipped_and_reported(caplog):
     assert [record.message for record in caplog.records if record.name == "msa.documents.readers"] == [
         f"skipped: {message}" for message in skipped
     ]
+
+
+def test_a_binary_file_is_refused_by_its_beginning():
+    """It was read and decoded whole: two gigabytes of memory for a film of 150 MB."""
+    write("notes/film.mkv", bytes(range(256)) * 80_000)
+    tracemalloc.start()
+    try:
+        _, skipped = read("notes")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert skipped == ["notes/film.mkv is a binary file. Convert it to PDF, HTML or plain text first"]
+    assert peak < 2_000_000
+
+
+def test_a_file_too_large_for_memory_is_passed_over_in_a_folder(monkeypatch):
+    def extract_in_no_memory(data, name):
+        if name == "a.txt":
+            raise MemoryError
+        return extract(data, name)
+
+    monkeypatch.setattr("msa.documents.readers.extract", extract_in_no_memory)
+    write("notes/a.txt", "text")
+    write("notes/b.txt", "text")
+    documents, skipped = read("notes")
+    assert [d.id for d in documents] == ["notes/b.txt"]
+    assert skipped == ["notes/a.txt is too large to be read into memory. Split it into several files"]
+    with pytest.raises(DocumentError, match="too large to be read into memory"):
+        read("notes/a.txt")
 
 
 def test_an_empty_folder_is_reported():

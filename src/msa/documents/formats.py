@@ -22,14 +22,14 @@ MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx", ".q
 RST_SUFFIXES = frozenset({".rst", ".rest"})
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 PDF_SUFFIXES = frozenset({".pdf"})
-# text whatever its first bytes look like; a file of any other name must look like text (see _looks_binary)
+# text whatever its first bytes look like; a file of any other name must look like text (see require_text)
 _TEXT_SUFFIXES = MARKDOWN_SUFFIXES | RST_SUFFIXES | frozenset({".txt", ".text", ".log", ".csv", ".tsv", ".tex", ".org"})
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACED = "utf-8 with replacements"
 UTF16_REPLACED = "utf-16 with replacements"
-_SNIFFED_BYTES = 65_536
+SNIFFED_BYTES = 65_536  # enough of a file to tell whether it is text
 _FEW = 16  # this many odd characters are forgiven in a text of any length
 _BINARY = "is a binary file. Convert it to PDF, HTML or plain text first"
 _NOT_UTF8 = "is not UTF-8 text. Convert it first, for example: iconv -f ENCODING -t UTF-8 IN > OUT"
@@ -69,9 +69,8 @@ def extract(data: bytes, name: str) -> FileText:
         return _extract_pdf(data)
     if suffix in HTML_SUFFIXES:
         return _extract_html(data)
+    require_text(data[:SNIFFED_BYTES], name)
     text, metadata = decode(data)
-    if not is_utf16(data):
-        _require_text(data[:_SNIFFED_BYTES], strict=suffix not in _TEXT_SUFFIXES)
     title = None
     if suffix in MARKDOWN_SUFFIXES:
         title = markdown_title(text)
@@ -128,8 +127,20 @@ def is_utf16(data: bytes) -> bool:
     return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _require_text(head: bytes, *, strict: bool) -> None:
-    """Refuse the first bytes of a file that are plainly not text; ``strict`` for names that do not promise text."""
+def require_text(head: bytes, name: str) -> None:
+    """Refuse a file that is plainly not text by its first bytes, before the rest of it is read.
+
+    Args:
+        head: its first ``SNIFFED_BYTES``.
+        name: its name; only the suffix is looked at. PDF and HTML are left to their parsers.
+
+    Raises:
+        NotTextError: it is a binary file, or text in an encoding that cannot be told.
+    """
+    suffix = PurePath(name).suffix.lower()
+    if _is_pdf(head, name) or suffix in HTML_SUFFIXES or is_utf16(head):
+        return
+    strict = suffix not in _TEXT_SUFFIXES
     # tab, LF, form feed, CR, backspace (man pages) and escape (terminal colours) do occur in text
     num_controls = len(head) - len(head.translate(None, bytes(set(range(32)) - {8, 9, 10, 12, 13, 27})))
     if strict and (b"\0" in head or num_controls > max(4, 0.02 * len(head))):
@@ -143,7 +154,7 @@ def _require_text(head: bytes, *, strict: bool) -> None:
 
 def markdown_title(text: str) -> str | None:
     """The ``title:`` of a front matter, else the first heading (``# …`` or underlined) outside code fences."""
-    lines = text[:_SNIFFED_BYTES].split("\n")
+    lines = text[:SNIFFED_BYTES].split("\n")
     start = 0
     if lines[0].strip() == "---" and "---" in [line.strip() for line in lines[1:]]:
         start = next(i for i, line in enumerate(lines) if i and line.strip() == "---") + 1
@@ -179,7 +190,7 @@ def _plain_markdown(heading: str) -> str | None:
 
 def rst_title(text: str) -> str | None:
     """The first line underlined by at least as many punctuation marks."""
-    lines = [line.rstrip() for line in text[:_SNIFFED_BYTES].split("\n")]
+    lines = [line.rstrip() for line in text[:SNIFFED_BYTES].split("\n")]
     for line, underline in itertools.pairwise(lines):
         if line.strip() and re.fullmatch(r"([^\w\s])\1*", underline) and len(underline) >= len(line.strip()) > 1:
             if re.fullmatch(r"([^\w\s])\1*", line):

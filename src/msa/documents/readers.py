@@ -24,9 +24,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
-from msa.documents.formats import NotTextError, clean_surrogates, decode, extract, is_utf16
+from msa.documents.formats import (
+    SNIFFED_BYTES,
+    NotTextError,
+    clean_surrogates,
+    decode,
+    extract,
+    is_utf16,
+    require_text,
+)
 from msa.documents.records import documents_from_mappings, read_jsonl, text_id
 from msa.documents.types import Document
 from msa.errors import DocumentError
@@ -175,14 +183,16 @@ def _read_sources(sources: list[_Source], skip: Callable[[str], None]) -> Iterat
     for source in sources:
         try:
             yield from _read_source(source)
-        except (OSError, NotTextError) as error:
+        except (OSError, NotTextError, MemoryError) as error:
             message = f"{source.shown} {_reason(error)}"
             if source.given:
                 raise DocumentError(message) from error
             skip(message)
 
 
-def _reason(error: OSError | NotTextError) -> str:
+def _reason(error: OSError | NotTextError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "is too large to be read into memory. Split it into several files"
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error}). Check its permissions"
     return str(error)
@@ -201,13 +211,16 @@ def _read_source(source: _Source) -> Iterator[Document]:
         elif source.is_jsonl:
             yield from read_jsonl(stream, source.shown)
         else:
-            yield _read_file(stream.read(), source)
+            yield _read_file(stream, source)
 
 
-def _read_file(data: bytes, source: _Source) -> Document:
+def _read_file(stream: BinaryIO, source: _Source) -> Document:
+    name = PurePath(source.doc_id).name
+    head = stream.read(SNIFFED_BYTES)
+    require_text(head, name)  # a film is refused before it is in memory
+    data = head + stream.read()
     if not data.strip() and not source.given:
         raise NotTextError("is empty")
-    name = PurePath(source.doc_id).name
     found = extract(data, name)
     if not found.text.strip() and not source.given:
         raise NotTextError("holds no text")
