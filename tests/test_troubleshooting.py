@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-PREFIXES = ("msa: ", "skipped: ")  # of the commands' own lines
+PREFIXES = ("msa: ", "skipped: ", "note: ")  # of the commands' own lines
 QUOTED = [quote for bold in re.findall(r"\*\*(.+?)\*\*", PAGE, re.DOTALL) for quote in re.findall(r"`([^`]+)`", bold)]
 
 

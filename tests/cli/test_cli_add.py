@@ -52,6 +52,13 @@ def test_nothing_is_loaded_when_nothing_changed(msa, memory, records_file, monke
     assert msa("add", memory, records_file).code == 0
 
 
+def test_what_is_not_utf8_is_told(msa, memory, tmp_path):
+    (tmp_path / "old.txt").write_bytes("café crème".encode("cp1252"))
+    result = msa("add", memory, tmp_path / "old.txt")
+    assert (result.code, result.err.startswith(f"note: {tmp_path / 'old.txt'}: not UTF-8, read as")) == (0, True)
+    assert "café crème" in texts_in(memory).values()
+
+
 @pytest.mark.parametrize("text", ["A plain text.", '{"id": "line", "text": "A JSON line."}\n'])
 def test_standard_input(msa, memory, monkeypatch, text):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))

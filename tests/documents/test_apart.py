@@ -36,8 +36,8 @@ def test_so_is_that_of_a_page(tmp_path):
     data = "<title>A title</title><h1>Heading</h1><p>caf\xe9<ul><li>one".encode("latin-1")
     found = extract_apart(saved(tmp_path, data), "x.HTML", 60.0)
     assert found == extract(data, "x.HTML")
-    assert found.text == "Heading\n\ncaf\ufffd\n\n- one"
-    assert (found.title, found.metadata) == ("A title", {"decoding": "utf-8 with replacements"})
+    assert found.text == "Heading\n\ncafé\n\n- one"
+    assert (found.title, found.metadata) == ("A title", {"decoding": "windows-1252"})
 
 
 @pytest.mark.parametrize(

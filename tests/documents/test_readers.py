@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import os
+import random
 import time
 import tracemalloc
 
@@ -253,7 +254,11 @@ def test_files_are_read_one_by_one():
         ("\ufeffwith a mark".encode(), "with a mark", None),
         ("漢字 and 👍".encode("utf-16"), "漢字 and 👍", None),
         (b"\xfe\xff" + "big end\r\n".encode("utf-16-be"), "big end\n", None),
-        (b"caf\xe9 au lait", "caf\ufffd au lait", "utf-8 with replacements"),
+        ("漢字 and 👍".encode("utf-32"), "漢字 and 👍", None),
+        (b"\0\0\xfe\xff" + "big end\r\n".encode("utf-32-be"), "big end\n", None),
+        ("café crème “brûlée”".encode("cp1252"), "café crème “brûlée”", "windows-1252"),
+        (b"caf\xe9\x81", "café\x81", "latin-1"),
+        ("naïve café ".encode() + b"caf\xe9", "naïve café caf\ufffd", "utf-8 with replacements"),
         (b"\xff\xfea\0b", "a\ufffd", "utf-16 with replacements"),
         (b"nul\0character", "nulcharacter", None),
     ],
@@ -263,6 +268,30 @@ def test_decoding(data, text, decoding):
     document = read_one("a.txt")
     assert document.text == text
     assert document.metadata.get("decoding") == decoding
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\0\0"])
+def test_a_byte_order_mark_makes_no_text_of_a_binary_file(mark):
+    write("notes/a.bin", mark + random.Random(0).randbytes(400))
+    write("notes/b.txt", mark + random.Random(1).randbytes(4_000))
+    documents, skipped = read("notes")
+    assert documents == []
+    assert [" is a binary file" in message for message in skipped] == [True, True]
+
+
+def test_what_is_not_utf8_is_told_once_a_file():
+    write("notes/a.txt", b"caf\xe9")
+    write("notes/b.txt", "naïve".encode() + b"\xe9")
+    write("notes/c.txt", "naïve")
+    write("notes/d.jsonl", b'{"text": "caf\xe9"}\n{"text": "x"}\n{"text": "\xe9t\xe9"}')
+    notes = []
+    list(read_documents(["notes"], on_note=notes.append))
+    advice = "If that is wrong, convert it: iconv -f ENCODING -t UTF-8 IN > OUT"
+    assert notes == [
+        f"notes/a.txt: not UTF-8, read as windows-1252. {advice}",
+        "notes/b.txt: not all of it is UTF-8; the other bytes became U+FFFD",
+        f"2 lines of notes/d.jsonl: not UTF-8, read as windows-1252. {advice}",
+    ]
 
 
 # formats
@@ -344,7 +373,7 @@ def test_html_with_a_declared_encoding():
     document = read_one("a.htm")
     assert (document.text, document.metadata) == ("Café", {"path": "a.htm", "title": "Café"})
     write("a.htm", '<meta charset="no-such-thing"><p>Café'.encode("cp1252"))
-    assert read_one("a.htm").metadata["decoding"] == "utf-8 with replacements"
+    assert read_one("a.htm").metadata["decoding"] == "windows-1252"
 
 
 def test_html_with_tags_left_open():
@@ -394,7 +423,7 @@ def test_jsonl():
     assert [(d.id, d.text, d.metadata) for d in documents] == [
         ("a", "x\ufffd", {"title": "own", "lang": "en"}),
         ("sha256-a1fce4363854ff88", "y", {}),
-        ("7", "caf\ufffd", {"decoding": "utf-8 with replacements"}),
+        ("7", "café", {"decoding": "windows-1252"}),
     ]
     assert skipped == []
 
@@ -425,9 +454,34 @@ def test_a_broken_line_is_named(line, message):
     assert "\n" not in str(caught.value)
 
 
+def test_json_lines_that_are_no_documents_do_not_block_a_folder():
+    write("notes/app.ndjson", '{"ts": 1, "msg": "x"}\n')
+    write("notes/cut.jsonl", '\n{"text": "a"')
+    write("notes/good.jsonl", '{"text": "a"}\n{"text": "b"}\n')
+    write("notes/none.jsonl", "\n")
+    write("notes/note.md", "text")
+    documents, skipped = read("notes")
+    assert [d.text for d in documents] == ["a", "b", "text"]
+    assert [message.split(". ")[0] for message in skipped] == [
+        'notes/app.ndjson, line 1: has no "text" (its keys: "ts", "msg")',
+        "notes/cut.jsonl, line 2: not JSON (Expecting ',' delimiter at column 13)",
+    ]
+    with pytest.raises(DocumentError, match="line 1: has no"):
+        read("notes/app.ndjson")
+    write("notes/good.jsonl", '{"text": "a"}\n{"ts": 1}\n')
+    with pytest.raises(DocumentError, match=r"good\.jsonl, line 2: has no"):
+        read("notes")
+
+
 def test_jsonl_in_utf16():
     write("a.jsonl", '{"text": "漢"}\r\n{"text": "字"}\r\n'.encode("utf-16"))
     assert [d.text for d in read("a.jsonl")[0]] == ["漢", "字"]
+
+
+def test_jsonl_in_utf32():
+    write("a.jsonl", '{"text": "漢"}\r\n{"text": "字"}\r\n'.encode("utf-32") + b"\xff" * 4)
+    documents = read_documents(["a.jsonl"])
+    assert [next(documents).text, next(documents).text] == ["漢", "字"]
 
 
 # standard input

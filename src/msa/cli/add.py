@@ -120,14 +120,15 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from msa.documents.readers import is_stream, read_documents
 
     skipped: list[str] = []
+    notes: list[str] = []
     documents: Callable[[], Iterator[Document]]
     if any(map(is_stream, args.paths)):
-        kept = list(read_documents(args.paths, on_skip=skipped.append))
+        kept = list(read_documents(args.paths, on_skip=skipped.append, on_note=notes.append))
         documents = lambda: iter(kept)  # noqa: E731
         first = documents()
     else:
         documents = lambda: read_documents(args.paths)  # noqa: E731
-        first = read_documents(args.paths, on_skip=skipped.append)
+        first = read_documents(args.paths, on_skip=skipped.append, on_note=notes.append)
     folder = memory_folder(args)
     memory = open_memory(args, read_only=False) if MemoryBank.exists(folder) or folder.is_file() else None
     is_new, makes_folder = memory is None, not folder.exists()
@@ -136,6 +137,8 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
             survey = _look_at(first, memory)
         for line in skipped:
             write_note(f"skipped: {line}")
+        for line in notes:
+            write_note(f"note: {line}")
         if not survey.documents:
             write_note("msa: nothing was added: none of the given paths holds a document")
             return 1

@@ -12,6 +12,7 @@ import io
 import itertools
 import logging
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -27,8 +28,7 @@ _TEXT_SUFFIXES = MARKDOWN_SUFFIXES | RST_SUFFIXES | frozenset({".txt", ".text", 
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_REPLACED = "utf-8 with replacements"
-UTF16_REPLACED = "utf-16 with replacements"
+REPLACED = " with replacements"  # after the name of an encoding, where bytes that are no character became U+FFFD
 SNIFFED_BYTES = 65_536  # enough of a file to tell whether it is text
 _FEW = 16  # this many odd characters are forgiven in a text of any length
 _BINARY = "is a binary file. Convert it to PDF, HTML or plain text first"
@@ -106,25 +106,43 @@ def clean_surrogates(text: str) -> str:
 
 
 def decode(data: bytes) -> tuple[str, dict[str, Any]]:
-    """Decode bytes as UTF-8, or as UTF-16 where a byte order mark says so.
+    """Decode bytes as UTF-8, or as UTF-16 or UTF-32 where a byte order mark says so.
+
+    What is not UTF-8 is taken as Western text of one byte a character, windows-1252 or else latin-1, unless as much
+    of it is UTF-8 as is not: then it is UTF-8 with some damage.
 
     Returns:
-        The cleaned text (see :func:`clean_text`), and ``{"decoding": ...}`` if invalid bytes became U+FFFD.
+        The cleaned text (see :func:`clean_text`), and ``{"decoding": ...}``, how it was decoded, if some byte is not
+        what its encoding has: ``windows-1252``, ``latin-1`` or, where such bytes became U+FFFD,
+        ``utf-8 with replacements``, as with ``utf-16`` and ``utf-32``.
+
+    >>> decode("café".encode("cp1252"))
+    ('café', {'decoding': 'windows-1252'})
     """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        try:
-            return clean_text(data.decode("utf-16")), {}
-        except UnicodeDecodeError:
-            return clean_text(data.decode("utf-16", "replace")), {"decoding": UTF16_REPLACED}
+    encoding = wide_encoding(data) or "utf-8-sig"
     try:
-        return clean_text(data.decode("utf-8-sig")), {}
+        return clean_text(data.decode(encoding)), {}
     except UnicodeDecodeError:
-        return clean_text(data.decode("utf-8-sig", "replace")), {"decoding": _REPLACED}
+        text = data.decode(encoding, "replace")
+    if encoding == "utf-8-sig" and not _is_mostly_utf8(data, text):
+        for western in ("windows-1252", "latin-1"):
+            with contextlib.suppress(UnicodeDecodeError):
+                return clean_text(data.decode(western)), {"decoding": western}
+    return clean_text(text), {"decoding": encoding.removesuffix("-sig") + REPLACED}
 
 
-def is_utf16(data: bytes) -> bool:
-    """Whether the bytes begin with a UTF-16 byte order mark."""
-    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def _is_mostly_utf8(data: bytes, text: str) -> bool:
+    """Whether no more bytes were replaced in ``text`` than there are characters beyond ASCII."""
+    num_replaced = text.count("\ufffd") - data.count("\ufffd".encode())
+    num_ascii = len(data) - len(data.translate(None, bytes(range(128))))
+    return num_replaced <= len(text) - num_ascii - num_replaced
+
+
+def wide_encoding(data: bytes) -> str | None:
+    """``utf-32`` or ``utf-16`` for bytes that begin with its byte order mark."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # first: one begins with the mark of UTF-16
+        return "utf-32"
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
 
 
 def require_text(head: bytes, name: str) -> None:
@@ -138,9 +156,12 @@ def require_text(head: bytes, name: str) -> None:
         NotTextError: it is a binary file, or text in an encoding that cannot be told.
     """
     suffix = PurePath(name).suffix.lower()
-    if _is_pdf(head, name) or suffix in HTML_SUFFIXES or is_utf16(head):
+    if _is_pdf(head, name) or suffix in HTML_SUFFIXES:
         return
     strict = suffix not in _TEXT_SUFFIXES
+    if encoding := wide_encoding(head):
+        _require_wide_text(head[: len(head) & ~3].decode(encoding, "replace"), strict=strict)
+        return
     # tab, LF, form feed, CR, backspace (man pages) and escape (terminal colours) do occur in text
     num_controls = len(head) - len(head.translate(None, bytes(set(range(32)) - {8, 9, 10, 12, 13, 27})))
     if strict and (b"\0" in head or num_controls > max(4, 0.02 * len(head))):
@@ -150,6 +171,14 @@ def require_text(head: bytes, name: str) -> None:
     # few bytes of Western text in an old encoding are invalid as UTF-8, most of Cyrillic or Asian text is
     if len(head) - len(head.decode("utf-8", "ignore").encode()) > max(_FEW, 0.3 * len(head)):
         raise NotTextError(_NOT_UTF8)
+
+
+def _require_wide_text(head: str, *, strict: bool) -> None:
+    """As :func:`require_text`, of what was decoded: any two bytes may begin with a byte order mark by chance."""
+    allowed = head.translate(dict.fromkeys(map(ord, "\b\t\n\f\r\x1b")))
+    num_odd = sum(char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cn", "Co") for char in allowed)
+    if (strict and "\0" in head) or num_odd > max(4 if strict else _FEW, (0.02 if strict else 0.05) * len(head)):
+        raise NotTextError(_BINARY)
 
 
 def markdown_title(text: str) -> str | None:
@@ -222,7 +251,7 @@ _CELL_TAGS = frozenset({"td", "th"})
 def _extract_html(data: bytes) -> FileText:
     import bs4
 
-    declared = None if is_utf16(data) else bs4.dammit.EncodingDetector.find_declared_encoding(data, is_html=True)
+    declared = None if wide_encoding(data) else bs4.dammit.EncodingDetector.find_declared_encoding(data, is_html=True)
     text, metadata = decode(data)
     if metadata and declared:
         # UTF-8 came first, since pages that are UTF-8 but claim latin-1 outnumber the reverse

@@ -32,10 +32,11 @@ from msa.documents.formats import (
     clean_surrogates,
     decode,
     extract,
-    is_utf16,
     require_text,
+    wide_encoding,
 )
-from msa.documents.records import documents_from_mappings, read_jsonl, text_id
+from msa.documents.records import documents_from_mappings, numbered_jsonl, text_id
+from msa.documents.remarks import Remarks
 from msa.documents.types import Document
 from msa.errors import DocumentError
 
@@ -66,13 +67,32 @@ class _Source:
         return PurePath(self.path).suffix.lower() in _JSONL_SUFFIXES
 
 
-def read_documents(paths: Iterable[str | Path], *, on_skip: Callable[[str], None] | None = None) -> Iterator[Document]:
+@dataclass(frozen=True)
+class _Found:
+    """One document, its line in a file of JSON lines, and how it was decoded if not as it should be."""
+
+    document: Document
+    line: int | None = None
+    decoding: str | None = None
+
+
+class _NoDocumentsError(Exception):
+    """JSON lines in a folder whose first record is no document; the message is that of its error."""
+
+
+def read_documents(
+    paths: Iterable[str | Path],
+    *,
+    on_skip: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Iterator[Document]:
     """Read documents one by one; the module's head says how they are named.
 
     Markdown, reStructuredText, source code and any other text are read as they are, HTML as its visible text, PDF as
-    its text layer, ``.jsonl`` and ``.ndjson`` as one document a line. Bytes are UTF-8, or UTF-16 where a byte order
-    mark says so; invalid ones become U+FFFD and the metadata says so under ``decoding``. The metadata of a file holds
-    ``path`` and ``title`` (a heading, else the file's name), that of a PDF also ``pages``; a JSON line keeps its own.
+    its text layer, ``.jsonl`` and ``.ndjson`` as one document a line. Bytes are UTF-8, or UTF-16 or UTF-32 where a
+    byte order mark says so; others are Western text, or become U+FFFD, and the metadata says which under ``decoding``
+    (:func:`msa.documents.formats.decode`). The metadata of a file holds ``path`` and ``title`` (a heading, else the
+    file's name), that of a PDF also ``pages``; a JSON line keeps its own.
 
     Args:
         paths: files, folders, and ``-`` for standard input, which is JSON lines if it begins with ``{`` and else one
@@ -80,13 +100,15 @@ def read_documents(paths: Iterable[str | Path], *, on_skip: Callable[[str], None
             folder once), without hidden files and folders, ``node_modules``, ``__pycache__`` and the like.
         on_skip: called with one line for each file in a folder that is passed over: binary, empty, unreadable. The
             same line is logged at level info.
+        on_note: called, once a file is read, with a line for what is odd about it: it is not UTF-8.
 
     Returns:
         An iterator; each file is read only when its document is asked for.
 
     Raises:
         DocumentError: at once for a path that does not exist and for two files with one id; while iterating, for a
-            file the user named that cannot be read as text, and for a broken line in any JSON lines file.
+            file the user named that cannot be read as text, and for a broken line in a JSON lines file. (One in a
+            folder whose first line already is no document is passed over.)
         TypeError: ``paths`` is a single path.
     """
     if isinstance(paths, str | PurePath):
@@ -97,7 +119,7 @@ def read_documents(paths: Iterable[str | Path], *, on_skip: Callable[[str], None
         if on_skip is not None:
             on_skip(message)
 
-    return _read_sources(_unique_sources(paths, skip), skip)
+    return _read_sources(_unique_sources(paths, skip), skip, Remarks(on_note) if on_note else None)
 
 
 def is_stream(path: str | Path) -> bool:
@@ -179,15 +201,22 @@ def _printable(path: str) -> str:
     return clean_surrogates(re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", path))
 
 
-def _read_sources(sources: list[_Source], skip: Callable[[str], None]) -> Iterator[Document]:
+def _read_sources(sources: list[_Source], skip: Callable[[str], None], remarks: Remarks | None) -> Iterator[Document]:
     for source in sources:
         try:
-            yield from _read_source(source)
+            for found in _read_source(source):
+                if remarks:
+                    remarks.look(found.line, found.decoding)
+                yield found.document
+        except _NoDocumentsError as error:
+            skip(str(error))
         except (OSError, NotTextError, MemoryError) as error:
             message = f"{source.shown} {_reason(error)}"
             if source.given:
                 raise DocumentError(message) from error
             skip(message)
+        if remarks:
+            remarks.end_file(source.shown)
 
 
 def _reason(error: OSError | NotTextError | MemoryError) -> str:
@@ -198,7 +227,7 @@ def _reason(error: OSError | NotTextError | MemoryError) -> str:
     return str(error)
 
 
-def _read_source(source: _Source) -> Iterator[Document]:
+def _read_source(source: _Source) -> Iterator[_Found]:
     if source.path == "-":
         yield from _read_stream(_standard_input(), source)
         return
@@ -209,12 +238,24 @@ def _read_source(source: _Source) -> Iterator[Document]:
         if not is_regular:
             yield from _read_stream(stream, source)
         elif source.is_jsonl:
-            yield from read_jsonl(stream, source.shown)
+            yield from _read_jsonl(stream, source)
         else:
             yield _read_file(stream, source)
 
 
-def _read_file(stream: BinaryIO, source: _Source) -> Document:
+def _read_jsonl(lines: Iterable[bytes], source: _Source) -> Iterator[_Found]:
+    records = numbered_jsonl(lines, source.shown)
+    if not source.given:
+        try:
+            first = next(records, None)
+        except DocumentError as error:  # a log, or another program's data, beside the user's notes
+            raise _NoDocumentsError(str(error)) from error
+        records = itertools.chain([first] if first else [], records)
+    for line, document, decoding in records:
+        yield _Found(document, line, decoding)
+
+
+def _read_file(stream: BinaryIO, source: _Source) -> _Found:
     name = PurePath(source.doc_id).name
     head = stream.read(SNIFFED_BYTES)
     require_text(head, name)  # a film is refused before it is in memory
@@ -225,7 +266,8 @@ def _read_file(stream: BinaryIO, source: _Source) -> Document:
     if not found.text.strip() and not source.given:
         raise NotTextError("holds no text")
     metadata: dict[str, Any] = {"path": source.shown, "title": found.title or name}
-    return Document(id=source.doc_id, text=found.text, metadata=metadata | found.metadata)
+    document = Document(id=source.doc_id, text=found.text, metadata=metadata | found.metadata)
+    return _Found(document, decoding=found.metadata.get("decoding"))
 
 
 def _standard_input() -> Iterable[bytes]:
@@ -236,21 +278,22 @@ def _standard_input() -> Iterable[bytes]:
     return (line.encode("utf-8", "surrogatepass") for line in sys.stdin)  # a program put its own text stream there
 
 
-def _read_stream(lines: Iterable[bytes], source: _Source) -> Iterator[Document]:
+def _read_stream(lines: Iterable[bytes], source: _Source) -> Iterator[_Found]:
     """Read lines that have no file name to tell their format: JSON lines if they begin with ``{``, else one text."""
     lines = iter(lines)
     head = b""
     for line in lines:
         head += line
-        if is_utf16(head):  # no line of it can be decoded alone: a line end is two bytes
+        if wide_encoding(head):  # no line of it can be decoded alone: a line end is two bytes or four
             head += b"".join(lines)
         if decode(head)[0].strip():
             break
     else:
         raise NotTextError("is empty. Pipe a text or JSON lines into the command, or name a file")
     if decode(head)[0].lstrip().startswith("{"):
-        yield from read_jsonl(itertools.chain(head.splitlines(keepends=True), lines), source.shown)
+        yield from _read_jsonl(itertools.chain(head.splitlines(keepends=True), lines), source)
         return
     text, decoding = decode(head + b"".join(lines))
     metadata = {"path": source.shown, "title": source.shown}
-    yield Document(id=text_id(text, "stdin"), text=text, metadata=metadata | decoding)
+    document = Document(id=text_id(text, "stdin"), text=text, metadata=metadata | decoding)
+    yield _Found(document, decoding=decoding.get("decoding"))

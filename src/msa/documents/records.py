@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from msa.documents.formats import UTF16_REPLACED, clean_surrogates, clean_text, decode, is_utf16
+from msa.documents.formats import REPLACED, clean_surrogates, clean_text, decode, wide_encoding
 from msa.documents.json_values import json_problem
 from msa.documents.types import Document
 from msa.errors import DocumentError
@@ -124,14 +124,23 @@ def read_jsonl(lines: Iterable[bytes], name: str, max_characters: int | None = N
     """Read JSON lines as they arrive; blank lines are passed over.
 
     Args:
-        lines: a file opened for reading bytes, or lines of one, in UTF-8 or, with a byte order mark, UTF-16. Invalid
-            bytes become U+FFFD, and the document's metadata then says so under ``decoding``.
+        lines: a file opened for reading bytes, or lines of one, in UTF-8 or, with a byte order mark, UTF-16 or UTF-32.
+            Other bytes are decoded line by line as :func:`decode` says, and the document's metadata then says how under
+            ``decoding``.
         name: the file's name, for the message of an error.
-        max_characters: of a line of UTF-16, whose ends are found here; None: no limit.
+        max_characters: of a line of UTF-16 or UTF-32, whose ends are found here; None: no limit.
 
     Raises:
         DocumentError: a line that is not a document, or is too long; it names the file, the line and what is wrong.
     """
+    for _, document, _ in numbered_jsonl(lines, name, max_characters):
+        yield document
+
+
+def numbered_jsonl(
+    lines: Iterable[bytes], name: str, max_characters: int | None = None
+) -> Iterator[tuple[int, Document, str | None]]:
+    """As :func:`read_jsonl`, with each document's line, from 1, and how it was decoded if not as it should be."""
     for number, (line, decoding) in enumerate(_decoded_lines(lines, max_characters), start=1):
         if line is None:
             raise DocumentError(
@@ -151,50 +160,60 @@ def read_jsonl(lines: Iterable[bytes], name: str, max_characters: int | None = N
             raise DocumentError(f"{where}: not JSON ({reason}). Write one object on each line: {_EXAMPLE}") from error
         document = document_from_record(record, where)
         document.metadata.update(decoding)
-        yield document
+        yield number, document, decoding.get("decoding")
 
 
 def _decoded_lines(lines: Iterable[bytes], most: int | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
     """Each line, and how it was decoded; None for one that is too long, after which there are no more."""
     lines = iter(lines)
     first = next(lines, b"")
-    if is_utf16(first):
-        yield from _utf16_lines(itertools.chain([first], lines), most)
+    if encoding := wide_encoding(first):
+        yield from _wide_lines(itertools.chain([first], lines), encoding, most)
         return
     yield decode(first)
     for raw in lines:
         yield decode(raw)
 
 
-def _utf16_lines(pieces: Iterable[bytes], most: int | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """As :func:`_decoded_lines`; a line end is two bytes, so pieces end anywhere."""
+def _wide_lines(
+    pieces: Iterable[bytes], encoding: str, most: int | None
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """As :func:`_decoded_lines`; a line end is two bytes or four, so pieces end anywhere."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     begun = io.StringIO()
-    for text, final in _utf16_texts(pieces):
+    for text, final in _wide_texts(pieces, encoding):
         *ends, rest = newlines.decode(text, final).split("\n")
         for end in ends:
             begun.write(end)
-            yield _cleaned(begun.getvalue())
+            yield _cleaned(begun.getvalue(), encoding)
             begun = io.StringIO()
         begun.write(rest)
         if most is not None and begun.tell() > most:
             yield None, {}
             return
-    yield _cleaned(begun.getvalue())
+    yield _cleaned(begun.getvalue(), encoding)
 
 
-def _utf16_texts(pieces: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
+def _wide_texts(pieces: Iterable[bytes], encoding: str) -> Iterator[tuple[str, bool]]:
     """The pieces decoded, and whether each is the last; what is no character becomes a lone surrogate."""
-    decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
+    decoder = codecs.getincrementaldecoder(encoding)(_LONE_SURROGATE)
     for piece in pieces:
         yield decoder.decode(piece), False
-    try:
-        yield decoder.decode(b"", final=True), True
-    except UnicodeDecodeError:  # half a character
-        yield "\ud800", True
+    yield decoder.decode(b"", final=True), True
 
 
-def _cleaned(line: str) -> tuple[str, dict[str, Any]]:
+def _lone_surrogate(error: UnicodeError) -> tuple[str, int]:
+    """What to decode bytes to that are no character: what no valid ones become."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ud800", error.end
+
+
+_LONE_SURROGATE = "msa.lone_surrogate"
+codecs.register_error(_LONE_SURROGATE, _lone_surrogate)
+
+
+def _cleaned(line: str, encoding: str) -> tuple[str, dict[str, Any]]:
     """A line as :func:`decode` cleans it, and whether it had lone surrogates."""
     whole = clean_surrogates(line)
-    return clean_text(whole), {} if whole == line else {"decoding": UTF16_REPLACED}
+    return clean_text(whole), {} if whole == line else {"decoding": encoding + REPLACED}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msa.documents.formats import clean_surrogates, is_utf16
+from msa.documents.formats import clean_surrogates, wide_encoding
 from msa.errors import TrainingDataError
 from msa.training.data.samples import Sample, TrainingSet
 
@@ -212,8 +212,9 @@ def read_lines(path: Path, collector: Collector) -> Iterator[tuple[Place, str]]:
     with open(path, "rb") as stream:
         for number, raw in enumerate(stream, start=1):
             place = Place(path.as_posix(), number)
-            if number == 1 and is_utf16(raw):
-                what = "the file is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 IN > OUT"
+            if number == 1 and (encoding := wide_encoding(raw)):
+                name = encoding.upper()
+                what = f"the file is {name}. Convert it: iconv -f {name} -t UTF-8 IN > OUT"
                 collector.add_problem(place, "not UTF-8", what)
                 return
             try:
