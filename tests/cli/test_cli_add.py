@@ -59,6 +59,43 @@ def test_what_is_not_utf8_is_told(msa, memory, tmp_path):
     assert "café crème" in texts_in(memory).values()
 
 
+def test_an_id_given_twice_is_counted_and_told(msa, tmp_path, model_folder, monkeypatch):
+    """It was "3 added, 0 updated, 3 unchanged", and the texts of the first file were gone."""
+    for name, texts in {"a": ["one", "two", "three"], "b": ["1", "2", "three"]}.items():
+        lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    result = msa("add", "m", "a.jsonl", "b.jsonl", "--model", model_folder)
+    assert result.out.startswith("3 added, 2 updated, 1 unchanged")
+    assert result.err == (
+        "note: b.jsonl, line 1: replaces a.jsonl, line 1, a document with the same id '0' and another text "
+        "(1 more of this file do so). Give each document an id of its own to keep both\n"
+    )
+    assert texts_in("m") == {"0": "1", "1": "2", "2": "three"}
+
+
+def test_a_second_folder_of_the_same_name_is_told(msa, tmp_path, model_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("pa", "pb"):
+        (tmp_path / place / "docs").mkdir(parents=True)
+        (tmp_path / place / "docs" / "readme.md").write_text(f"The text of {place}.")
+    assert msa("add", "m", "pa/docs", "--model", model_folder).err == ""
+    result = msa("add", "m", "pb/docs")
+    note = "replaces pa/docs/readme.md, another file, which was added as 'docs/readme.md' before"
+    assert (result.code, result.err) == (0, f"note: pb/docs/readme.md {note}\n")
+    (tmp_path / "pb" / "docs").rename(tmp_path / "docs")  # moved, and changed
+    (tmp_path / "docs" / "readme.md").write_text("A new text.")
+    assert msa("add", "m", "docs").err == ""
+
+
+def test_a_file_that_is_there_under_another_id_is_told(msa, tmp_path, notes, model_folder):
+    assert msa("add", tmp_path / "m", notes, "--model", model_folder).code == 0
+    (notes / "a.md").write_text("Changed.")
+    result = msa("add", tmp_path / "m", notes / "a.md")
+    assert result.err.startswith(f"note: {notes / 'a.md'} is in the memory as 'notes/a.md' too, which stays as it is. ")
+    assert texts_in(tmp_path / "m").keys() == {"notes/a.md", "notes/b.txt", str(notes / "a.md")}
+
+
 @pytest.mark.parametrize("text", ["A plain text.", '{"id": "line", "text": "A JSON line."}\n'])
 def test_standard_input(msa, memory, monkeypatch, text):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))

@@ -136,6 +136,18 @@ def test_a_window_of_new_changed_and_known_documents_gets_consecutive_numbers(tm
     assert (last.documents, last.encoded, last.updated, last.unchanged) == (4, 2, 1, 1)
 
 
+@pytest.mark.parametrize("tokens", [1, 65536])
+def test_an_id_given_again_with_another_text_is_an_update_whatever_the_windows(tmp_path, model, monkeypatch, tokens):
+    monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", tokens)
+    told = []
+    with Memory.open(tmp_path / "memory", model) as memory:
+        texts = ["first", "first", "second"]
+        memory.add([{"id": "a", "text": text} for text in texts], progress=told.append)
+        assert memory.get("a").text == "second"
+    assert told[-1].unchanged == 1
+    assert told[-1].encoded + told[-1].updated == 2
+
+
 def test_documents_are_read_a_window_at_a_time_and_committed_before_the_next(tmp_path, model, monkeypatch):
     monkeypatch.setattr(msa.memory.adding, "_COMMIT_TOKENS", 60)
     behind = []

@@ -24,6 +24,7 @@ from msa.cli.options import (
     add_memory_argument,
     byte_size,
 )
+from msa.cli.same_files import other_files, other_ids
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_CHARACTERS = 20_000  # tokenised beforehand, to tell characters from tokens
 _SAMPLE_OF_ONE = 2_000
+_SHOWN_NOTES = 50
 _LOOKED_UP = 200  # documents looked up in the memory at a time
 
 
@@ -78,12 +80,14 @@ class _Survey:
         pending: how many of them are not in the memory as they are.
         characters: length of the pending ones.
         sample: beginnings of some pending ones.
+        notes: lines for documents whose id or file is in the memory already, without the other.
     """
 
     documents: int = 0
     pending: int = 0
     characters: int = 0
     sample: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,8 +141,7 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
             survey = _look_at(first, memory)
         for line in skipped:
             write_note(f"skipped: {line}")
-        for line in notes:
-            write_note(f"note: {line}")
+        _write_notes(notes + survey.notes)
         if not survey.documents:
             write_note("msa: nothing was added: none of the given paths holds a document")
             return 1
@@ -153,6 +156,13 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
     finally:
         if memory is not None:
             memory.close()
+
+
+def _write_notes(notes: list[str]) -> None:
+    for line in notes[:_SHOWN_NOTES]:
+        write_note(f"note: {line}")
+    if len(notes) > _SHOWN_NOTES:
+        write_note(f"note: {count(len(notes) - _SHOWN_NOTES, 'more note')} like these")
 
 
 def _take_back(folder: Path, *, with_folder: bool) -> None:
@@ -173,17 +183,21 @@ def _look_at(documents: Iterator[Document], memory: Memory | None) -> _Survey:
     while page := list(itertools.islice(documents, _LOOKED_UP)):
         present = {} if memory is None else memory.bank.content_hashes([document.id for document in page])
         survey.documents += len(page)
-        for document in page:
-            if document.id in present:
-                digest = hashlib.sha256(document.text.encode()).hexdigest()
-                if present[document.id] == digest:
-                    continue
+        pending = [document for document in page if not _is_there(document, present)]
+        if memory is not None:
+            survey.notes += other_files(memory.bank, [document for document in pending if document.id in present])
+            survey.notes += other_ids(memory.bank, [document for document in pending if document.id not in present])
+        for document in pending:
             survey.pending += 1
             survey.characters += len(document.text)
             if sampled < _SAMPLE_CHARACTERS:
                 survey.sample.append(document.text[:_SAMPLE_OF_ONE])
                 sampled += len(survey.sample[-1])
     return survey
+
+
+def _is_there(document: Document, hashes: dict[str, str]) -> bool:
+    return document.id in hashes and hashes[document.id] == hashlib.sha256(document.text.encode()).hexdigest()
 
 
 def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace, ranks: Ranks | None) -> Memory:

@@ -10,6 +10,7 @@ Ids of documents that come from files:
   anything is read.
 * A record of a ``.jsonl`` or ``.ndjson`` file has the id it states, or one made from its text
   (:func:`documents_from_mappings`).
+  The same id in two places of one call is no error, as in :meth:`msa.Memory.add`: the last one stays.
 * A text on standard input is ``stdin-`` and the first 16 hex digits of the text's SHA-256.
 """
 
@@ -100,7 +101,8 @@ def read_documents(
             folder once), without hidden files and folders, ``node_modules``, ``__pycache__`` and the like.
         on_skip: called with one line for each file in a folder that is passed over: binary, empty, unreadable. The
             same line is logged at level info.
-        on_note: called, once a file is read, with a line for what is odd about it: it is not UTF-8.
+        on_note: called, once a file is read, with a line for what is odd about it: it is not UTF-8, a document in it
+            has the id of an earlier one and another text. The ids of all documents are kept for that.
 
     Returns:
         An iterator; each file is read only when its document is asked for.
@@ -206,7 +208,7 @@ def _read_sources(sources: list[_Source], skip: Callable[[str], None], remarks: 
         try:
             for found in _read_source(source):
                 if remarks:
-                    remarks.look(found.line, found.decoding)
+                    remarks.look(found.document, source.shown, found.line, found.decoding)
                 yield found.document
         except _NoDocumentsError as error:
             skip(str(error))

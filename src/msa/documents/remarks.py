@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 
 from msa.documents.formats import REPLACED
+from msa.documents.types import Document
+
+_SHOWN_ID_CHARS = 100
 
 
 class Remarks:
@@ -17,19 +21,46 @@ class Remarks:
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._decodings: Counter[str] = Counter()  # of the file being read
+        self._seen: dict[str, tuple[bytes, str, int | None]] = {}  # by id: a text's digest and where it was
+        # of the file being read
+        self._decodings: Counter[str] = Counter()
+        self._replacing = ""  # the first document that replaces one of the same call
+        self._num_replacing = 0
 
-    def look(self, line: int | None, decoding: str | None) -> None:
-        """At the next document: its line in a file of JSON lines, and how it was decoded if not as it should be."""
+    def look(self, document: Document, shown: str, line: int | None, decoding: str | None) -> None:
+        """At the next document.
+
+        Args:
+            document: the document.
+            shown: the path of its file.
+            line: its line in a file of JSON lines.
+            decoding: how it was decoded if not as it should be.
+        """
         if decoding:
             self._decodings[decoding if line is None else f"{decoding}\n"] += 1
+        here = hashlib.blake2b(document.text.encode(), digest_size=16).digest(), shown, line
+        there = self._seen.get(document.id)
+        if there and there[0] != here[0]:
+            self._num_replacing += 1
+            places = f"{_place(*here[1:])}: replaces {_place(*there[1:])}"
+            shown_id = repr(document.id[:_SHOWN_ID_CHARS])
+            self._replacing = self._replacing or f"{places}, a document with the same id {shown_id} and another text"
+        self._seen[document.id] = here
 
     def end_file(self, shown: str) -> None:
         """Tell what there is to tell of the file just read; ``shown`` is its path."""
+        if self._replacing:
+            more = f" ({self._num_replacing - 1:,} more of this file do so)" if self._num_replacing > 1 else ""
+            self._tell(f"{self._replacing}{more}. Give each document an id of its own to keep both")
+        self._replacing, self._num_replacing = "", 0
         for decoding, number in self._decodings.items():
             lines = f"{number:,} line{'s' * (number > 1)} of " if decoding.endswith("\n") else ""
             self._tell(f"{lines}{shown}: {_decoded(decoding.rstrip())}")
         self._decodings.clear()
+
+
+def _place(shown: str, line: int | None) -> str:
+    return shown if line is None else f"{shown}, line {line}"
 
 
 def _decoded(decoding: str) -> str:

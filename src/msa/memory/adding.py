@@ -33,8 +33,8 @@ class AddProgress:
     Attributes:
         documents: documents read so far, unchanged ones included.
         encoded: documents committed with a new text.
-        updated: documents committed with new metadata only.
-        unchanged: documents that were already there, or given again before the commit.
+        updated: documents committed with new metadata only, or replaced before the commit by a later one of their id.
+        unchanged: documents that were already there, or given again as they were before the commit.
         tokens: tokens encoded.
         characters: characters of the documents read.
     """
@@ -73,6 +73,7 @@ class _Plan:
         first: the first number it may use.
         new: documents with a new text; updates: those with new metadata alone.
         sequences: token ids of the new parts, in the order of their numbers.
+        num_replaced: documents of the window that a later one, of the same id and another content, takes the place of.
         finished: set once it is committed, or has failed.
     """
 
@@ -81,6 +82,7 @@ class _Plan:
     new: list[StoredDocument] = field(default_factory=list)
     updates: list[StoredDocument] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
+    num_replaced: int = 0
     finished: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -90,12 +92,13 @@ class _Plan:
 
     def after(self, done: AddProgress) -> AddProgress:
         """What is done once it is committed, of ``done`` before; tokens are counted elsewhere."""
+        num_updated = len(self.updates) + self.num_replaced
         return replace(
             done,
             documents=done.documents + len(self.window),
             encoded=done.encoded + len(self.new),
-            updated=done.updated + len(self.updates),
-            unchanged=done.unchanged + len(self.window) - len(self.new) - len(self.updates),
+            updated=done.updated + num_updated,
+            unchanged=done.unchanged + len(self.window) - len(self.new) - num_updated,
             characters=done.characters + sum(len(document.text) for document in self.window),
         )
 
@@ -240,14 +243,14 @@ class WindowWriter:
         """
         if before and before.finished.is_set():  # looked at first: from here on the bank has it
             before = None
-        distinct = {document.id: document for document in window}
+        distinct, num_replaced = _distinct(window)
         present = self._bank.sound_documents(distinct)
         first = self._bank.next_number
         if before:
             first = max(first, before.end)
             present |= {each.id: each for each in before.updates if each.id in present}
             present |= {each.id: each for each in before.new if each.id in distinct}
-        plan = _Plan(window, first)
+        plan = _Plan(window, first, num_replaced=num_replaced)
         changed: list[tuple[Document, str]] = []
         for document in distinct.values():
             digest = text_digest(document.text)
@@ -365,6 +368,18 @@ def spec_of(model: MSAModel) -> BankSpec:
 def text_digest(text: str) -> str:
     """What tells whether a document's text has changed: SHA-256 in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _distinct(window: Sequence[Document]) -> tuple[dict[str, Document], int]:
+    """The last document of each id, and how many before them have another content than the next of their id."""
+    distinct: dict[str, Document] = {}
+    num_replaced = 0
+    for document in window:
+        earlier = distinct.get(document.id)
+        if earlier and (earlier.text != document.text or _differ(earlier.metadata, document.metadata)):
+            num_replaced += 1
+        distinct[document.id] = document
+    return distinct, num_replaced
 
 
 def _differ(stored: dict[str, Any], given: dict[str, Any]) -> bool:
