@@ -187,6 +187,12 @@ def test_inputs_that_hold_nothing(msa, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_memory_among_the_paths(msa, memory):
+    result = msa("add", memory, memory)
+    assert (result.code, len(result.err.splitlines()), f"{memory} is a memory. " in result.err) == (1, 1, True)
+    assert len(texts_in(memory)) == 3
+
+
 def test_a_path_that_is_not_there(msa, memory, tmp_path):
     result = msa("add", memory, tmp_path / "gone")
     assert result.code == 1

@@ -92,6 +92,15 @@ def test_two_files_with_one_id_are_refused_before_reading():
         read_documents(["one/docs", "two/docs"])
 
 
+def test_a_memory_is_no_folder_of_documents():
+    for name in ("memory.lock", "manifest-000000000001.json", "segments/a.sqlite"):
+        write(f"all/mem/{name}", "x")
+    write("all/a.txt", "text")
+    with pytest.raises(DocumentError, match=r"all/mem is a memory\. Give the files"):
+        read_documents(["all", "all/mem"])
+    assert [d.id for d in read("all")[0]] == ["all/a.txt"]
+
+
 def test_symbolic_links_are_followed_once():
     write("notes/real/a.txt", "a")
     write("elsewhere/b.txt", "b")

@@ -16,6 +16,7 @@ Ids of documents that come from files:
 
 from __future__ import annotations
 
+import glob
 import itertools
 import logging
 import os
@@ -51,7 +52,8 @@ _JUNK_NAMES = frozenset(
     | {"System Volume Information", "desktop.ini"}
 )
 # a folder that holds one of these files is a Python environment, a build cache or itself a memory
-_JUNK_MARKERS = frozenset({"pyvenv.cfg", "CACHEDIR.TAG", "memory.lock"})
+_MEMORY_MARKER = "memory.lock"
+_JUNK_MARKERS = frozenset({"pyvenv.cfg", "CACHEDIR.TAG", _MEMORY_MARKER})
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def read_documents(
         An iterator; each file is read only when its document is asked for.
 
     Raises:
-        DocumentError: at once for a path that does not exist and for two files with one id; while iterating, for a
+        DocumentError: at once for a path that does not exist, a memory, and two files with one id; while iterating, for a
             file the user named that cannot be read as text, and for a broken line in a JSON lines file. (One in a
             folder whose first line already is no document is passed over.)
         TypeError: ``paths`` is a single path.
@@ -168,6 +170,8 @@ def _list_folder(root: str, shown: str, skip: Callable[[str], None]) -> list[_So
             raise DocumentError(message) from error
         skip(message)
 
+    if os.path.isfile(os.path.join(root, _MEMORY_MARKER)) and glob.glob("manifest-*.json", root_dir=root):
+        raise DocumentError(f"{shown} is a memory. Give the files or folders that hold the documents themselves")
     name = os.path.basename(os.path.abspath(root))
     sources: list[_Source] = []
     visited: set[str] = set()
