@@ -212,7 +212,6 @@ def test_a_file_name_that_is_not_utf8():
         ("noise.txt", "noise.txt is a binary file. Convert it to PDF, HTML or plain text first"),
         ("russian.txt", "russian.txt is not UTF-8 text. Convert it first, for example: iconv -f"),
         ("broken.pdf", "broken.pdf is not a PDF that can be read ("),
-        ("empty.pdf", "empty.pdf is empty"),
         ("locked.pdf", "locked.pdf is encrypted. Remove its password first: qpdf --decrypt"),
         ("scan.pdf", "scan.pdf holds no text on its 1 page, so it is probably scanned"),
     ],
@@ -223,7 +222,6 @@ def test_a_named_file_that_cannot_be_read_says_what_to_do(path, message):
     write("noise.txt", bytes(range(32)) * 50)
     write("russian.txt", ("Все счастливые семьи похожи друг на друга " * 3).encode("cp1251"))
     write("broken.pdf", b"%PDF-1.7\nnothing of the kind")
-    write("empty.pdf")
     write("locked.pdf", pdf("text", password="secret"))
     write("scan.pdf", pdf(""))
     with pytest.raises(DocumentError) as caught:
@@ -232,10 +230,14 @@ def test_a_named_file_that_cannot_be_read_says_what_to_do(path, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_named_empty_file_is_an_empty_document():
-    write("empty.md")
-    document = read_one("empty.md")
-    assert (document.text, document.metadata) == ("", {"path": "empty.md", "title": "empty.md"})
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), (" \n", "is empty"), ("\ufeff\n", "holds no text"), ("<p> </p>", "holds no text")],
+)
+def test_a_named_file_without_a_text_is_passed_over_as_in_a_folder(content, message):
+    name = "a.html" if content.startswith("<") else "a.md"
+    write(f"notes/{name}", content)
+    assert read(f"notes/{name}") == read("notes") == ([], [f"notes/{name} {message}"])
 
 
 def test_one_path_instead_of_a_list_is_refused(tmp_path):
@@ -402,7 +404,7 @@ def test_html_with_tags_left_open():
     ],
 )
 def test_titles_of_html(page, title):
-    write("a.html", page)
+    write("a.html", "text" + page)
     assert read_one("a.html").metadata["title"] == title
 
 

@@ -79,6 +79,10 @@ class _Found:
     decoding: str | None = None
 
 
+class _BlankError(NotTextError):
+    """A file that holds no text, and so nothing to be lost."""
+
+
 class _NoDocumentsError(Exception):
     """JSON lines in a folder whose first record is no document; the message is that of its error."""
 
@@ -101,8 +105,8 @@ def read_documents(
         paths: files, folders, and ``-`` for standard input, which is JSON lines if it begins with ``{`` and else one
             text. Folders are read in the order of their paths, with their subfolders and through symbolic links (each
             folder once), without hidden files and folders, ``node_modules``, ``__pycache__`` and the like.
-        on_skip: called with one line for each file in a folder that is passed over: binary, empty, unreadable. The
-            same line is logged at level info.
+        on_skip: called with one line for each file in a folder that is passed over: binary, empty, unreadable; an
+            empty one is so too if the user named it. The same line is logged at level info.
         on_note: called, once a file is read, with a line for what is odd about it: it is not UTF-8, a document in it
             has the id of an earlier one and another text. The ids of all documents are kept for that.
 
@@ -110,9 +114,9 @@ def read_documents(
         An iterator; each file is read only when its document is asked for.
 
     Raises:
-        DocumentError: at once for a path that does not exist, a memory, and two files with one id; while iterating, for a
-            file the user named that cannot be read as text, and for a broken line in a JSON lines file. (One in a
-            folder whose first line already is no document is passed over.)
+        DocumentError: at once for a path that does not exist, a memory, and two files with one id; while iterating,
+            for a file the user named that cannot be read as text, and for a broken line in a JSON lines file. (One in
+            a folder whose first line already is no document is passed over.)
         TypeError: ``paths`` is a single path.
     """
     if isinstance(paths, str | PurePath):
@@ -218,7 +222,7 @@ def _read_sources(sources: list[_Source], skip: Callable[[str], None], remarks: 
             skip(str(error))
         except (OSError, NotTextError, MemoryError) as error:
             message = f"{source.shown} {_reason(error)}"
-            if source.given:
+            if source.given and not isinstance(error, _BlankError):
                 raise DocumentError(message) from error
             skip(message)
         if remarks:
@@ -266,11 +270,11 @@ def _read_file(stream: BinaryIO, source: _Source) -> _Found:
     head = stream.read(SNIFFED_BYTES)
     require_text(head, name)  # a film is refused before it is in memory
     data = head + stream.read()
-    if not data.strip() and not source.given:
-        raise NotTextError("is empty")
+    if not data.strip():
+        raise _BlankError("is empty")
     found = extract(data, name)
-    if not found.text.strip() and not source.given:
-        raise NotTextError("holds no text")
+    if not found.text.strip():
+        raise _BlankError("holds no text")
     metadata: dict[str, Any] = {"path": source.shown, "title": found.title or name}
     document = Document(id=source.doc_id, text=found.text, metadata=metadata | found.metadata)
     return _Found(document, decoding=found.metadata.get("decoding"))
