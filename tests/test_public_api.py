@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +81,8 @@ def test_exports():
     assert msa.__all__ == EXPORTED
     assert all(hasattr(msa, name) for name in EXPORTED)
     assert msa.__version__
+    with pytest.raises(AttributeError, match="module 'msa' has no attribute 'Memories'"):
+        msa.Memories  # noqa: B018
 
 
 @pytest.mark.parametrize("function", PARAMETERS, ids=lambda function: function.__qualname__)
@@ -133,3 +137,16 @@ def test_transformers_auto_classes(tmp_path):
         loaded = cls.from_pretrained(tmp_path, dtype=torch.float32)
         assert isinstance(loaded, msa.MSAForCausalLM)
         assert torch.equal(loaded(ids).logits, lm(ids).logits)
+
+
+TRANSFORMERS_FIRST = """
+import sys
+import msa
+from transformers import AutoConfig
+assert type(AutoConfig.from_pretrained(sys.argv[1])) is msa.MSAConfig
+"""
+
+
+def test_importing_the_package_is_enough_for_the_auto_classes(tmp_path):
+    tiny_lm().config.save_pretrained(tmp_path)
+    subprocess.run([sys.executable, "-c", TRANSFORMERS_FIRST, str(tmp_path)], check=True, timeout=120)

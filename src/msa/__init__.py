@@ -5,28 +5,35 @@
 [2, 3]
 """
 
-from msa.conversion import convert
-from msa.documents import Document, Protocol, ProtocolStrings
-from msa.engine import Engine
-from msa.errors import MSAError
-from msa.generation.options import AskOptions
-from msa.generation.sampling import Sampling
-from msa.generation.types import (
-    Answer,
-    DocumentRetrieved,
-    Done,
-    Event,
-    Hit,
-    Round,
-    RoundStarted,
-    TextPiece,
-    Usage,
-)
-from msa.memory import AddProgress, Memory
-from msa.model import DocumentMemory, MemoryView, MSAConfig, MSAForCausalLM, MSAOutput
-from msa.model.bundle import MSAModel
-from msa.routing import Tiers
-from msa.zoo import load
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from msa.conversion import convert
+    from msa.documents import Document, Protocol, ProtocolStrings
+    from msa.engine import Engine
+    from msa.errors import MSAError
+    from msa.generation.options import AskOptions
+    from msa.generation.sampling import Sampling
+    from msa.generation.types import (
+        Answer,
+        DocumentRetrieved,
+        Done,
+        Event,
+        Hit,
+        Round,
+        RoundStarted,
+        TextPiece,
+        Usage,
+    )
+    from msa.memory import AddProgress, Memory
+    from msa.model import DocumentMemory, MemoryView, MSAConfig, MSAForCausalLM, MSAOutput
+    from msa.model.bundle import MSAModel
+    from msa.routing import Tiers
+    from msa.zoo import load
 
 __version__ = "0.1.0"
 
@@ -59,3 +66,62 @@ __all__ = [
     "convert",
     "load",
 ]
+
+# where the names above are; the same as the imports for type checkers
+_MODULES = {
+    "msa.conversion": ("convert",),
+    "msa.documents": ("Document", "Protocol", "ProtocolStrings"),
+    "msa.engine": ("Engine",),
+    "msa.errors": ("MSAError",),
+    "msa.generation.options": ("AskOptions",),
+    "msa.generation.sampling": ("Sampling",),
+    "msa.generation.types": (
+        "Answer",
+        "DocumentRetrieved",
+        "Done",
+        "Event",
+        "Hit",
+        "Round",
+        "RoundStarted",
+        "TextPiece",
+        "Usage",
+    ),
+    "msa.memory": ("AddProgress", "Memory"),
+    "msa.model": ("DocumentMemory", "MSAConfig", "MSAForCausalLM", "MSAOutput", "MemoryView"),
+    "msa.model.bundle": ("MSAModel",),
+    "msa.routing": ("Tiers",),
+    "msa.zoo": ("load",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name that has not been imported yet."""
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+def _is_the_command() -> bool:
+    """Whether this process is the installed command ``msa``."""
+    return bool(getattr(sys, "argv", None)) and os.path.basename(sys.argv[0]) == "msa"
+
+
+def _end_interrupted(*_: object) -> NoReturn:
+    """Ctrl-C before the command has begun."""
+    os.write(2, b"msa: interrupted\n")
+    os._exit(130)
+
+
+if _is_the_command():  # imports what it needs when it needs it: help and wrong usage need no torch
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_interrupted)  # until main() takes over
+else:  # transformers' Auto classes must know MSA from here on, and that takes nearly everything there is
+    for _name in __all__:
+        __getattr__(_name)

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import msa
+import pytest
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "msa")
 
@@ -47,19 +47,62 @@ def test_interrupting_while_documents_are_read(tmp_path, model_folder):
     assert not (tmp_path / "m").exists()
 
 
-_HELP_WITHOUT_THE_PACKAGE_S_OWN_IMPORTS = """
-import sys, types
-package = types.ModuleType("msa")
-package.__path__ = [sys.argv[1]]
-sys.modules["msa"] = package
-from msa.cli.main import main
-assert main(["ask", "--help"]) == 0
-assert main(["ask", "m", "q", "--device", "gpu"]) == 2
-heavy = {"torch", "transformers", "numpy", "rich", "msa.memory"} & sys.modules.keys()
-assert not heavy, heavy
+# runs in every Python process at its start, and interrupts it where it imports the module named
+INTERRUPT_AT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
 """
 
 
-def test_commands_load_nothing_heavy_by_themselves():
-    command = [sys.executable, "-c", _HELP_WITHOUT_THE_PACKAGE_S_OWN_IMPORTS, str(Path(msa.__file__).parent)]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+@pytest.mark.parametrize("module", ["msa.cli", "msa.cli.console", "msa.cli.train", "torch"])
+def test_interrupting_while_the_command_starts(tmp_path, made_once, module):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_AT)
+    paths = [str(tmp_path), *filter(None, [os.getenv("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "INTERRUPT_AT": module}
+    run = subprocess.run([COMMAND, "list", str(made_once)], env=env, capture_output=True, timeout=120, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (130, b"", b"msa: interrupted\n")
+
+
+# stands for the installed script, which has no ending that says what it is in
+RUN_COMMAND = """
+import sys
+sys.argv = ["/usr/bin/msa", *sys.argv[1:]]
+from msa.cli.main import main
+code = main()
+heavy = {"torch", "transformers", "numpy", "rich", "msa.memory"} & sys.modules.keys()
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["--help"], 0), (["add", "--help"], 0), (["ask", "m", "q", "--device", "gpu"], 2)],
+)
+def test_commands_load_nothing_heavy_before_they_need_it(arguments, code):
+    run = subprocess.run([sys.executable, "-c", RUN_COMMAND, *arguments], timeout=120, capture_output=True, check=False)
+    assert run.returncode == code, run.stderr
+    assert b"Traceback" not in run.stderr
+
+
+NAMES_OF_THE_COMMAND = """
+import pickle, sys
+sys.argv = ["msa"]
+import msa
+assert "torch" not in sys.modules
+assert set(msa.__all__) <= set(dir(msa))
+found = {name: getattr(msa, name) for name in msa.__all__}
+assert found["MSAConfig"] is sys.modules["msa.model.configuration_msa"].MSAConfig
+assert pickle.loads(pickle.dumps(msa.Sampling())) == msa.Sampling()
+assert not hasattr(msa, "Memories")
+"""
+
+
+def test_the_package_has_its_names_inside_the_command_too():
+    subprocess.run([sys.executable, "-c", NAMES_OF_THE_COMMAND], check=True, timeout=120, capture_output=True)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -58,17 +59,29 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0; 1 for a failure, 2 for wrong usage, 130 when interrupted.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # a character the terminal lacks must not end an answer
-        sys.stdout.reconfigure(errors="replace")
-    parser = build_parser()
     try:
+        _take_over_interrupts()
+        if hasattr(sys.stdout, "reconfigure"):  # a character the terminal lacks must not end an answer
+            sys.stdout.reconfigure(errors="replace")
+        parser = build_parser()
         args = parser.parse_args(argv)
+    except KeyboardInterrupt:
+        write_note("msa: interrupted")
+        return EXIT_INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     return _run(args)
+
+
+def _take_over_interrupts() -> None:
+    """From here on Ctrl-C is an exception; while the command was still being imported it ended the process."""
+    import msa
+
+    if signal.getsignal(signal.SIGINT) is msa._end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(args: argparse.Namespace) -> int:
