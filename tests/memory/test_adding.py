@@ -172,6 +172,20 @@ def test_windows_close_at_their_size_and_lose_nothing(monkeypatch):
     assert ids == [document.id for document in documents]
 
 
+def test_what_came_before_an_item_that_is_no_document_is_added(tmp_path, model):
+    def failing():
+        yield "third"
+        raise OSError("the disk is gone")
+
+    with Memory.open(tmp_path / "memory", model) as memory:
+        with pytest.raises(DocumentError, match="item 2"):
+            memory.add(["first", "second", 3, "fourth"])
+        assert [document.text for document in memory.list()] == ["first", "second"]
+        with pytest.raises(OSError, match="the disk is gone"):
+            memory.add(failing())
+        assert [document.text for document in memory.list()] == ["first", "second", "third"]
+
+
 def test_a_digest_tells_texts_apart():
     assert text_digest("a") == text_digest("a") != text_digest("a ")
 
@@ -196,8 +210,8 @@ def test_metadata_that_cannot_be_kept_change_nothing(tmp_path, model, value):
     with Memory.open(tmp_path / "memory", model) as memory:
         memory.add([{"id": "a", "text": "first", "metadata": {"lang": "en"}}])
         version = memory.bank.version
-        with pytest.raises(DocumentError, match="item 1: .*cannot be stored as JSON"):
-            memory.add([{"id": "b", "text": "second"}, {"id": "a", "text": "first", "metadata": {"k": value}}])
+        with pytest.raises(DocumentError, match="item 0: .*cannot be stored as JSON"):
+            memory.add([{"id": "a", "text": "first", "metadata": {"k": value}}])
         with pytest.raises(ValueError, match="no document can have the value of metadata key 'k'"):
             memory.search("first", where={"k": value})
         assert (memory.bank.version, memory.verify()) == (version, [])

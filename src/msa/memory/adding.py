@@ -50,16 +50,24 @@ class AddProgress:
 def windows(
     documents: Iterator[Document], ids: list[str], commit_tokens: Callable[[], int] | None = None
 ) -> Iterator[list[Document]]:
-    """Documents in groups of about one commit's size, ``commit_tokens`` if given; notes every id in ``ids``."""
+    """Documents in groups of about one commit's size, ``commit_tokens`` if given; notes every id in ``ids``.
+
+    Where reading fails, what was read before it is the last group.
+    """
     window: list[Document] = []
     size = 0
-    for document in documents:
-        ids.append(document.id)
-        window.append(document)
-        size += len(document.text) // 3 + 16  # tokens, roughly
-        if size >= (commit_tokens() if commit_tokens else _COMMIT_TOKENS):
+    try:
+        for document in documents:
+            ids.append(document.id)
+            window.append(document)
+            size += len(document.text) // 3 + 16  # tokens, roughly
+            if size >= (commit_tokens() if commit_tokens else _COMMIT_TOKENS):
+                yield window
+                window, size = [], 0
+    except Exception:
+        if window:
             yield window
-            window, size = [], 0
+        raise
     if window:
         yield window
 
@@ -92,13 +100,12 @@ class _Plan:
 
     def after(self, done: AddProgress) -> AddProgress:
         """What is done once it is committed, of ``done`` before; tokens are counted elsewhere."""
-        num_updated = len(self.updates) + self.num_replaced
         return replace(
             done,
             documents=done.documents + len(self.window),
             encoded=done.encoded + len(self.new),
-            updated=done.updated + num_updated,
-            unchanged=done.unchanged + len(self.window) - len(self.new) - num_updated,
+            updated=done.updated + len(self.updates) + self.num_replaced,
+            unchanged=done.unchanged + len(self.window) - len(self.new) - len(self.updates) - self.num_replaced,
             characters=done.characters + sum(len(document.text) for document in self.window),
         )
 

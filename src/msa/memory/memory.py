@@ -202,7 +202,8 @@ class Memory:
             The ids, one per document given.
 
         Raises:
-            DocumentError: an item that is no document; names its position.
+            DocumentError: an item that is no document; names its position. What came before it is added, also where the
+                iterable itself fails.
             NotFiniteError: the model makes NaN or infinite latents of documents, which are named; what was committed
                 before stays.
             BankFullError: the memory would grow beyond ``max_bytes``; what was committed before stays.
