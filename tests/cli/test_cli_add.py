@@ -117,6 +117,39 @@ def test_what_can_be_read_only_once_is_read_once(msa, tmp_path, model_folder):
     assert list(texts_in(tmp_path / "m").values()) == ["A text in a pipe."]
 
 
+def test_a_stream_is_added_as_it_arrives(msa, tmp_path, model_folder, monkeypatch):
+    """It was held in memory whole, and nothing was encoded before its end."""
+    monkeypatch.setattr(package.memory.adding, "_COMMIT_TOKENS", 1_000)
+    monkeypatch.setattr("msa.cli.add._LOOKED_AHEAD", 1_000)
+    monkeypatch.setattr("msa.cli.add.is_terminal", lambda stream: True)
+    memory, there = tmp_path / "m", []
+
+    def lines():
+        for number in range(300):
+            if memory.exists():
+                with package.Memory.open(memory, read_only=True) as opened:
+                    there.append(len(opened))
+            yield f'{{"id": "{number}", "text": "A text of about thirty letters."}}\n'.encode()
+        yield b'{"id": "0", "text": "caf\xe9"}\n'
+
+    monkeypatch.setattr("msa.documents.readers._standard_input", lines)
+    result = msa("add", memory, "-", "--model", model_folder)
+    assert result.code == 0
+    assert result.out.startswith("300 added, 1 updated, 0 unchanged")
+    assert max(there) > 200
+    assert "note: 1 line of standard input: not UTF-8, read as" in result.err
+    assert "note: standard input, line 301: replaces standard input, line 1" in result.err
+
+
+def test_what_came_before_a_broken_line_of_a_stream_is_added(msa, memory, monkeypatch):
+    monkeypatch.setattr("msa.cli.add._LOOKED_AHEAD", 100)
+    lines = [f'{{"text": "line {number}"}}\n' for number in range(5)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("".join([*lines, "{"]).encode())))
+    result = msa("add", memory, "-")
+    assert (result.code, result.err.startswith("msa: standard input, line 6: not JSON")) == (1, True)
+    assert len(texts_in(memory)) == 8
+
+
 @pytest.mark.parametrize("folder_exists", [False, True])
 def test_a_first_add_that_fails_leaves_no_memory(msa, tmp_path, records_file, model_folder, folder_exists):
     memory = tmp_path / "new" / "m"

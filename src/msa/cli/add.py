@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _SAMPLE_CHARACTERS = 20_000  # tokenised beforehand, to tell characters from tokens
 _SAMPLE_OF_ONE = 2_000
 _SHOWN_NOTES = 50
+_LOOKED_AHEAD = 200_000  # characters of what can be read only once
+_CHARACTERS_OF_ONE = 50  # that a document counts for whatever its text
 _LOOKED_UP = 200  # documents looked up in the memory at a time
 
 
@@ -81,6 +83,7 @@ class _Survey:
         characters: length of the pending ones.
         sample: beginnings of some pending ones.
         notes: lines for documents whose id or file is in the memory already, without the other.
+        all_seen: False if these are only the first documents of what can be read only once.
     """
 
     documents: int = 0
@@ -88,6 +91,28 @@ class _Survey:
     characters: int = 0
     sample: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    all_seen: bool = True
+
+
+@dataclass
+class _Told:
+    """Lines about what was read, until they are written."""
+
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    num_skipped: int = 0
+
+    def write(self) -> None:
+        """Write those that are new."""
+        for line in self.skipped:
+            write_note(f"skipped: {line}")
+        for line in self.notes[:_SHOWN_NOTES]:
+            write_note(f"note: {line}")
+        if len(self.notes) > _SHOWN_NOTES:
+            write_note(f"note: {count(len(self.notes) - _SHOWN_NOTES, 'more note')} like these")
+        self.num_skipped += len(self.skipped)
+        self.skipped.clear()
+        self.notes.clear()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,31 +148,32 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from msa.bank import MemoryBank
     from msa.documents.readers import is_stream, read_documents
 
-    skipped: list[str] = []
-    notes: list[str] = []
+    told = _Told()
     documents: Callable[[], Iterator[Document]]
+    all_seen = True
     if any(map(is_stream, args.paths)):
-        kept = list(read_documents(args.paths, on_skip=skipped.append, on_note=notes.append))
-        documents = lambda: iter(kept)  # noqa: E731
-        first = documents()
+        rest = read_documents(args.paths, on_skip=told.skipped.append, on_note=told.notes.append)
+        kept, all_seen = _begin(rest)
+        documents = lambda: itertools.chain(kept, rest)  # noqa: E731
+        first = iter(kept)
     else:
         documents = lambda: read_documents(args.paths)  # noqa: E731
-        first = read_documents(args.paths, on_skip=skipped.append, on_note=notes.append)
+        first = read_documents(args.paths, on_skip=told.skipped.append, on_note=told.notes.append)
     folder = memory_folder(args)
     memory = open_memory(args, read_only=False) if MemoryBank.exists(folder) or folder.is_file() else None
     is_new, makes_folder = memory is None, not folder.exists()
     try:
         with working("reading the documents"):
             survey = _look_at(first, memory)
-        for line in skipped:
-            write_note(f"skipped: {line}")
-        _write_notes(notes + survey.notes)
+        survey.all_seen = all_seen
+        told.notes += survey.notes
+        told.write()
         if not survey.documents:
             write_note("msa: nothing was added: none of the given paths holds a document")
             return 1
         memory = _ready(memory, survey, args, ranks)
         memory.bank.max_bytes = args.max_size
-        return _add(memory, documents, survey, len(skipped))
+        return _add(memory, documents, survey, told)
     except BaseException:
         if is_new and memory is not None and memory.bank.version == 0:
             with contextlib.suppress(OSError):  # what failed first is what to tell
@@ -158,11 +184,16 @@ def _read_and_add(args: argparse.Namespace, ranks: Ranks | None) -> int:
             memory.close()
 
 
-def _write_notes(notes: list[str]) -> None:
-    for line in notes[:_SHOWN_NOTES]:
-        write_note(f"note: {line}")
-    if len(notes) > _SHOWN_NOTES:
-        write_note(f"note: {count(len(notes) - _SHOWN_NOTES, 'more note')} like these")
+def _begin(documents: Iterator[Document]) -> tuple[list[Document], bool]:
+    """The first documents, about as many as are encoded at a time, and whether these are all."""
+    kept: list[Document] = []
+    characters = 0
+    for document in documents:
+        kept.append(document)
+        characters += len(document.text) + _CHARACTERS_OF_ONE
+        if characters > _LOOKED_AHEAD:
+            return kept, False
+    return kept, True
 
 
 def _take_back(folder: Path, *, with_folder: bool) -> None:
@@ -206,22 +237,24 @@ def _ready(memory: Memory | None, survey: _Survey, args: argparse.Namespace, ran
 
     if memory is None:
         return Memory.open(memory_folder(args), model=load_model(args), ranks=ranks)
-    if survey.pending or args.model or ranks is not None:
+    if survey.pending or not survey.all_seen or args.model or ranks is not None:
         return with_model(memory, args, ranks)
     return memory
 
 
-def _add(memory: Memory, documents: Callable[[], Iterator[Document]], survey: _Survey, num_skipped: int) -> int:
+def _add(memory: Memory, documents: Callable[[], Iterator[Document]], survey: _Survey, told: _Told) -> int:
     before = len(memory)
     started = time.monotonic()
-    with _Meter(memory, survey) as meter:
-        try:
+    try:
+        with _Meter(memory, survey) as meter:
             memory.add(documents(), progress=meter.update)
-        except KeyboardInterrupt as error:
-            kept = count(meter.last.encoded, "document") if meter.last else "nothing yet"
-            raise KeyboardInterrupt(
-                f"stopped; {kept} of this run committed to {memory.bank.path}. Run the same command again to go on"
-            ) from error
+    except KeyboardInterrupt as error:
+        kept = count(meter.last.encoded, "document") if meter.last else "nothing yet"
+        raise KeyboardInterrupt(
+            f"stopped; {kept} of this run committed to {memory.bank.path}. Run the same command again to go on"
+        ) from error
+    finally:
+        told.write()  # of what could be read only once
     seconds = time.monotonic() - started
     last = meter.last
     encoded, unchanged, tokens = (last.encoded, last.unchanged, last.tokens) if last else (0, 0, 0)
@@ -231,20 +264,22 @@ def _add(memory: Memory, documents: Callable[[], Iterator[Document]], survey: _S
     work = f"{count(tokens, 'token')} in {seconds:.1f} s"
     if tokens:
         work += f", {tokens / max(seconds, 1e-9):,.0f} tok/s"
-    write_line(one_line(f"{', '.join(changed)}, {num_skipped:,} skipped; {work}"))
+    write_line(one_line(f"{', '.join(changed)}, {told.num_skipped:,} skipped; {work}"))
     return 0
 
 
 class _Meter:
-    """A progress bar in tokens; how many there will be is estimated, better with each commit."""
+    """A progress bar in tokens; how many there will be, if it can be known, is estimated, better with each commit."""
 
     def __init__(self, memory: Memory, survey: _Survey) -> None:
         self.last: AddProgress | None = None  # of the last commit
         self._survey = survey
         self._bar: Progress | None = None
-        if survey.pending and is_terminal(sys.stderr):
-            self._expected = _expected_tokens(memory, survey)
-            self._bar = _progress_bar()
+        self._expected: float | None = None
+        if (survey.pending or not survey.all_seen) and is_terminal(sys.stderr):
+            if survey.all_seen:
+                self._expected = _expected_tokens(memory, survey)
+            self._bar = _progress_bar(with_share=survey.all_seen)
 
     def __enter__(self) -> _Meter:
         self._started = time.monotonic()
@@ -263,13 +298,17 @@ class _Meter:
             self.last = done
         if self._bar is None:
             return
-        if self.last is not None and self.last.encoded:  # the rest will be like the documents so far
-            self._expected = self.last.tokens * self._survey.pending / self.last.encoded
-            if self.last.encoded >= self._survey.pending:
-                self._expected = done.tokens
-        total = max(self._expected, done.tokens)
         speed = done.tokens / max(time.monotonic() - self._started, 1e-9)
-        pace = f"{speed:,.0f} tok/s, {_clock((total - done.tokens) / speed)} left" if done.tokens else ""
+        pace = f"{speed:,.0f} tok/s" if done.tokens else ""
+        total = None
+        if self._expected is not None:
+            if self.last is not None and self.last.encoded:  # the rest will be like the documents so far
+                self._expected = self.last.tokens * self._survey.pending / self.last.encoded
+                if self.last.encoded >= self._survey.pending:
+                    self._expected = done.tokens
+            total = max(self._expected, done.tokens)
+            if done.tokens:
+                pace += f", {_clock((total - done.tokens) / speed)} left"
         self._bar.update(self._task, completed=done.tokens, total=total, pace=pace)
 
 
@@ -291,8 +330,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _progress_bar() -> Progress:
+def _progress_bar(*, with_share: bool) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", "{task.completed:,.0f} tokens")
+    share = ("{task.percentage:>3.0f}%",) if with_share else ()
+    columns = ("{task.description}", BarColumn(), *share, "{task.completed:,.0f} tokens")
     return Progress(*columns, TextColumn("{task.fields[pace]}"), console=console(error=True), refresh_per_second=4)
