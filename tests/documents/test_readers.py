@@ -379,6 +379,19 @@ def test_html_is_its_visible_text():
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<p>-</p><p>next</p>", "-\n\nnext"),
+        ("<div>-</div><div>next</div>", "-\nnext"),
+        ("<ul><li><p></p><p>a</p><ul><li>b</ul><li><ul><li>c", "- a\n\n- b\n\n- - c"),
+        ("<ul><li>a\x05b</ul>", "- ab"),
+    ],
+)
+def test_only_an_item_of_a_list_keeps_its_hyphen_beside_it(page, text):
+    assert extract(page.encode(), "a.html").text == text
+
+
 def test_html_with_a_declared_encoding():
     write("a.htm", '<meta charset="windows-1252"><h1>Café</h1>'.encode("cp1252"))
     document = read_one("a.htm")

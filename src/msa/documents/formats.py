@@ -303,18 +303,19 @@ def _visible_text(soup: Any) -> str:
             in_pre = in_pre or node.name in ("pre", "textarea")
             stack.extend((child, in_pre) for child in reversed(node.contents))
         elif type(node) in (bs4.NavigableString, bs4.CData):  # comments, doctypes and scripts are subclasses
-            text = re.sub("[\x01-\x04]", "", node)
+            text = re.sub("[\x01-\x05]", "", node)
             pieces.append(
                 text.replace(" ", _PRE_SPACE).replace("\n", _PRE_NEWLINE) if in_pre else re.sub(r"\s+", " ", text)
             )
     text = re.sub("[ \t\n\x03\x04]+", lambda run: _fold(run[0]), "".join(pieces))
-    text = re.sub(r"(?m)^-\n+", "- ", text)  # an item of a list that begins with a paragraph
+    text = re.sub(f"{_ITEM}[ \t\n]*", "- ", text)  # also an item of a list that begins with a paragraph
     lines = text.replace(_PRE_SPACE, " ").replace(_PRE_NEWLINE, "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
-# In a text being put together, spaces and line ends inside <pre>, and the borders of lines and of paragraphs.
-_PRE_SPACE, _PRE_NEWLINE, _LINE, _PARAGRAPH = "\x01", "\x02", "\x03", "\x04"
+# In a text being put together, spaces and line ends inside <pre>, the borders of lines and of paragraphs, and the
+# beginning of an item of a list.
+_PRE_SPACE, _PRE_NEWLINE, _LINE, _PARAGRAPH, _ITEM = "\x01", "\x02", "\x03", "\x04", "\x05"
 
 
 def _fold(run: str) -> str:
@@ -330,7 +331,7 @@ def _breaks(tag: str) -> tuple[str, str]:
     if tag in _PARAGRAPH_TAGS:
         return _PARAGRAPH, _PARAGRAPH
     if tag == "li":
-        return f"{_LINE}- ", _LINE
+        return f"{_LINE}{_ITEM} ", _LINE
     if tag in _LINE_TAGS:
         return _LINE, _LINE
     if tag == "br":
