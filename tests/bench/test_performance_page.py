@@ -178,7 +178,7 @@ def test_questions_together_appear_once_they_are_measured(scripts, results, monk
     }
     (tmp_path / f"{tables.CONCURRENCY}.json").write_text(json.dumps(content))
     page = pictures.with_blocks(PAGE, tables.blocks())
-    assert "| 4 concurrent | 2.5 | 1,234 | 2.25× | 64 |" in page
+    assert "| 4 concurrent | 2.5 | 1,234 | 2.25× | not noted | 64 |" in page
     assert "| 4 rows | 12.5 | 320 |" in page
     assert "`x`; 2 × CPU, 2 threads; 2026-11-27, commit abc." in page
     monkeypatch.setattr(pictures, "IMAGES", tmp_path)
