@@ -113,6 +113,26 @@ def test_a_killed_rank_is_an_error_on_the_others(made_once):
     assert "Traceback" not in err
 
 
+def test_a_rank_with_another_model_is_refused(tmp_path, records_file, model_folder, other_model_folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [str(SCRIPTS / "msa"), "add", str(tmp_path / "m"), str(records_file), "--dtype", "float32"]
+    ranks = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(rank), "MSA_MODEL": str(folder)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank, folder in enumerate((model_folder, other_model_folder))
+    ]  # fmt: skip
+    for rank in ranks:
+        err = rank.communicate(timeout=300)[1]
+        assert rank.returncode == 1
+        assert "msa: the ranks would encode with different models: rank 0 with " in err
+        assert "Traceback" not in err
+    assert not (tmp_path / "m").exists(), "nothing was written"
+
+
 def test_ranks_share_no_prompt(made_once, msa, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     asked = msa("ask", made_once)

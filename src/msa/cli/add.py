@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msa.cli.console import console, count, is_terminal, one_line, working, write_line, write_note
-from msa.cli.opening import load_model, memory_folder, open_memory, ranks_of_torchrun, with_model
+from msa.cli.opening import is_shared, load_model, memory_folder, open_memory, ranks_of_torchrun, with_model
 from msa.cli.options import (
     MODEL_THAT_MADE_OR_MAKES_IT,
     ArgumentParser,
@@ -117,15 +117,17 @@ class _Told:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    ranks = ranks_of_torchrun()
-    if ranks is None:
+    if not is_shared():
         return _read_and_add(args, None)
-    from msa.parallel import end_encoding, follow_encoding
+    from msa.parallel import ENCODING_TIMEOUT_S, begin_encoding, end_encoding, follow_encoding
 
+    ranks = ranks_of_torchrun(ENCODING_TIMEOUT_S)
+    assert ranks is not None, "they are shared"
     with ranks:
         if ranks.rank:
-            follow_encoding(_same_model(args).lm, ranks)
+            follow_encoding(lambda: _same_model(args).lm, ranks)
             return 0
+        begin_encoding(ranks)  # the others wait from here on, however long the documents take to read
         try:
             return _read_and_add(args, ranks)
         finally:

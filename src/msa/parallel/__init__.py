@@ -1,6 +1,8 @@
 """Memory Parallel (paper §3.4.2): one memory over several processes, each holding a shard of whole documents."""
 
 from msa.parallel.encoding import (
+    ENCODING_TIMEOUT_S,
+    begin_encoding,
     empty_memory,
     encode_across_ranks,
     end_encoding,
@@ -14,6 +16,7 @@ from msa.parallel.sharded_library import ShardedLibrary
 from msa.parallel.sharded_memory import Shard, ShardedMemory
 
 __all__ = [
+    "ENCODING_TIMEOUT_S",
     "Leader",
     "LedLibrary",
     "LedMemories",
@@ -21,6 +24,7 @@ __all__ = [
     "Shard",
     "ShardedLibrary",
     "ShardedMemory",
+    "begin_encoding",
     "empty_memory",
     "encode_across_ranks",
     "end_encoding",

@@ -5,15 +5,25 @@ Axes: N documents, C chunks, Hkv key/value heads, D head_dim.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from msa.documents.batching import length_buckets
 from msa.encoding import encode_in_batches
 from msa.encoding.encoder import batch_tokens_for
+from msa.errors import BankMismatchError
 from msa.model import DocumentMemory, MSAForCausalLM
+from msa.model.bundle import model_fingerprint
+from msa.parallel.leading import Attempt, Channel, Leader, follow
 from msa.parallel.ranks import Ranks, as_bytes, from_bytes
+
+# a rank may load its model, or rank 0 look through documents that need no encoding, for so long; one that ended is
+# noticed at once all the same
+ENCODING_TIMEOUT_S = 600.0
+_AGREE, _ENCODE = "agree on the model", "encode"
 
 
 def encode_across_ranks(
@@ -61,6 +71,41 @@ def encode_across_ranks(
     return DocumentMemory.concatenate(parts).select(order.argsort())
 
 
+class EncodingLeader(Leader):
+    """Rank 0's side of encoding together: what :func:`begin_encoding` starts."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks, ENCODING_TIMEOUT_S)
+        self._agreed: MSAForCausalLM | None = None
+
+    def encode(
+        self, lm: MSAForCausalLM, documents: Sequence[Sequence[int]], progress: Callable[[int], None] | None
+    ) -> DocumentMemory:
+        """Encode documents on all ranks, once they have the same model. See :func:`lead_encoding`."""
+        if self._agreed is not lm:
+            self.command(_AGREE, lambda channel, attempt: None, **_identity(lm))
+            self._agreed = lm
+
+        def work(_channel: Channel, _attempt: Attempt) -> DocumentMemory | None:
+            self.ranks.gather(torch.tensor([len(ids) for ids in documents]))
+            self.ranks.gather(torch.tensor([token for ids in documents for token in ids]))
+            return encode_across_ranks(lm, documents, self.ranks, progress=progress)
+
+        memory = self.command(_ENCODE, work)
+        assert memory is not None, "only rank 0 leads"
+        return memory
+
+
+def begin_encoding(ranks: Ranks) -> EncodingLeader:
+    """On rank 0: let the ranks in :func:`follow_encoding` know every few seconds that there will be work for them.
+
+    :func:`lead_encoding` does it too, but whoever needs long until then should do it at once.
+    """
+    if ranks.encoding is None:
+        ranks.encoding = EncodingLeader(ranks)
+    return ranks.encoding
+
+
 def lead_encoding(
     lm: MSAForCausalLM,
     documents: Sequence[Sequence[int]],
@@ -72,27 +117,75 @@ def lead_encoding(
 
     Raises:
         ValueError: no documents, or one without tokens.
+        BankMismatchError: another rank has another model, or the same one in another dtype.
+        ParallelError: a rank was lost.
     """
     if not documents or not all(len(ids) for ids in documents):
         raise ValueError("every document must have tokens" if documents else "nothing to encode: the list is empty")
-    ranks.gather(torch.tensor([len(ids) for ids in documents]))
-    ranks.gather(torch.tensor([token for ids in documents for token in ids]))
-    memory = encode_across_ranks(lm, documents, ranks, progress=progress)
-    assert memory is not None, "only rank 0 leads"
-    return memory
+    return begin_encoding(ranks).encode(lm, documents, progress)
 
 
 def end_encoding(ranks: Ranks) -> None:
-    """On rank 0: let the other ranks return from :func:`follow_encoding`."""
-    ranks.gather(torch.zeros(0, dtype=torch.int64))
+    """On rank 0: let the other ranks return from :func:`follow_encoding`; does nothing if one of them was lost."""
+    begin_encoding(ranks).close()
+    ranks.encoding = None
 
 
-def follow_encoding(lm: MSAForCausalLM, ranks: Ranks) -> None:
-    """On all other ranks: help rank 0 encode until it calls :func:`end_encoding`."""
+def follow_encoding(lm: MSAForCausalLM | Callable[[], MSAForCausalLM], ranks: Ranks) -> None:
+    """On all other ranks: help rank 0 encode until it calls :func:`end_encoding`.
+
+    Args:
+        lm: the network, or what loads it, which rank 0 need not wait for.
+        ranks: the processes.
+
+    Raises:
+        BankMismatchError: rank 0 has another model, or the same one in another dtype.
+        ParallelError: rank 0 ended without a word.
+        KeyboardInterrupt: this rank was interrupted while it encoded, or rank 0 has ended after that.
+    """
+    channel = Channel(ranks, ENCODING_TIMEOUT_S)
+    network = lm if isinstance(lm, MSAForCausalLM) else lm()
     nothing = torch.zeros(0, dtype=torch.int64)
-    while len(lengths := ranks.gather(nothing)[0]):
-        tokens = ranks.gather(nothing)[0]
-        encode_across_ranks(lm, [ids.tolist() for ids in tokens.split(lengths.tolist())], ranks)
+    differences: list[Exception] = []
+
+    def agree(_: Channel, attempt: Attempt, command: dict[str, Any]) -> None:
+        with attempt():
+            _check_identity(network, command, ranks.rank)
+        differences.extend(filter(None, [attempt.problem]))
+
+    def encode(_channel: Channel, _attempt: Attempt, _command: dict[str, Any]) -> None:
+        lengths, tokens = ranks.gather(nothing)[0], ranks.gather(nothing)[0]
+        documents = [ids.tolist() for ids in tokens.split(lengths.tolist())]
+        encode_across_ranks(network, documents, ranks, progress=end_if_interrupted)
+
+    def end_if_interrupted(_: int) -> None:
+        # rank 0, which was interrupted too, is gone: nobody waits for the rest of a window
+        if signal.SIGINT in channel.signals:
+            raise KeyboardInterrupt
+
+    follow(ranks, {_AGREE: agree, _ENCODE: encode}, lambda numbers: None, channel=channel)
+    if differences:
+        raise differences[0]
+
+
+def _identity(lm: MSAForCausalLM) -> dict[str, str]:
+    """What all ranks must have alike for their latents to be one model's."""
+    return {"fingerprint": model_fingerprint(lm), "dtype": str(lm.dtype).removeprefix("torch.")}
+
+
+def _check_identity(lm: MSAForCausalLM, first: dict[str, Any], rank: int) -> None:
+    """Compare with rank 0's.
+
+    Raises:
+        BankMismatchError: both are named.
+    """
+    mine = _identity(lm)
+    if any(first[key] != value for key, value in mine.items()):
+        raise BankMismatchError(
+            f"the ranks would encode with different models: rank 0 with {first['fingerprint']} in {first['dtype']}, "
+            f"rank {rank} with {mine['fingerprint']} in {mine['dtype']}. Start all of them in the same folder, with "
+            "the same --model, --dtype and $MSA_MODEL"
+        )
 
 
 def empty_memory(lm: MSAForCausalLM) -> DocumentMemory:

@@ -41,11 +41,18 @@ class Channel:
     Args:
         ranks: the processes; every rank makes its channel at the same time.
         timeout_s: seconds after which a rank that says nothing counts as lost.
+
+    Attributes:
+        signals: those that came while this rank was following.
     """
 
     def __init__(self, ranks: Ranks, timeout_s: float) -> None:
+        self.signals: set[int] = set()
         # waiting for a command can take for ever, and over NCCL would keep a GPU busy
-        self._ranks = Ranks(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+        members = None if ranks.group is None else dist.get_process_group_ranks(ranks.group)
+        timeout = timedelta(seconds=timeout_s)
+        group = dist.new_group(members, timeout, "gloo", use_local_synchronization=members is not None)
+        self._ranks = Ranks(group)
         self.rank = ranks.rank
 
     def tell(self, message: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -199,7 +206,10 @@ class Leader:
                 yield
             except BaseException as error:
                 self.lost = error if isinstance(error, ParallelError) else ParallelError(f"out of step: {error!r}")
-                logger.error("the ranks can no longer be used: %s", self.lost)
+                asked_for = self._ended.is_set() or isinstance(error, KeyboardInterrupt)
+                logger.log(
+                    logging.INFO if asked_for else logging.ERROR, "the ranks can no longer be used: %s", self.lost
+                )
                 self.on_lost()
                 raise
 
@@ -216,6 +226,7 @@ def follow(
     tasks: dict[str, Callable[[Channel, Attempt, dict[str, Any]], None]],
     forget: Callable[[Sequence[int]], None],
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    channel: Channel | None = None,
 ) -> None:
     """On all other ranks: carry out rank 0's commands until it lets them go.
 
@@ -227,28 +238,39 @@ def follow(
         tasks: what each command does here, given the channel, the attempt and the command's fields.
         forget: told the numbers of views that are no longer needed.
         timeout_s: seconds without a word from rank 0 after which it counts as lost.
+        channel: what was made for it when rank 0 made its :class:`Leader`; None: make it now.
 
     Raises:
         ParallelError: rank 0 ended without a word, or said none for too long.
+        KeyboardInterrupt: it did, and SIGINT had come here too.
     """
-    channel = Channel(ranks, timeout_s)
-    with _signals_ignored(), torch.inference_mode():
-        while (command := channel.tell())["do"] != _STOP:
-            attempt = Attempt()
-            forget(command["unused"])
-            if command["do"] != _PING:
-                tasks[command["do"]](channel, attempt, command)
-            if attempt.problem is not None:
-                logger.error("rank %d could not %s: %r", ranks.rank, command["do"], attempt.problem)
-            channel.problems(attempt.problem)
+    channel = channel or Channel(ranks, timeout_s)
+    with _signals_noted(channel.signals), torch.inference_mode():
+        try:
+            while (command := channel.tell())["do"] != _STOP:
+                attempt = Attempt()
+                forget(command["unused"])
+                if command["do"] != _PING:
+                    tasks[command["do"]](channel, attempt, command)
+                if attempt.problem is not None:
+                    logger.error("rank %d could not %s: %r", ranks.rank, command["do"], attempt.problem)
+                channel.problems(attempt.problem)
+        except ParallelError as error:
+            if (
+                signal.SIGINT in channel.signals
+            ):  # rank 0 was interrupted in the middle of a command: nothing went wrong
+                raise KeyboardInterrupt from error
+            raise
 
 
 @contextmanager
-def _signals_ignored() -> Iterator[None]:
+def _signals_noted(noted: set[int]) -> Iterator[None]:
+    """Do nothing about SIGINT and SIGTERM but note that they came."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda which, frame: noted.add(which)) for number in numbers}
     try:
         yield
     finally:

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from msa.errors import ParallelError
+
+if TYPE_CHECKING:
+    from msa.parallel.encoding import EncodingLeader
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 60.0
@@ -38,6 +41,7 @@ class Ranks:
         rank, world: this process's place in the group, and the group's size.
         device: where exchanged bytes lie: the current GPU under NCCL, else the CPU.
         received_bytes: bytes that came from other ranks so far, padding never included.
+        encoding: what leads the others on rank 0 while they help it encode.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -47,6 +51,7 @@ class Ranks:
         nccl = "nccl" in dist.get_backend(group)
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self.received_bytes = 0
+        self.encoding: EncodingLeader | None = None
         self._first = 0 if group is None else dist.get_global_rank(group, 0)
 
     def __enter__(self) -> Self:
