@@ -6,10 +6,9 @@
 """
 
 import os
-import signal
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msa.conversion import convert
@@ -109,19 +108,10 @@ def __dir__() -> list[str]:
 
 
 def _is_the_command() -> bool:
-    """Whether this process is the installed command ``msa``."""
+    """Whether this process is the installed command ``msa``: it imports what it needs, and help needs no torch."""
     return bool(getattr(sys, "argv", None)) and os.path.basename(sys.argv[0]) == "msa"
 
 
-def _end_interrupted(*_: object) -> NoReturn:
-    """Ctrl-C before the command has begun."""
-    os.write(2, b"msa: interrupted\n")
-    os._exit(130)
-
-
-if _is_the_command():  # imports what it needs when it needs it: help and wrong usage need no torch
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end_interrupted)  # until main() takes over
-else:  # transformers' Auto classes must know MSA from here on, and that takes nearly everything there is
+if not _is_the_command():  # transformers' Auto classes must know MSA from here on, which takes nearly all there is
     for _name in __all__:
         __getattr__(_name)

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -60,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 for a failure, 2 for wrong usage, 130 when interrupted.
     """
     try:
-        _take_over_interrupts()
         if hasattr(sys.stdout, "reconfigure"):  # a character the terminal lacks must not end an answer
             sys.stdout.reconfigure(errors="replace")
         parser = build_parser()
@@ -74,14 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     return _run(args)
-
-
-def _take_over_interrupts() -> None:
-    """From here on Ctrl-C is an exception; while the command was still being imported it ended the process."""
-    import msa
-
-    if signal.getsignal(signal.SIGINT) is msa._end_interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(args: argparse.Namespace) -> int:
