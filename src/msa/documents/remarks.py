@@ -23,7 +23,7 @@ class Remarks:
         self._tell = tell
         self._seen: dict[str, tuple[bytes, str, int | None]] = {}  # by id: a text's digest and where it was
         # of the file being read
-        self._decodings: Counter[str] = Counter()
+        self._decodings: Counter[tuple[str, bool]] = Counter()  # and whether of lines
         self._replacing = ""  # the first document that replaces one of the same call
         self._num_replacing = 0
 
@@ -37,14 +37,15 @@ class Remarks:
             decoding: how it was decoded if not as it should be.
         """
         if decoding:
-            self._decodings[decoding if line is None else f"{decoding}\n"] += 1
+            self._decodings[decoding, line is not None] += 1
         here = hashlib.blake2b(document.text.encode(), digest_size=16).digest(), shown, line
         there = self._seen.get(document.id)
         if there and there[0] != here[0]:
             self._num_replacing += 1
-            places = f"{_place(*here[1:])}: replaces {_place(*there[1:])}"
-            shown_id = repr(document.id[:_SHOWN_ID_CHARS])
-            self._replacing = self._replacing or f"{places}, a document with the same id {shown_id} and another text"
+            self._replacing = self._replacing or (
+                f"{_place(shown, line)}: replaces {_place(*there[1:])}, a document with the same id "
+                f"{document.id[:_SHOWN_ID_CHARS]!r} and another text"
+            )
         self._seen[document.id] = here
 
     def end_file(self, shown: str) -> None:
@@ -53,9 +54,9 @@ class Remarks:
             more = f" ({self._num_replacing - 1:,} more of this file do so)" if self._num_replacing > 1 else ""
             self._tell(f"{self._replacing}{more}. Give each document an id of its own to keep both")
         self._replacing, self._num_replacing = "", 0
-        for decoding, number in self._decodings.items():
-            lines = f"{number:,} line{'s' * (number > 1)} of " if decoding.endswith("\n") else ""
-            self._tell(f"{lines}{shown}: {_decoded(decoding.rstrip())}")
+        for (decoding, of_lines), number in self._decodings.items():
+            lines = f"{number:,} line{'s' * (number > 1)} of " if of_lines else ""
+            self._tell(f"{lines}{shown}: {_decoded(decoding)}")
         self._decodings.clear()
 
 
