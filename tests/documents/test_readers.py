@@ -511,6 +511,15 @@ def test_jsonl_in_utf32():
 # standard input
 
 
+def test_a_binary_file_on_standard_input_is_refused(monkeypatch):
+    for data, reason in [
+        (random.Random(0).randbytes(4_000), "is a binary file|is not UTF-8 text"),
+        ("Все счастливые семьи похожи друг на друга".encode("cp1251"), "is not UTF-8 text"),
+    ]:
+        with pytest.raises(DocumentError, match=f"standard input ({reason})"):
+            read_input(monkeypatch, data)
+
+
 class Input:
     closed = False
 

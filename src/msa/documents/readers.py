@@ -303,7 +303,9 @@ def _read_stream(lines: Iterable[bytes], source: _Source) -> Iterator[_Found]:
     if decode(head)[0].lstrip().startswith("{"):
         yield from _read_jsonl(itertools.chain(head.splitlines(keepends=True), lines), source)
         return
-    text, decoding = decode(head + b"".join(lines))
+    data = head + b"".join(lines)
+    require_text(data[:SNIFFED_BYTES], "text.txt")
+    text, decoding = decode(data)
     metadata = {"path": source.shown, "title": source.shown}
     document = Document(id=text_id(text, "stdin"), text=text, metadata=metadata | decoding)
     yield _Found(document, decoding=decoding.get("decoding"))
