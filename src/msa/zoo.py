@@ -166,7 +166,7 @@ def load(name: str | Path | None = None, device: str = "auto", dtype: str = "aut
     adapter = folder.suffix == ".safetensors"
     if adapter and folder.is_file():
         return _load_adapter(folder.resolve(), device, dtype)
-    if folder.suffix == ".gguf" and folder.is_file():
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
         raise UnsupportedModelError(f"{wanted} holds a plain model; convert it first: msa convert {wanted} DEST")
     if adapter or folder.exists() or wanted.startswith((".", "/", "~")) or wanted.count("/") != 1:
         known = ", ".join([*MODELS, *SHIPPED])

@@ -24,7 +24,7 @@ def test_answer_then_sources_then_timings(msa, made_once, retrieval):
 
 def test_json_is_one_object_with_everything_of_the_answer(msa, made_once):
     answer = msa("ask", made_once, "What is the moon?", *QUICK, "--retrieval", "routed", "--json").json
-    keys = ["question", "answer", "sources", "rounds", "finish_reason", "usage", "timings", "notes"]
+    keys = ["question", "answer", "quotation", "sources", "rounds", "finish_reason", "usage", "timings", "notes"]
     assert list(answer) == keys
     assert answer["question"] == "What is the moon?"
     assert {source["id"] for source in answer["sources"]} == {"moon", "sonne", "bridge"}

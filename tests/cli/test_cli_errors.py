@@ -23,6 +23,9 @@ WRONG = [
     ("ask", "m", "q", "--max-new-tokens", "0"),
     ("ask", "m", "q", "--retrieval", "magic"),
     ("add", "m"),
+    ("add", "m", ""),
+    ("ask", "m", "q", "--model", ""),
+    ("bench", "routing", "--model", ""),
     ("list", "m", "--limit", "-1"),
     ("nonsense",),
 ]
@@ -99,6 +102,22 @@ def test_a_missing_device(msa, made_once):
     result = msa("search", made_once, "moon", "--device", "cuda:99")
     assert result.code == 1
     assert result.err.startswith("msa: device 'cuda:99' was asked for")
+
+
+@pytest.mark.parametrize("command", [("search", "moon"), ("add", "notes.txt")])
+def test_variables_that_torchrun_did_not_set(msa, made_once, monkeypatch, command):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    found = msa(command[0], made_once, *command[1:])
+    assert (found.code, found.err) == (
+        2, "msa: $WORLD_SIZE is 'abc', expected a number of processes; unset it, or start with torchrun\n"
+    )  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = msa(command[0], made_once, *command[1:])
+    assert found.code == 1
+    assert "RANK, MASTER_ADDR, MASTER_PORT not set" in found.err
+    assert "or unset WORLD_SIZE, which is 4" in found.err
 
 
 def test_an_unknown_model(msa, made_once):

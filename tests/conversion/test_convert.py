@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -227,6 +228,23 @@ def test_a_missing_backbone_is_named(tmp_path):
     (tmp_path / "file.bin").write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match="neither a model folder"):
         load_backbone(tmp_path / "file.bin")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
+def test_quantised_weights_are_refused(backbones, tmp_path, method):
+    shutil.copytree(backbones / "llama", tmp_path / "llama")
+    file = tmp_path / "llama" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": {"quant_method": method}}))
+    with pytest.raises(UnsupportedModelError, match=rf"quantised \({method}\).*GGUF"):
+        load_backbone(tmp_path / "llama")
+
+
+def test_a_gguf_file_may_be_named_in_capitals(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no such GGUF file: .*MODEL.GGUF"):
+        load_backbone(tmp_path / "MODEL.GGUF")
+    (tmp_path / "MODEL.GGUF").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedModelError, match="convert it first"):
+        msa.load(tmp_path / "MODEL.GGUF")
 
 
 def test_a_missing_gguf_file_is_named(tmp_path):

@@ -20,6 +20,7 @@ from msa.cli.options import (
     MODEL_THAT_MADE_OR_MAKES_IT,
     ArgumentParser,
     Subparsers,
+    UsageError,
     add_command,
     add_memory_argument,
     byte_size,
@@ -117,6 +118,8 @@ class _Told:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if "" in args.paths:
+        raise UsageError("one of the paths is empty; name a file or a folder, '.' for the current one")
     if not is_shared():
         return _read_and_add(args, None)
     from msa.parallel import ENCODING_TIMEOUT_S, begin_encoding, end_encoding, follow_encoding

@@ -227,6 +227,7 @@ def answer_to_json(question: str, answer: Answer) -> dict[str, Any]:
     return {
         "question": question,
         "answer": answer.text,
+        "quotation": answer.quotation,
         "sources": [{**hit_to_json(hit), "number": hit.number, "read": hit.read} for hit in answer.sources],
         "rounds": [vars(item) for item in answer.rounds],
         "finish_reason": answer.finish_reason,

@@ -106,8 +106,15 @@ def ranks_of_torchrun(timeout_s: float | None = None, device: str | None = None)
 
 
 def is_shared() -> bool:
-    """Whether ``torchrun`` started several processes, of which this is one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether ``torchrun`` started several processes, of which this is one.
+
+    Raises:
+        UsageError: its variable is no number.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if not size.isdecimal():
+        raise UsageError(f"$WORLD_SIZE is {size!r}, expected a number of processes; unset it, or start with torchrun")
+    return int(size) > 1
 
 
 def _tiers(args: argparse.Namespace) -> Tiers | None:

@@ -120,7 +120,7 @@ def complete_model_options(commands: Subparsers[ArgumentParser]) -> None:
 
 def add_model_option(group: Any, description: str, default: str | None = None) -> None:
     """Add ``--model`` to a parser or an argument group."""
-    group.add_argument("--model", default=default, metavar="NAME|PATH|HUB_ID", help=description)
+    group.add_argument("--model", type=model, default=default, metavar="NAME|PATH|HUB_ID", help=description)
 
 
 def add_device_option(group: Any, description: str = "where it runs (auto: CUDA if any)") -> None:
@@ -239,6 +239,13 @@ def document_id(text: str) -> str:
     except ValueError:
         return text
     return meant if shown_id(meant) == text else text
+
+
+def model(text: str) -> str:
+    """A model's name, which an unset variable of a script's leaves empty: that is not meant to be the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("the model's name is empty; leave the option out for the default")
+    return text
 
 
 def device(text: str) -> str:

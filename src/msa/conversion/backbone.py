@@ -91,13 +91,15 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
 
     Raises:
         ModelNotFoundError: nothing there, or the hub cannot be reached.
-        UnsupportedModelError: a family that is not implemented (before any weight is read).
+        UnsupportedModelError: a family that is not implemented, or quantised weights (before any weight is read).
         CheckpointError: damaged weights.
     """
     where, options = _locate(source)
     try:
         if not options:
-            config_from_backbone(AutoConfig.from_pretrained(where))
+            config = AutoConfig.from_pretrained(where)
+            config_from_backbone(config)
+            _check_not_quantised(config)
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
             if options:
@@ -115,10 +117,25 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     return Backbone(config=model.config, weights=model.state_dict(), tokenizer=tokenizer)
 
 
+def _check_not_quantised(config: Any) -> None:
+    """Refuse weights of which only another library knows what they are.
+
+    Raises:
+        UnsupportedModelError: they are quantised.
+    """
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+        raise UnsupportedModelError(
+            f"its weights are quantised ({method or 'see quantization_config in its config.json'}), which is supported "
+            "in GGUF files only; convert the model that was quantised, or a GGUF file of it"
+        )
+
+
 def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
     """What to hand to ``from_pretrained``: a folder or hub id, and for a GGUF file its folder and name."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelNotFoundError(f"no such GGUF file: {path}")
         return str(path.parent), {"gguf_file": path.name}

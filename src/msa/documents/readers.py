@@ -232,8 +232,11 @@ def _read_sources(sources: list[_Source], skip: Callable[[str], None], remarks: 
 def _reason(error: OSError | NotTextError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return "is too large to be read into memory. Split it into several files"
+    if isinstance(error, FileNotFoundError):
+        return "is gone, or is a link to something that is"
     if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or error}). Check its permissions"
+        hint = ". Check its permissions" if isinstance(error, PermissionError) else ""
+        return f"cannot be read ({error.strerror or error}){hint}"
     return str(error)
 
 

@@ -146,7 +146,12 @@ def init_from_environment(timeout_s: float = DEFAULT_TIMEOUT_S, device: torch.de
         raise ValueError(f"timeout_s must be positive, got {timeout_s}")
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     if missing:
-        raise ParallelError(f"{', '.join(missing)} not set; start the program with torchrun --nproc-per-node RANKS")
+        size = os.environ.get("WORLD_SIZE")
+        # job schedulers set it too
+        alone = f", or unset WORLD_SIZE, which is {size} and means that there are so many processes" if size else ""
+        raise ParallelError(
+            f"{', '.join(missing)} not set; start the program with torchrun --nproc-per-node RANKS{alone}"
+        )
     if device is None:
         local_rank = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
