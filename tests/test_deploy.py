@@ -103,13 +103,13 @@ def run_in_the_image(word, tmp_path, **arguments):
 @pytest.mark.parametrize(
     ("variant", "index", "options"),
     [
-        ("cpu", "", "--index-url https://download.pytorch.org/whl/cpu "),
+        ("cpu", "", ""),
         ("cuda", "", ""),
         ("cpu", "https://wheels.example/cpu", "--index-url https://wheels.example/cpu "),
         ("cuda", "https://wheels.example/cu", "--index-url https://wheels.example/cu "),
     ],
 )
-def test_each_variant_finds_a_torch_of_its_own(tmp_path, variant, index, options):
+def test_torch_is_found_where_the_build_is_told(tmp_path, variant, index, options):
     asked = run_in_the_image("torch>=", tmp_path, VARIANT=variant, TORCH_INDEX=index)
     assert asked == [f"pip install {options}torch>=2.6"]
 
