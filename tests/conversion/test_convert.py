@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, VOCABULARY, tiny_tokenizer
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -237,6 +238,21 @@ def test_quantised_weights_are_refused(backbones, tmp_path, method):
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": {"quant_method": method}}))
     with pytest.raises(UnsupportedModelError, match=rf"quantised \({method}\).*GGUF"):
         load_backbone(tmp_path / "llama")
+
+
+def test_weights_that_are_missing_are_named(backbones, tmp_path):
+    without = {"model.layers.2.mlp.up_proj.weight", "lm_head.weight"}
+    shutil.copytree(backbones / "qwen2", tmp_path / "qwen2")
+    file = tmp_path / "qwen2" / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if name not in without}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight, model\.layers\.2\.mlp\.up_proj\.weight"):
+        load_backbone(tmp_path / "qwen2")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"it has model\.layers\.2\.mlp\.up_proj\.weight in another shape"):
+        load_backbone(tmp_path / "qwen2")
 
 
 def test_a_gguf_file_may_be_named_in_capitals(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from msa.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from msa.model.bundle import quiet_loading
+from msa.model.bundle import quiet_loading, some_of
 from msa.model.configuration_msa import BACKBONES, MSAConfig
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     Raises:
         ModelNotFoundError: nothing there, or the hub cannot be reached.
         UnsupportedModelError: a family that is not implemented, or quantised weights (before any weight is read).
-        CheckpointError: damaged weights.
+        CheckpointError: damaged weights, or some are missing.
     """
     where, options = _locate(source)
     try:
@@ -105,7 +105,9 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
             if options:
                 # packed GGUF weights are slower than the plain ones: unpack once
                 options["quantization_config"] = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+            # what does not fit is named below, which transformers' own error does not
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelNotFoundError(f"cannot load a backbone from {str(source)!r}: {first_line}") from error
@@ -114,6 +116,7 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
     except ValueError as error:
         raise UnsupportedModelError(f"cannot read {str(source)!r} as a causal language model: {error}") from error
     config_from_backbone(model.config)
+    _check_weights(source, report)
     return Backbone(config=model.config, weights=model.state_dict(), tokenizer=tokenizer)
 
 
@@ -129,6 +132,22 @@ def _check_not_quantised(config: Any) -> None:
         raise UnsupportedModelError(
             f"its weights are quantised ({method or 'see quantization_config in its config.json'}), which is supported "
             "in GGUF files only; convert the model that was quantised, or a GGUF file of it"
+        )
+
+
+def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers makes up where it finds none; tied heads are none of them.
+
+    Raises:
+        CheckpointError: that names some of them.
+    """
+    lost = sorted(report["missing_keys"])
+    misfits = sorted(str(key[0]) for key in report["mismatched_keys"])
+    facts = [f"it lacks {some_of(lost)}"] if lost else []
+    facts += [f"it has {some_of(misfits)} in another shape"] if misfits else []
+    if facts:
+        raise CheckpointError(
+            f"the weights in {str(source)!r} do not fit its config.json: {'; '.join(facts)}. Fetch or save it again"
         )
 
 

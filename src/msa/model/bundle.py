@@ -159,8 +159,8 @@ def _check_weights(folder: str | Path, config: MSAConfig, missing: set[str], une
     unknown = sorted(name for name in unexpected if not any(part in name for part in _MAY_BE_LEFT_OUT))
     if not lost and not unknown:
         return
-    facts = [f"it lacks {_some(lost)}"] if lost else []
-    facts += [f"it has {_some(unknown)}, for which the model has no place"] if unknown else []
+    facts = [f"it lacks {some_of(lost)}"] if lost else []
+    facts += [f"it has {some_of(unknown)}, for which the model has no place"] if unknown else []
     hint = "fetch or save it again, or correct its config.json"
     if any(".router_" in name for name in lost):
         hint = (
@@ -170,7 +170,7 @@ def _check_weights(folder: str | Path, config: MSAConfig, missing: set[str], une
     raise CheckpointError(f"the weights in {str(folder)!r} do not fit its config.json: {'; '.join(facts)}. {hint}")
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
