@@ -121,7 +121,7 @@ def test_a_rank_with_another_model_is_refused(tmp_path, records_file, model_fold
     command = [str(SCRIPTS / "msa"), "add", str(tmp_path / "m"), str(records_file), "--dtype", "float32"]
     ranks = [
         subprocess.Popen(
-            command, env={**shared, "RANK": str(rank), "MSA_MODEL": str(folder)}, stderr=subprocess.PIPE, text=True
+            [*command, "--model", str(folder)], env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
         )
         for rank, folder in enumerate((model_folder, other_model_folder))
     ]  # fmt: skip
