@@ -253,7 +253,7 @@ def main() -> int:
         "what": "many clients at msa serve: consistency, memory, latency",
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
         **made_by(),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": {name: str(value) for name, value in vars(arguments).items() if name != "folder"},
         "verdicts": [asdict(verdict) for verdict in judged],
         "problems": dict(tally.problems),
         "examples": tally.examples,
