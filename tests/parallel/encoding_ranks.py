@@ -51,13 +51,7 @@ def interrupted(ranks: Ranks) -> None:
 
     encoding.encode_in_batches = interrupt  # type: ignore[assignment]
     encoding.batch_tokens_for = lambda lm: 32  # type: ignore[assignment] # several batches: both have something to do
-    if ranks.rank:
-        follow_encoding(MODEL.lm, ranks)
-        return
-    try:
-        lead_encoding(MODEL.lm, DOCUMENTS, ranks)
-    finally:
-        end_encoding(ranks)
+    encode(ranks, MODEL)
 
 
 def one_is_interrupted_early(ranks: Ranks) -> None:

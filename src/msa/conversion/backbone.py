@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from msa.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from msa.model.bundle import quiet_loading, some_of
+from msa.model.bundle import quiet_loading, refuse_misfits
 from msa.model.configuration_msa import BACKBONES, MSAConfig
 
 log = logging.getLogger(__name__)
@@ -143,12 +143,7 @@ def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
     """
     lost = sorted(report["missing_keys"])
     misfits = sorted(str(key[0]) for key in report["mismatched_keys"])
-    facts = [f"it lacks {some_of(lost)}"] if lost else []
-    facts += [f"it has {some_of(misfits)} in another shape"] if misfits else []
-    if facts:
-        raise CheckpointError(
-            f"the weights in {str(source)!r} do not fit its config.json: {'; '.join(facts)}. Fetch or save it again"
-        )
+    refuse_misfits(source, lost, misfits, " in another shape", "Fetch or save it again")
 
 
 def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:

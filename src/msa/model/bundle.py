@@ -157,20 +157,35 @@ def _check_weights(folder: str | Path, config: MSAConfig, missing: set[str], une
     """
     lost = sorted(name for name in missing if not name.endswith(_MAY_BE_MISSING))
     unknown = sorted(name for name in unexpected if not any(part in name for part in _MAY_BE_LEFT_OUT))
-    if not lost and not unknown:
-        return
-    facts = [f"it lacks {some_of(lost)}"] if lost else []
-    facts += [f"it has {some_of(unknown)}, for which the model has no place"] if unknown else []
     hint = "fetch or save it again, or correct its config.json"
     if any(".router_" in name for name in lost):
         hint = (
             f"routers are made by training or by msa convert; the config.json names layers "
             f"{', '.join(map(str, config.router_layers or []))} as router layers"
         )
-    raise CheckpointError(f"the weights in {str(folder)!r} do not fit its config.json: {'; '.join(facts)}. {hint}")
+    refuse_misfits(folder, lost, unknown, ", for which the model has no place", hint)
 
 
-def some_of(names: list[str]) -> str:
+def refuse_misfits(source: str | Path, lost: list[str], others: list[str], of_others: str, hint: str) -> None:
+    """Raise, if there are any, what is wrong with the weights in a folder or file.
+
+    Args:
+        source: the folder or file.
+        lost: names of weights that are not there.
+        others: names of weights with which something else is wrong.
+        of_others: what, as it stands behind the names.
+        hint: what to do.
+
+    Raises:
+        CheckpointError: that names some of them.
+    """
+    facts = [f"it lacks {_some_of(lost)}"] if lost else []
+    facts += [f"it has {_some_of(others)}{of_others}"] if others else []
+    if facts:
+        raise CheckpointError(f"the weights in {str(source)!r} do not fit its config.json: {'; '.join(facts)}. {hint}")
+
+
+def _some_of(names: list[str]) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

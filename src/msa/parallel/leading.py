@@ -256,9 +256,7 @@ def follow(
                     logger.error("rank %d could not %s: %r", ranks.rank, command["do"], attempt.problem)
                 channel.problems(attempt.problem)
         except ParallelError as error:
-            if (
-                signal.SIGINT in channel.signals
-            ):  # rank 0 was interrupted in the middle of a command: nothing went wrong
+            if signal.SIGINT in channel.signals:  # rank 0 had it too, in the middle of a command: nothing went wrong
                 raise KeyboardInterrupt from error
             raise
 

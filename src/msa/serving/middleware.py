@@ -133,9 +133,8 @@ class Envelope(RequestLog):
 
             def ended(status: int, seconds: float) -> None:
                 tracing.responded(span, _method_of(scope), _route_of(scope), status)
-                opened = _services_of(scope)
-                if opened is not None:
-                    opened.metrics.responded(_route_of(scope), _method_of(scope), status, seconds)
+                if services is not None:
+                    services.metrics.responded(_route_of(scope), _method_of(scope), status, seconds)
 
             yield ended
 
